@@ -1,0 +1,81 @@
+"""The small interface behind which a device hides.
+
+The compiler times candidates and the runtime runs engines through the same ``bind``, so what was raced is
+what runs. A value of a running engine lives in a *slot* of a list; a bound step reads its inputs from slots
+and writes its outputs to slots, and knows their numbers beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from tamis.engine.plan import DeviceInfo, Format, Step
+
+Tensor: TypeAlias = Any  # a torch tensor on the device
+Slots: TypeAlias = list[Tensor]
+Runner: TypeAlias = Callable[[Slots], None]
+
+
+@dataclass(frozen=True)
+class BoundShape:
+    """Where a bound step finds one of its inputs or outputs.
+
+    ``slot`` indexes the list of slots. For an output, ``preallocated`` says that the slot already holds a
+    tensor of this shape and format and that the step must write into it; otherwise the step puts its own
+    result there.
+    """
+
+    slot: int
+    shape: tuple[int, ...]
+    format: Format
+    preallocated: bool = False
+
+
+class Device(Protocol):
+    """What the tuner and the runtime need of a device."""
+
+    def info(self) -> DeviceInfo:
+        """What this device is; part of the engine and of the key of the timing cache."""
+        ...
+
+    def upload(self, array: np.ndarray) -> Tensor:
+        """A constant on the device, aligned as its kernels want it."""
+        ...
+
+    def empty(self, shape: Sequence[int], format: Format) -> Tensor:
+        """An uninitialised tensor."""
+        ...
+
+    def arena(self, size_bytes: int) -> Tensor:
+        """One block of memory."""
+        ...
+
+    def view(self, arena: Tensor, offset: int, shape: Sequence[int], format: Format) -> Tensor:
+        """A tensor that lies in an arena at ``offset`` bytes."""
+        ...
+
+    def download(self, tensor: Tensor) -> np.ndarray:
+        """A NumPy copy of a tensor in row-major order; bfloat16 comes as ``ml_dtypes.bfloat16``."""
+        ...
+
+    def bind(
+        self,
+        step: Step,
+        constants: Mapping[str, Tensor],
+        inputs: Sequence[BoundShape],
+        outputs: Sequence[BoundShape],
+    ) -> Runner:
+        """A function that runs the step; all preparation (weight reordering, compilation) happens here."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work given to it."""
+        ...
+
+    def set_threads(self, threads: int) -> None:
+        """How many cores the device may use; ignored by devices that have none."""
+        ...
