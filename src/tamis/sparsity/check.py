@@ -1,0 +1,155 @@
+"""Does a model hold the pattern? The answer for each layer, from the numbers alone, on the axis that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils import parametrize
+
+from tamis.formats import NM
+from tamis.sparsity.hold import held_mask
+from tamis.sparsity.masks import LayerChoice, as_pattern, axis_misfit, prunable
+
+_HELD = ".parametrizations.", ".original", ".0.mask"
+RUN_TIME = "its zeros come from {} when the model runs, the stored weight is dense; {}"
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """What was found about one weight where one layer uses it.
+
+    Attributes:
+        name: of the weight: parameter or initializer.
+        op: the kind of layer: an ONNX operator or a torch class; empty in a state dict.
+        node: the ONNX node; empty otherwise.
+        scope: the torch module that the node came from, where the exporter wrote it down.
+        axis: the reduction axis of the weight as the layer sees it.
+        shape: the shape of the weight as the layer sees it.
+        zeros: fraction of elements that are zero, 0 to 1.
+        groups: fraction of aligned groups along the axis that follow the pattern, 0 to 1.
+        reason: why sparse kernels cannot use the weight; None if they can.
+    """
+
+    name: str
+    op: str
+    axis: int
+    shape: tuple[int, ...]
+    zeros: float
+    groups: float
+    reason: str | None
+    node: str = ""
+    scope: str = ""
+
+    @property
+    def eligible(self) -> bool:
+        """Whether sparse kernels can use the weight."""
+        return self.reason is None
+
+
+def judge(
+    weight: NDArray[np.generic], axis: int, pattern: NM, *, misfit: str | None, run_time: str | None
+) -> tuple[float, float, str | None]:
+    """Judge one weight: its fraction of zeros, its fraction of groups within the pattern, and why it is not eligible.
+
+    Args:
+        weight: as the layer sees it: dequantised, transposed.
+        axis: its reduction axis.
+        pattern: what is wanted.
+        misfit: why the pattern cannot apply to the layer at all.
+        run_time: what makes the zeros when the model runs, where the stored weight lacks them.
+    """
+    nonzero = np.asarray(weight != 0)
+    zeros = 1.0 - float(np.count_nonzero(nonzero)) / max(nonzero.size, 1)
+    if misfit:
+        return zeros, 0.0, misfit
+    held = _fraction(nonzero, axis, pattern)
+    return zeros, held, run_time if held == 1.0 else _dense(nonzero, axis, pattern, held)
+
+
+def check_module(model: nn.Module, pattern: str | NM = "2:4") -> tuple[LayerCheck, ...]:
+    """Check the weights of a torch model as its layers see them, held masks applied.
+
+    Masks of other tools that exist only while the model runs (`torch.nn.utils.prune`, parametrisations) are a reason
+    against a layer: the default ONNX exporter loses them without a word.
+    """
+    wanted = as_pattern(pattern)
+    checks = []
+    for choice in prunable(model, wanted):
+        weight = nonzeros(choice.weight)
+        zeros, held, reason = judge(
+            weight, choice.axis, wanted, misfit=choice.reason, run_time=_run_time_mask(choice)
+        )
+        kind = type(choice.module).__name__.removeprefix("Parametrized")
+        checks.append(LayerCheck(choice.full_name, kind, choice.axis, weight.shape, zeros, held, reason))
+    return tuple(checks)
+
+
+def check_state_dict(state: Mapping[str, torch.Tensor], pattern: str | NM = "2:4") -> tuple[LayerCheck, ...]:
+    """Check a state dict, for which only names and shapes are known.
+
+    Every tensor called `*weight` of two to five axes is taken for a linear or convolution weight that reduces over
+    axis 1; embeddings look the same, and transposed convolutions are misjudged: check the model itself where you
+    have it. Masks stored beside their weights (by `prune` or `torch.nn.utils.prune`) are applied.
+    """
+    wanted = as_pattern(pattern)
+    checks = []
+    for key, tensor in state.items():
+        name, mask, run_time = _stored_mask(key, state)
+        if not (name.endswith("weight") and 2 <= tensor.ndim <= 5):
+            continue
+        weight = nonzeros(tensor if mask is None else torch.where(mask != 0, tensor, 0.0))
+        misfit = axis_misfit(weight.shape[1], 1, wanted)
+        zeros, held, reason = judge(weight, 1, wanted, misfit=misfit, run_time=run_time)
+        checks.append(LayerCheck(name, "", 1, weight.shape, zeros, held, reason))
+    return tuple(checks)
+
+
+def nonzeros(weight: torch.Tensor) -> NDArray[np.bool_]:
+    """Where a weight is not zero (NaN is not), as NumPy, whatever its type and device."""
+    dense = weight.detach().dequantize() if weight.is_quantized else weight.detach()
+    return np.asarray((dense != 0).cpu().numpy())
+
+
+def _fraction(nonzero: NDArray[np.bool_], axis: int, pattern: NM) -> float:
+    moved = np.moveaxis(nonzero, axis, -1)
+    counts = moved.reshape(-1, pattern.m).sum(1, dtype=np.int16)
+    return float(np.count_nonzero(counts <= pattern.n)) / max(counts.size, 1)
+
+
+def _dense(nonzero: NDArray[np.bool_], axis: int, pattern: NM, held: float) -> str:
+    """Say how far from the pattern, and whether it lies along another axis by mistake."""
+    for other in range(nonzero.ndim):
+        fits = other != axis and nonzero.shape[other] % pattern.m == 0
+        if fits and _fraction(nonzero, other, pattern) == 1.0:
+            return f"{pattern} along axis {other}, but the layer reduces over axis {axis}"
+    flat = nonzero.reshape(nonzero.shape[0], -1)
+    if nonzero.ndim > 2 and flat.shape[1] % pattern.m == 0 and _fraction(flat, 1, pattern) == 1.0:
+        return f"{pattern} along the flattened kernel, but the layer reduces over axis {axis}"
+    return f"{held:.1%} of the groups along axis {axis} are {pattern}"
+
+
+def _run_time_mask(choice: LayerChoice) -> str | None:
+    """What computes the weight of a layer at run time other than a mask that `finalize` bakes in."""
+    module, parameter = choice.module, choice.parameter
+    if hasattr(module, f"{parameter}_orig") and hasattr(module, f"{parameter}_mask"):
+        return RUN_TIME.format("torch.nn.utils.prune", "call torch.nn.utils.prune.remove")
+    if parametrize.is_parametrized(module, parameter) and held_mask(module, parameter) is None:
+        return RUN_TIME.format("a parametrisation", "call remove_parametrizations")
+    return None
+
+
+def _stored_mask(key: str, state: Mapping[str, torch.Tensor]) -> tuple[str, torch.Tensor | None, str | None]:
+    """For an entry of a state dict: the weight's plain name, its mask, and what applies the mask at run time."""
+    middle, end, mask_end = _HELD
+    if middle in key and key.endswith(end):
+        return key.replace(middle, ".").removesuffix(end), state.get(key.removesuffix(end) + mask_end), None
+    plain = key.removesuffix("_orig")
+    if plain != key and f"{plain}_mask" in state:
+        note = RUN_TIME.format("torch.nn.utils.prune", "call torch.nn.utils.prune.remove")
+        return plain, state[f"{plain}_mask"], note
+    return key, None, None

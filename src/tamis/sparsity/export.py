@@ -1,0 +1,194 @@
+"""Write a pruned torch model as ONNX, and prove that the zeros arrived.
+
+The file is an ordinary dense model whose weights hold zeros. What can go wrong on the way is caught here: masks that
+stay a multiplication in the graph, weights moved to another layout, a file that computes something else.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree
+
+from tamis.errors import ConfigError, SparsityError
+from tamis.formats import NM
+from tamis.sparsity.check import LayerCheck, check_module
+from tamis.sparsity.check_onnx import check_onnx
+from tamis.sparsity.hold import finalize
+from tamis.sparsity.masks import as_pattern
+
+OPSET = 20
+_ONE_FILE_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; stay clear of it
+
+
+class SparsityLost(SparsityError):
+    """A pruned weight is no longer sparse in the exported file."""
+
+
+class ExportMismatch(SparsityError):
+    """The exported file computes something else than the torch model."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: the ONNX file.
+        layers: every layer of the file that has a weight, as `check_onnx` sees it.
+        unused: pruned weights that the forward pass does not use and the file does not contain.
+        max_error: largest difference from torch over the largest magnitude of the output; None if not compared.
+    """
+
+    path: Path
+    layers: tuple[LayerCheck, ...]
+    unused: tuple[str, ...]
+    max_error: float | None
+
+
+def export_onnx(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    path: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
+    pattern: str | NM = "2:4",
+    compare: bool | None = None,
+    tolerance: float = 1e-3,
+) -> ExportReport:
+    """Export `model` in eval mode with its zeros baked in; the model itself is left as it is.
+
+    The file appears under `path` only if every weight that followed the pattern in torch follows it in the file, and
+    the outputs agree. Weights beyond 1.5 GB go to `<path>.data` beside it. Opset 20.
+
+    Args:
+        model: pruned by `prune`, finalized or not, or by any other tool that has baked its zeros in.
+        args: example inputs, positional; with `kwargs` those by name.
+        path: the file to write, replaced if it exists.
+        input_names: of the graph, in the order of `args` then `kwargs`.
+        output_names: of the graph.
+        dynamic_shapes: as `torch.onnx.export` takes it; static shapes if None.
+        pattern: the pattern to preserve.
+        compare: run the file with ONNX Runtime and compare with torch; None: if ONNX Runtime is installed.
+        tolerance: the largest difference allowed, relative to the largest magnitude of each output.
+
+    Raises:
+        SparsityLost: a weight is sparse in torch but not in the file.
+        ExportMismatch: the file's outputs differ from torch's.
+        ConfigError: `compare` was asked for without ONNX Runtime.
+    """
+    wanted = as_pattern(pattern)
+    if compare is None:
+        compare = importlib.util.find_spec("onnxruntime") is not None
+    frozen = copy.deepcopy(model).eval()
+    finalize(frozen)
+    expected = [check for check in check_module(frozen, wanted) if check.groups == 1.0]
+    _refuse_run_time_masks(expected)
+    by_name = dict(kwargs or {})
+    with torch.no_grad():
+        program = torch.onnx.export(
+            frozen,
+            args,
+            kwargs=by_name,
+            dynamo=True,
+            optimize=True,
+            opset_version=OPSET,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=dynamic_shapes,
+            verbose=False,
+        )
+    assert program is not None
+    target = Path(path)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+        draft = Path(folder) / target.name
+        stored = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+        program.save(draft, external_data=stored > _ONE_FILE_BYTES)
+        layers = check_onnx(draft, wanted)
+        unused = _compare_layers(expected, layers)
+        error = _compare_outputs(frozen, args, by_name, draft, tolerance) if compare else None
+        # the data first: the model file never points to data that is not there
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
+            os.replace(file, target.parent / file.name)
+    return ExportReport(target, layers, unused, error)
+
+
+def _refuse_run_time_masks(expected: Sequence[LayerCheck]) -> None:
+    for check in expected:
+        if check.reason:
+            raise SparsityLost(check.reason, layer=check.name)
+
+
+def _compare_layers(expected: Sequence[LayerCheck], layers: Sequence[LayerCheck]) -> tuple[str, ...]:
+    """Find each sparse weight of the torch model in the file; return the names of those that are not there.
+
+    A weight keeps its name unless the exporter transposed it; then the node says which module it came from. A weight
+    that is found neither way is unused, unless the file has a dense weight of its size that nobody claims.
+    """
+    names = {check.name for check in expected}
+    unclaimed = list(layers)
+    missing = []
+    for check in expected:
+        module = check.name.rpartition(".")[0]
+        found = [layer for layer in layers if layer.name == check.name]
+        found = found or [layer for layer in layers if layer.scope == module and layer.name not in names]
+        for layer in found:
+            if not layer.eligible:
+                raise SparsityLost(
+                    f"sparse in torch, but in the file {layer.reason}",
+                    layer=check.name,
+                    remedy="report this with the model: the exporter changed the weight",
+                )
+            if layer in unclaimed:
+                unclaimed.remove(layer)
+        if not found:
+            missing.append(check)
+    for check in missing:
+        for layer in unclaimed:
+            if not layer.eligible and np.prod(layer.shape) == np.prod(check.shape):
+                raise SparsityLost(
+                    f"sparse in torch, but the only weight of its size in the file ('{layer.name}') is not: "
+                    f"{layer.reason}",
+                    layer=check.name,
+                )
+    return tuple(check.name for check in missing)
+
+
+def _compare_outputs(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path, tolerance: float
+) -> float:
+    """The largest relative difference between torch and ONNX Runtime on the example inputs."""
+    try:
+        import onnxruntime  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            "cannot compare without ONNX Runtime", remedy="install onnxruntime, or pass compare=False"
+        ) from error
+    with torch.no_grad():
+        expected = [leaf for leaf in _pytree.tree_leaves(model(*args, **kwargs)) if torch.is_tensor(leaf)]
+    given = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    feeds = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, given, strict=True)}
+    worst = 0.0
+    for index, (output, tensor) in enumerate(zip(session.run(None, feeds), expected, strict=True)):
+        reference = tensor.detach().cpu().double().numpy()
+        scale = max(float(np.abs(reference).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+        error = float(np.abs(output.astype(np.float64) - reference).max(initial=0.0)) / scale
+        if not error <= tolerance:  # also if it is NaN
+            raise ExportMismatch(f"output {index} differs from torch by {error:.1e} of its largest value")
+        worst = max(worst, error)
+    return worst

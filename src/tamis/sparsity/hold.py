@@ -1,0 +1,170 @@
+"""Prune a model and hold its zeros while it trains.
+
+The mask is part of the weight: `layer.weight` is computed from the dense parameter and the mask each time it is
+read (`torch.nn.utils.parametrize`). No optimiser, loss scaler, averaging or trainer can undo that, because none of
+them sees the masked weight; gradients of the masked elements are zero by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from tamis.errors import SparsityError
+from tamis.formats import NM
+from tamis.sparsity.masks import LayerChoice, as_pattern, magnitude_mask, prunable
+
+Exclude = Iterable[str] | Callable[[str, nn.Module], bool]
+
+
+class HeldMask(nn.Module):
+    """The parametrisation: zero where the mask is false, also where the parameter is not finite."""
+
+    mask: torch.Tensor
+
+    def __init__(self, mask: torch.Tensor, pattern: NM) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.pattern = pattern
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.mask, weight, 0.0)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """What an assignment to the weight stores."""
+        return weight
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """What happened to one weight.
+
+    Attributes:
+        name: of the weight, as in the state dict of the unpruned model.
+        pattern: the pattern asked for.
+        axis: its reduction axis.
+        shape: its shape.
+        zeros: the fraction of its elements that are zero, 0 to 1.
+        reason: why it was skipped; None if it follows the pattern.
+    """
+
+    name: str
+    pattern: NM
+    axis: int
+    shape: tuple[int, ...]
+    zeros: float
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `prune` or `finalize` did, layer by layer; printed, a table."""
+
+    layers: tuple[PrunedLayer, ...]
+
+    @property
+    def pruned(self) -> tuple[PrunedLayer, ...]:
+        """The weights that follow the pattern."""
+        return tuple(layer for layer in self.layers if layer.reason is None)
+
+    @property
+    def skipped(self) -> tuple[PrunedLayer, ...]:
+        """The weights left as they were, each with its reason."""
+        return tuple(layer for layer in self.layers if layer.reason is not None)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.pruned)} weights pruned, {len(self.skipped)} skipped"]
+        for layer in self.layers:
+            fate = layer.reason or f"{layer.pattern} along axis {layer.axis}, {layer.zeros:.1%} zeros"
+            lines.append(f"  {layer.name} {list(layer.shape)}: {fate}")
+        return "\n".join(lines)
+
+
+def prune(model: nn.Module, pattern: str | NM = "2:4", *, exclude: Exclude = ()) -> PruneReport:
+    """Mask all weights of `model` that the pattern fits, by magnitude, and hold the masks from now on.
+
+    The state dict then has `weight`'s values under `parametrizations.weight.original` and the mask beside it, until
+    `finalize` bakes the zeros in. The parameters stay the same objects, so an optimiser made before still works.
+
+    Args:
+        model: changed in place.
+        pattern: `"2:4"`, another N:M, or an `NM`.
+        exclude: names of modules or weights to leave alone, `*` and `?` allowed (`"classifier"`, `"encoder.0.*"`),
+            or a function of (module name, module). A weight shared with an excluded layer is left alone too.
+
+    Raises:
+        SparsityError: a weight is masked already or holds NaN.
+    """
+    wanted = as_pattern(pattern)
+    choices = prunable(model, wanted)
+    excluded = {choice.identity for choice in choices if _excluded(choice, exclude)}
+    masks: dict[int | str, torch.Tensor] = {}
+    layers = []
+    for choice in choices:
+        layer = replace(choice, reason="excluded") if choice.identity in excluded else choice
+        if layer.reason is None:
+            if held_mask(layer.module, layer.parameter) is not None:
+                raise SparsityError("already masked", layer=layer.full_name, remedy="call finalize first")
+            key = layer.identity  # layers that share a weight share the mask
+            if key not in masks:
+                masks[key] = _mask(layer, wanted)
+            held = HeldMask(masks[key], wanted)
+            parametrize.register_parametrization(layer.module, layer.parameter, held)
+        layers.append(_describe(layer, wanted))
+    return PruneReport(tuple(layers))
+
+
+def finalize(model: nn.Module) -> PruneReport:
+    """Make the zeros plain values of plain parameters and remove all masks, in place.
+
+    Shared weights stay shared. Weights that were not masked are not looked at and not listed.
+
+    Raises:
+        SparsityError: after that a masked element is not zero, because something else changes the weight too.
+    """
+    layers = []
+    for choice in prunable(model):
+        held = held_mask(choice.module, choice.parameter)
+        if held is None:
+            continue
+        parametrize.remove_parametrizations(choice.module, choice.parameter, leave_parametrized=True)
+        if bool((choice.weight[~held.mask] != 0).any()):
+            raise SparsityError(
+                "masked elements are not zero",
+                layer=choice.full_name,
+                remedy="another parametrisation changes the weight after the mask; register it before pruning",
+            )
+        layers.append(_describe(replace(choice, reason=None), held.pattern))
+    return PruneReport(tuple(layers))
+
+
+def held_mask(module: nn.Module, parameter: str) -> HeldMask | None:
+    """The mask held on a parameter of `module`, if there is one."""
+    if not parametrize.is_parametrized(module, parameter):
+        return None
+    found = [entry for entry in module.parametrizations[parameter] if isinstance(entry, HeldMask)]  # type: ignore
+    return found[0] if found else None
+
+
+def _mask(layer: LayerChoice, pattern: NM) -> torch.Tensor:
+    try:
+        return magnitude_mask(layer.weight, pattern, layer.axis)
+    except SparsityError as error:
+        raise SparsityError(error.cause, layer=layer.full_name, remedy=error.remedy) from error
+
+
+def _excluded(layer: LayerChoice, exclude: Exclude) -> bool:
+    if callable(exclude):
+        return exclude(layer.name, layer.module)
+    return any(fnmatchcase(layer.name, name) or fnmatchcase(layer.full_name, name) for name in exclude)
+
+
+def _describe(layer: LayerChoice, pattern: NM) -> PrunedLayer:
+    weight = layer.weight.detach()
+    zeros = 1.0 - int(torch.count_nonzero(weight)) / weight.numel()
+    return PrunedLayer(layer.full_name, pattern, layer.axis, tuple(weight.shape), zeros, layer.reason)

@@ -1,0 +1,157 @@
+"""Which parameters of a torch model can be sparse, along which axis, and the masks that make them so.
+
+Sparse tensor cores skip zeros along the reduction of a matrix product. For a linear layer `y = x W^T` that is the
+second axis of the weight; for a convolution it is the input channels: the groups of four are `w[k, 4c:4c+4, r, s]`,
+within one tap of the filter, never along the last axis of the tensor.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from tamis.errors import SparsityError
+from tamis.formats import NM
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """A weight of a layer that computes matrix products or convolutions.
+
+    Attributes:
+        name: qualified name of the module.
+        module: the module that owns the weight.
+        parameter: name of the weight within the module, such as `weight` or `in_proj_weight`.
+        axis: the reduction axis of the weight.
+        reason: why the weight cannot follow the pattern; None where it can.
+    """
+
+    name: str
+    module: nn.Module
+    parameter: str
+    axis: int
+    reason: str | None = None
+
+    @property
+    def full_name(self) -> str:
+        """Name of the weight as in the state dict of an unpruned model."""
+        return f"{self.name}.{self.parameter}" if self.name else self.parameter
+
+    @property
+    def identity(self) -> int | str:
+        """Equal for layers that share one parameter."""
+        weight = self.weight
+        return id(weight) if isinstance(weight, nn.Parameter) else self.full_name
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight as the module sees it, masks applied."""
+        weight = getattr(self.module, self.parameter)
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+
+def as_pattern(pattern: str | NM) -> NM:
+    """The N:M pattern written as `"2:4"`, or the pattern itself."""
+    if isinstance(pattern, NM):
+        return pattern
+    kept, colon, group = pattern.partition(":")
+    if not (colon and kept.isdigit() and group.isdigit() and 0 < int(kept) <= int(group)):
+        raise SparsityError(f"'{pattern}' is not an N:M pattern", remedy="write it as '2:4'")
+    return NM(int(kept), int(group))
+
+
+def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
+    """Every weight of a linear, convolution or attention layer, with its reduction axis.
+
+    Weights that the pattern does not fit carry a reason: depthwise and grouped convolutions with too few channels
+    per group, a number of channels such as the three of an image, weights shared with a layer that is not
+    a matrix product. A weight shared by several layers appears once for each.
+    """
+    wanted = as_pattern(pattern)
+    layers = [
+        LayerChoice(name, module, parameter, axis, _misfit(module, parameter, axis, wanted))
+        for name, module in model.named_modules()
+        for parameter, axis in _weights(module)
+    ]
+    axes = {layer.full_name: layer.axis for layer in layers}
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        owners[id(tensor)].append(name)
+    return [
+        replace(layer, reason=layer.reason or _conflict(layer, owners[id(layer.weight)], axes)) for layer in layers
+    ]
+
+
+def nm_mask(scores: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
+    """Boolean mask that keeps the `pattern.n` highest scores of each aligned group of `pattern.m` along `axis`.
+
+    Equal scores: the lower index wins, so masks are the same on every machine.
+
+    Raises:
+        SparsityError: the axis is not a multiple of `pattern.m`, or a score is NaN.
+    """
+    size = scores.shape[axis]
+    if size % pattern.m:
+        raise SparsityError(f"axis {axis} has {size} elements, not a multiple of {pattern.m}")
+    if bool(torch.isnan(scores).any()):
+        raise SparsityError("scores contain NaN", remedy="prune a model whose weights are finite")
+    groups = scores.movedim(axis, -1).unflatten(-1, (size // pattern.m, pattern.m))
+    rank = torch.zeros(groups.shape, dtype=torch.int16, device=scores.device)
+    for index in range(pattern.m):  # how many members of the group come before each one
+        one = groups[..., index : index + 1]
+        rank += one > groups
+        rank[..., index + 1 :] += one == groups[..., index + 1 :]
+    return (rank < pattern.n).flatten(-2).movedim(-1, axis).contiguous()
+
+
+def magnitude_mask(weight: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
+    """`nm_mask` by absolute value; equal to `tamis.formats.magnitude_mask` on the same numbers."""
+    return nm_mask(weight.detach().abs(), pattern, axis)
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """The weights of a module that take part in products, each with its reduction axis."""
+    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+        yield "weight", 1
+    elif isinstance(module, _TRANSPOSED):
+        yield "weight", 0
+    elif isinstance(module, nn.MultiheadAttention):
+        for parameter in _ATTENTION_WEIGHTS:
+            if getattr(module, parameter, None) is not None:
+                yield parameter, 1
+
+
+def _misfit(module: nn.Module, parameter: str, axis: int, pattern: NM) -> str | None:
+    """Why the shape of a weight does not fit the pattern."""
+    size = int(getattr(module, parameter).shape[axis])
+    groups = 1
+    if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED)):
+        groups = module.groups
+        size = module.in_channels // groups
+    return axis_misfit(size, groups, pattern)
+
+
+def axis_misfit(size: int, groups: int, pattern: NM) -> str | None:
+    """Why a reduction over `size` inputs (for each of `groups` groups) cannot follow the pattern, or None."""
+    if size % pattern.m == 0:
+        return None
+    if groups > 1 and size == 1:
+        return "depthwise: one input channel per group"
+    where = f"in each of {groups} groups" if groups > 1 else "to reduce over"
+    return f"{size} inputs {where}, not a multiple of {pattern.m}"
+
+
+def _conflict(layer: LayerChoice, sharing: list[str], axes: dict[str, int]) -> str | None:
+    """Why a weight cannot be masked because another module, among the names `sharing` it, uses it otherwise."""
+    others = [name for name in sharing if axes.get(name) != layer.axis]
+    return f"shared with '{others[0]}', which does not reduce over the same axis" if others else None
