@@ -1,0 +1,158 @@
+"""The dense tactic that is always there: oneDNN with prepacked weights and a fused epilogue.
+
+Of the epilogue, oneDNN takes one binary step with a residual and one unary step (after a residual only ReLU,
+and for a linear layer none); what is left follows as a pointwise step of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.ops import Conv, ConvTranspose, Linear, Pointwise, epilogue_of, operand_start
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
+from tamis.compiler.tactics.precision import to_precision
+from tamis.engine.plan import DeviceInfo, Step
+from tamis.formats.dtype import DType
+
+_UNARY = {
+    "relu": ("relu", ""), "sigmoid": ("sigmoid", ""), "tanh": ("tanh", ""), "silu": ("swish", ""),
+    "hardswish": ("hardswish", ""), "leaky_relu": ("leaky_relu", ""), "clip": ("hardtanh", ""),
+    "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"),
+}  # fmt: skip
+
+
+class OneDnn:
+    """oneDNN convolutions and linear layers."""
+
+    name = "onednn"
+
+    def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Only 2-D convolutions with symmetric padding and linear layers, with constant weights."""
+        op = layer.op
+        if not isinstance(op, Conv | ConvTranspose | Linear):
+            return f"{type(op).__name__} is not a convolution or a linear layer"
+        if layer.constant(1) is None:
+            return "the weight is computed at run time"
+        if op.bias and layer.constant(2) is None:
+            return "the bias is computed at run time"
+        if isinstance(op, Linear):
+            return None
+        rank = len(op.strides)
+        if rank != 2:
+            return f"{rank}-D convolution; only 2-D is offered"
+        if op.pads[:2] != op.pads[2:]:
+            return f"asymmetric padding {op.pads}"
+        if isinstance(op, ConvTranspose) and epilogue_of(op)[:1] and epilogue_of(op)[0].operand is not None:
+            return "a transposed convolution takes no residual"
+        return None
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        """Each allowed precision, images both in NHWC and in NCHW."""
+        for dtype in config.precisions:
+            if dtype == DType.BFLOAT16 and "avx512f" not in device.features and "avx2" not in device.features:
+                continue
+            layouts = (True, False) if not isinstance(layer.op, Linear) else (False,)
+            for channels_last in layouts:
+                inputs = tuple(uniform_format(layer.types[v], dtype, channels_last) for v in layer.values)
+                outputs = tuple(uniform_format(layer.types[v], dtype, channels_last) for v in layer.node.outputs)
+                yield Choice(self.name, dtype, inputs, outputs)
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        """The library call, and a pointwise step for what it could not fuse."""
+        op, node = layer.op, layer.node
+        binary, unary, tail = split_epilogue(layer)
+        constants: dict[str, np.ndarray] = {}
+        for index in (1, 2) if op.bias else (1,):
+            name = node.inputs[index]
+            constants[name] = to_precision(layer.constants[name], choice.precision)
+        attributes: dict[str, Any] = {"binary": binary.kind if binary else None, "unary": None}
+        if unary:
+            name, algorithm = _UNARY[unary.kind]
+            attributes["unary"] = {"name": name, "scalars": list(unary.params), "algorithm": algorithm}
+        kernel = "onednn.linear"
+        if isinstance(op, Conv | ConvTranspose):
+            kernel = "onednn.conv" if isinstance(op, Conv) else "onednn.conv_transpose"
+            attributes |= {
+                "strides": list(op.strides), "pads": list(op.pads[:2]), "dilations": list(op.dilations),
+                "groups": op.groups,
+            }  # fmt: skip
+            if isinstance(op, ConvTranspose):
+                attributes["output_pads"] = list(op.output_pads)
+        inputs = (node.inputs[0],) + ((node.inputs[binary.operand],) if binary else ())  # type: ignore[index]
+        result = node.output if not tail else f"{node.output}/before_epilogue"
+        step = Step(
+            layer.name, kernel, inputs, (result,), tuple(constants), attributes, (layer.name,), choice.precision,
+            flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
+        )  # fmt: skip
+        if not tail:
+            return Lowered((step,), constants)
+        after, more = pointwise_step(layer, tail, result, choice)
+        shape = layer.types[node.output].shape
+        return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+
+
+def split_epilogue(layer: Layer) -> tuple[Pointwise | None, Pointwise | None, tuple[Pointwise, ...]]:
+    """What oneDNN fuses of a layer's epilogue, as (binary, unary, rest)."""
+    program = epilogue_of(layer.op)
+    if not program:
+        return None, None, ()
+    first = program[0]
+    out = layer.types[layer.node.output].shape
+    if first.operand is None:
+        fusable = first.kind in _UNARY and (first.kind != "clip" or len(first.params) == 2)
+        return (None, first, program[1:]) if fusable else (None, None, program)
+    operand = layer.node.inputs[first.operand]
+    residual = (
+        first.kind in ("add", "mul")
+        and operand not in layer.constants
+        and layer.types[operand].shape == out
+        and operand != layer.node.inputs[0]
+    )
+    if not residual:
+        return None, None, program
+    relu = isinstance(layer.op, Conv) and program[1:2] == (Pointwise("relu"),)
+    return (first, program[1], program[2:]) if relu else (first, None, program[1:])
+
+
+def pointwise_step(
+    layer: Layer, program: tuple[Pointwise, ...], source: str, choice: Choice
+) -> tuple[Step, dict[str, np.ndarray]]:
+    """A step that applies the rest of an epilogue to ``source`` and writes the layer's output."""
+    node, start = layer.node, operand_start(layer.op)
+    values, constants = [source], []
+    arguments = ["in0"]
+    moved = []
+    for step in program:
+        if step.operand is None:
+            moved.append(step)
+            continue
+        name = node.inputs[step.operand]
+        assert step.operand >= start
+        if name in layer.constants:
+            if name not in constants:
+                constants.append(name)
+            arguments.append(f"const{constants.index(name)}")
+        else:
+            if name not in values:
+                values.append(name)
+            arguments.append(f"in{values.index(name)}")
+        moved.append(replace(step, operand=len(arguments) - 1))
+    attributes = {
+        "program": [
+            {"kind": s.kind, "params": list(s.params), "operand": s.operand, "swap": s.swap} for s in moved
+        ],
+        "arguments": arguments,
+    }
+    packed = {name: to_precision(layer.constants[name], choice.precision) for name in constants}
+    bytes_moved = layer.types[node.output].elements * choice.outputs[0].dtype.size_bytes * (1 + len(values))
+    step_ = Step(
+        f"{layer.name}/epilogue", "aten.elementwise", tuple(values), (node.output,), tuple(constants), attributes,
+        (layer.name,), choice.precision, moved_bytes=bytes_moved,
+    )  # fmt: skip
+    return step_, packed
+

@@ -1,0 +1,25 @@
+"""Conversion of constants to the precision that a layer runs in."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from tamis.formats.dtype import DType
+
+
+def to_precision(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """Floating-point constants in ``dtype``, rounded to nearest even; other constants unchanged.
+
+    Finite values stay finite: a mask filled with the smallest float32 must not become minus infinity, which
+    would turn a fully masked row into NaN. Zeros stay zeros.
+    """
+    if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+        return array
+    if array.dtype == dtype.numpy:
+        return array
+    if dtype == DType.FLOAT32:
+        return array.astype(np.float32)
+    limit = float(ml_dtypes.finfo(dtype.numpy).max)
+    clipped = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
+    return clipped.astype(dtype.numpy)

@@ -1,0 +1,131 @@
+"""The timing cache: what was measured, in a file that people can read and merge.
+
+The file is JSON: one object for each device (hardware, library versions, thread count), in it one line for
+each thing measured, under a key that says in words what it was. Entries of other devices are kept and
+ignored. A file that cannot be read is an error only if it is not JSON at all; unknown versions are skipped
+with a word. Saving merges with what another build may have written meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tamis.engine.plan import Accuracy, DeviceInfo, Timing
+from tamis.errors import ConfigError, OutputError
+
+CACHE_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One entry: a timing, an accuracy, or a failure in words; ``number`` for single figures."""
+
+    timing: Timing | None = None
+    accuracy: Accuracy | None = None
+    failure: str = ""
+    number: float | None = None
+
+
+class TimingCache:
+    """Measurements of one device, backed by a file or only by memory."""
+
+    def __init__(self, path: Path | None, device: DeviceInfo, threads: int) -> None:
+        self.path = path
+        self.hits = 0
+        self.misses = 0
+        self._device = fingerprint(device, threads)
+        self._entries: dict[str, Measurement] = {}
+        for key, entry in _read(path).get("devices", {}).get(self._device, {}).items():
+            self._entries[key] = _decode(entry)
+
+    def get(self, key: str) -> Measurement | None:
+        """What was measured under ``key`` on this device, if anything."""
+        found = self._entries.get(key)
+        self.hits += found is not None
+        self.misses += found is None
+        return found
+
+    def put(self, key: str, measurement: Measurement) -> Measurement:
+        """Remember a measurement; returns it as it will be read back."""
+        self._entries[key] = measurement
+        return measurement
+
+    def save(self) -> None:
+        """Merge into the file, atomically. Does nothing without a file. Raises ``OutputError``."""
+        if self.path is None or not self.misses:
+            return
+        content = _read(self.path)
+        devices = content.setdefault("devices", {})
+        content["version"] = CACHE_VERSION
+        mine = devices.setdefault(self._device, {})
+        mine.update({key: _encode(entry) for key, entry in self._entries.items()})
+        text = json.dumps(content, indent=0, sort_keys=True)
+        temporary = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
+            with os.fdopen(handle, "w") as stream:
+                stream.write(text)
+            Path(temporary).replace(self.path)
+        except OSError as error:
+            if temporary:
+                with contextlib.suppress(OSError):
+                    Path(temporary).unlink()
+            raise OutputError(
+                f"cannot write the timing cache {self.path}: {error.strerror}",
+                remedy="choose another file with --timing-cache",
+            ) from error
+
+
+def fingerprint(device: DeviceInfo, threads: int) -> str:
+    """The device as text: what must be equal for a measurement to count."""
+    libraries = " ".join(f"{name}={version}" for name, version in sorted(device.libraries.items()))
+    features = "+".join(device.features)
+    return f"{device.kind} | {device.name} | {device.architecture} | {features} | {threads} threads | {libraries}"
+
+
+def short_hash(*parts: str | bytes) -> str:
+    """Sixteen hexadecimal digits that stand for the parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None or not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"the timing cache {path} is not readable", remedy="delete it or name another file"
+        ) from error
+    if not isinstance(content, dict) or content.get("version") != CACHE_VERSION:
+        warnings.warn(f"timing cache {path} has another format version; its entries are skipped", stacklevel=2)
+        return {}
+    return content
+
+
+def _encode(entry: Measurement) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(entry).items() if value not in (None, "")}
+
+
+def _decode(entry: dict[str, Any]) -> Measurement:
+    timing, accuracy = entry.get("timing"), entry.get("accuracy")
+    return Measurement(
+        Timing(**timing) if timing else None,
+        Accuracy(**accuracy) if accuracy else None,
+        entry.get("failure", ""),
+        entry.get("number"),
+    )

@@ -1,0 +1,91 @@
+"""Measuring: interleaved, warmed up, on cold weights when the model does not fit in the cache.
+
+A candidate is a function without arguments. Candidates of one race take turns, so that a slow spell of a
+shared machine hits all of them alike, and the median of a few dozen calls is kept with its spread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tamis.engine.plan import Timing
+
+# What a cold race streams through between two calls: more than the second-level caches of all cores and than
+# most third-level caches; where the third level is larger, our share of it on a server rarely is.
+FLUSH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A function to time, and the tensors that are warm in the cache when it is called in a real run."""
+
+    call: Callable[[], None]
+    warm: tuple[torch.Tensor, ...] = ()
+
+
+class Clock:
+    """Times contenders; owns the buffer that evicts the caches.
+
+    Args:
+        cold: evict the caches before every call, then touch the warm tensors again. True for models whose
+            weights exceed the caches, since each layer's weights have then been evicted by the other layers.
+    """
+
+    def __init__(self, *, cold: bool) -> None:
+        self.cold = cold
+        self._flush = torch.ones(FLUSH_BYTES // 4) if cold else None
+
+    def once(self, contender: Contender) -> float:
+        """One call, in microseconds."""
+        if self._flush is not None:
+            self._flush.mul_(1.0)
+            for tensor in contender.warm:
+                tensor.max()
+        start = time.perf_counter_ns()
+        contender.call()
+        return (time.perf_counter_ns() - start) / 1e3
+
+    def race(
+        self, contenders: Mapping[str, Contender], repetitions: int, deadline: float = float("inf")
+    ) -> dict[str, Timing]:
+        """Timings of all contenders, taking turns ``repetitions`` times or until ``deadline`` (monotonic seconds).
+
+        At least three turns are taken whatever the deadline.
+        """
+        samples: dict[str, list[float]] = {name: [] for name in contenders}
+        for contender in contenders.values():
+            contender.call()
+        for turn in range(repetitions):
+            if turn >= 3 and time.monotonic() > deadline:
+                break
+            for name, contender in contenders.items():
+                samples[name].append(self.once(contender))
+        return {name: summarise(values) for name, values in samples.items()}
+
+
+def summarise(samples_us: Sequence[float]) -> Timing:
+    """Median and spread of repeated measurements, rounded to a nanosecond so that they survive as text."""
+    ordered = sorted(samples_us)
+    last = len(ordered) - 1
+
+    def at(fraction: float) -> float:
+        position = fraction * last
+        low = int(position)
+        high = min(low + 1, last)
+        return round(ordered[low] + (ordered[high] - ordered[low]) * (position - low), 3)
+
+    return Timing(at(0.5), at(0.1), at(0.9), len(ordered))
+
+
+def noise_us(timing: Timing) -> float:
+    """What a difference must exceed to mean something: the spread, as the error of a median of n samples."""
+    return max(0.03 * timing.median_us, (timing.p90_us - timing.p10_us) / max(timing.n, 1) ** 0.5)
+
+
+def beats(challenger: Timing, holder: Timing) -> bool:
+    """Whether the challenger is faster by more than the noise of both."""
+    return challenger.median_us < holder.median_us - max(noise_us(challenger), noise_us(holder))
