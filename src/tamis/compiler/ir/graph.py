@@ -122,20 +122,21 @@ class GraphEditor:
         self.graph = graph
         self._nodes: dict[str, Node | None] = {node.name: node for node in graph.nodes}
         self._added: list[Node] = []
+        self._added_names: set[str] = set()
         self._types = dict(graph.types)
         self._constants = dict(graph.constants)
         self._renames: dict[str, str] = {}
         self.changed = False
 
     def replace_node(self, old: Node, new: Node) -> None:
-        """Put ``new`` in the place of ``old``; their outputs may differ when nothing reads the missing ones."""
-        self._nodes[old.name] = None
-        self._added.append(new)
+        """Put ``new`` in the place of ``old``; outputs that nothing reads any more may be missing."""
+        self._nodes[old.name] = new
         self.changed = True
 
     def add_node(self, node: Node, types: Mapping[str, TensorType] | None = None) -> None:
         """Add a node; ``types`` names the types of its outputs when they are new values."""
         self._added.append(node)
+        self._added_names.add(node.name)
         self._types.update(types or {})
         self.changed = True
 
@@ -161,6 +162,14 @@ class GraphEditor:
         """A value name that nobody uses yet."""
         name, count = hint, 0
         while name in self._types:
+            count += 1
+            name = f"{hint}.{count}"
+        return name
+
+    def fresh_node(self, hint: str) -> str:
+        """A node name that nobody uses yet; it is free until a node of that name is added."""
+        name, count = hint, 0
+        while name in self._nodes or name in self._added_names:
             count += 1
             name = f"{hint}.{count}"
         return name
@@ -208,7 +217,7 @@ class GraphEditor:
                 self._types[output] = self._types[target]
                 outputs.append(output)
             else:
-                # Two outputs are one value, or an output is an input or a constant: keep a copy under its name.
+                # Two outputs are one value, or an output is an input or a constant: a copy has its name.
                 self._types[output] = self._types[target]
                 nodes.append(Node(f"output.{output}", Elementwise(()), (target,), (output,)))
                 outputs.append(output)
