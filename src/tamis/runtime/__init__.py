@@ -1,0 +1,19 @@
+"""Running engines: sessions, benchmarks and profiles."""
+
+from tamis.runtime.bench import BenchResult, bench, percentile
+from tamis.runtime.profiler import Profile, StepTime, profile, timing_of
+from tamis.runtime.samples import random_inputs
+from tamis.runtime.session import Session, open_device
+
+__all__ = [
+    "BenchResult",
+    "Profile",
+    "Session",
+    "StepTime",
+    "bench",
+    "open_device",
+    "percentile",
+    "profile",
+    "random_inputs",
+    "timing_of",
+]

@@ -1,0 +1,226 @@
+"""A loaded engine: constants on the device, an arena, bound steps, and a loop over them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from tamis.devices.base import Device, Runner, Slots, Tensor
+from tamis.engine.check import check_plan
+from tamis.engine.file import Engine, read
+from tamis.engine.plan import DeviceInfo, Plan
+from tamis.errors import ConfigError, DeviceError, InputError
+from tamis.runtime.loop import flat_loop, parts_of
+from tamis.runtime.match import check_device
+from tamis.runtime.memory import lay_out
+from tamis.runtime.tensors import Array, to_torch
+
+Inputs = Mapping[str, Array] | Sequence[Array]
+
+
+class Session:
+    """An engine that is ready to run.
+
+    A session holds one arena, so its runs take turns; open several sessions to run at the same time.
+    Warns when the engine was tuned with other library versions.
+
+    Args:
+        engine: an ``Engine``, or the path of an engine file.
+        threads: cores to run on; None for those that the engine was built for.
+        device: the device to run on; None for the one of the kind that the engine was built for.
+        poison: fill the arena with NaN before every run, and each part of it once its value is dead, so that
+            a value that is read too early or too late shows. For tests.
+
+    Raises ``EngineError`` for a file that is not an engine, ``EngineMismatch`` for one of another device.
+    """
+
+    def __init__(
+        self,
+        engine: Engine | str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        device: Device | None = None,
+        poison: bool = False,
+    ) -> None:
+        engine = engine if isinstance(engine, Engine) else read(engine)
+        plan = engine.plan
+        check_plan(plan)
+        self.engine = engine
+        self.plan: Plan = plan
+        self.device: Device = device if device is not None else open_device(plan.device.kind)
+        info = self.device.info()
+        check_device(plan, info)
+        self.threads = _threads(plan, info, threads)
+        self.device.set_threads(self.threads)
+        self._memory = lay_out(plan, self.device)
+        self._slots: Slots = self._memory.slots
+        self._runners = self._bind_steps(engine)
+        self._loop = flat_loop(plan, self._memory, self._runners, poison)
+        self._input_slots = [self._memory.index[name] for name in plan.input_values]
+        self._output_slots = [self._memory.index[name] for name in plan.output_values]
+        self._lock = threading.Lock()
+
+    def run(
+        self, inputs: Inputs, *, output: Literal["numpy", "torch"] = "numpy"
+    ) -> dict[str, np.ndarray] | dict[str, Tensor]:
+        """Run once: tensors by name (or in the order of ``plan.inputs``) in, fresh tensors by name out.
+
+        Inputs are NumPy arrays, torch tensors or objects with DLPack, of exactly the shapes and types of the
+        engine; bfloat16 comes out as ``ml_dtypes.bfloat16`` for NumPy. Raises ``InputError`` otherwise.
+        """
+        tensors = self.check(inputs)
+        with self._lock:
+            self._launch(tensors)
+            self.device.synchronize()
+            values = [self._slots[slot] for slot in self._output_slots]
+            fetch = self.device.download if output == "numpy" else _copied
+            results = {port.name: fetch(v) for port, v in zip(self.plan.outputs, values, strict=True)}
+            self._clear()
+        return results
+
+    def bind(self, inputs: Inputs) -> Callable[[], list[Tensor]]:
+        """A function that runs the engine on these very tensors, without checks, locks or copies.
+
+        It returns the output tensors, in the order of ``plan.outputs``; the next run may overwrite them. The
+        inputs may be changed in place between calls. Of the functions bound on a session, run one at a time.
+        """
+        tensors, slots, loop = self.check(inputs), self._slots, self._loop
+        pairs = tuple(zip(self._input_slots, tensors, strict=True))
+        outputs = tuple(self._output_slots)
+
+        def launch() -> list[Tensor]:
+            for slot, tensor in pairs:
+                slots[slot] = tensor
+            for step in loop:
+                step(slots)
+            return [slots[slot] for slot in outputs]
+
+        return launch
+
+    def run_into(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Run on contiguous torch tensors and copy the results into ``outputs``, in the order of the plan.
+
+        Nothing is checked: the tensors must be on the device and have the right shapes and types.
+        """
+        with self._lock:
+            self._launch(inputs)
+            for slot, target in zip(self._output_slots, outputs, strict=True):
+                target.copy_(self._slots[slot])
+
+    def trace(self, inputs: Inputs, names: frozenset[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """Run step by step and give each value (or those in ``names``) as soon as it is computed.
+
+        The values are row-major copies in the type in which the engine holds them.
+        """
+        tensors = self.check(inputs)
+        with self._lock:
+            for slot, tensor in zip(self._input_slots, tensors, strict=True):
+                self._slots[slot] = tensor
+            for view in self._memory.views[0]:
+                view(self._slots)
+            for number, step in enumerate(self.plan.steps):
+                self._runners[number](self._slots)
+                for runner in self._memory.views[number + 1]:
+                    runner(self._slots)
+                for name in step.outputs:
+                    if names is None or name in names:
+                        self.device.synchronize()
+                        yield name, self.device.download(self._slots[self._memory.index[name]])
+                for slot in self._memory.drops[number]:
+                    self._slots[slot] = None
+            self._clear()
+
+    def timed_run(self, inputs: Sequence[Tensor], clock: Callable[[], int]) -> list[int]:
+        """Run on checked tensors and return ``clock()`` before the first step and after each one."""
+        for slot, tensor in zip(self._input_slots, inputs, strict=True):
+            self._slots[slot] = tensor
+        slots, synchronize = self._slots, self.device.synchronize
+        parts = parts_of(self._memory, self._runners)
+        for view in self._memory.views[0]:
+            view(slots)
+        synchronize()
+        times = [clock()]
+        for part in parts:
+            for runner in part:
+                runner(slots)
+            synchronize()
+            times.append(clock())
+        return times
+
+    def _launch(self, tensors: Sequence[Tensor]) -> None:
+        slots = self._slots
+        for slot, tensor in zip(self._input_slots, tensors, strict=True):
+            slots[slot] = tensor
+        for step in self._loop:
+            step(slots)
+
+    def _clear(self) -> None:
+        """Let go of the user's tensors and of those that libraries allocated."""
+        for name, slot in self._memory.index.items():
+            if name not in self._memory.fixed:
+                self._slots[slot] = None
+
+    def check(self, inputs: Inputs) -> list[Tensor]:
+        """The inputs as contiguous tensors of the device, in the order of the plan. Raises ``InputError``."""
+        ports = self.plan.inputs
+        if not isinstance(inputs, Mapping):
+            if len(inputs) != len(ports):
+                raise InputError(
+                    f"{len(inputs)} inputs were given, expected {len(ports)}",
+                    remedy=f"give {', '.join(port.name for port in ports)}",
+                )
+            inputs = dict(zip((port.name for port in ports), inputs, strict=True))
+        names = [port.name for port in ports]
+        unknown = [name for name in inputs if name not in names]
+        missing = [name for name in names if name not in inputs]
+        if unknown or missing:
+            cause = f"there is no input '{unknown[0]}'" if unknown else f"the input '{missing[0]}' is missing"
+            raise InputError(f"{cause}, expected {', '.join(names)}", remedy="give exactly these inputs")
+        tensors = [to_torch(port, inputs[port.name]) for port in ports]
+        return [self._on_device(tensor) for tensor in tensors]
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        wanted = self._memory.arena.device
+        return tensor if tensor.device == wanted else tensor.to(wanted)
+
+    def _bind_steps(self, engine: Engine) -> list[Runner]:
+        uploaded: dict[str, Tensor] = {}
+        runners = []
+        for step in self.plan.steps:
+            for name in step.constants:
+                if name not in uploaded:
+                    uploaded[name] = self.device.upload(engine.tensors[name])
+            constants = {name: uploaded[name] for name in step.constants}
+            inputs = self._memory.bound(self.plan, step.inputs)
+            outputs = self._memory.bound(self.plan, step.outputs, outputs=True)
+            runners.append(self.device.bind(step, constants, inputs, outputs))
+        return runners
+
+
+def open_device(kind: str) -> Device:
+    """The device of a kind on this machine. Raises ``DeviceError`` when there is none."""
+    if kind == "cpu":
+        from tamis.devices.cpu.device import CpuDevice  # noqa: PLC0415  only the device in use is loaded
+
+        return CpuDevice()
+    raise DeviceError(f"this Tamis has no device of the kind '{kind}'", remedy="build the engine for the CPU")
+
+
+def _threads(plan: Plan, info: DeviceInfo, threads: int | None) -> int:
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}", remedy="give a number of at least 1")
+    if threads is None and plan.threads > info.cores > 0:
+        built = f"the engine was built for {plan.threads} threads"
+        warnings.warn(f"{built}, this machine has {info.cores} cores", stacklevel=3)
+        return info.cores
+    return plan.threads if threads is None else threads
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
