@@ -1,8 +1,8 @@
 """Random weights that behave like trained ones: sane activations, non-trivial normalisation statistics.
 
-A deep network with untouched random weights explodes, dies, or gives the same logits for every input, and then a
-comparison of precisions measures nothing. Three steps avoid that: fan-in initialisation, scales and shifts of the
-normalisation layers drawn at random, and running statistics taken from a calibration pass.
+A deep network with untouched random weights explodes, dies, or gives the same logits for every input, and
+then a comparison of precisions measures nothing. Three steps avoid that: fan-in initialisation, scales and
+shifts of the normalisation layers drawn at random, and running statistics taken from a calibration pass.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def images(batch: int, size: int, seed: int = 0) -> torch.Tensor:
     """Random images `[batch, 3, size, size]`, about zero mean and unit variance.
 
-    They are sums of noise at several resolutions: white noise alone would make all images look alike to a network
-    that ends with a global average.
+    They are sums of noise at several resolutions: white noise alone would make all images look alike to a
+    network that ends with a global average.
     """
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(batch, 3, size, size)
@@ -30,6 +30,11 @@ def images(batch: int, size: int, seed: int = 0) -> torch.Tensor:
         noise = torch.randn(batch, 3, cells, cells, generator=generator)
         total += functional.interpolate(noise, size=(size, size), mode="bilinear", align_corners=False)
     return total / total.std()
+
+
+def sample_images(size: int) -> torch.Tensor:
+    """Images for `calibrate`, others than `images` gives by default; the smaller, the more of them."""
+    return images(max(4, min(32, 8 * 224**2 // size**2)), size, seed=1)
 
 
 def initialise(model: nn.Module, seed: int = 0, *, gain: float = math.sqrt(2.0)) -> nn.Module:
@@ -50,28 +55,31 @@ def initialise(model: nn.Module, seed: int = 0, *, gain: float = math.sqrt(2.0))
             if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
                 normal(module.weight, gain / math.sqrt(module.weight[0].numel()))
                 normal(module.bias, 0.05)
-            elif isinstance(module, (nn.LayerNorm, *BATCH_NORMS)):
+            elif isinstance(module, BATCH_NORMS):
+                normal(module.weight, 0.1, mean=1.0)
+                normal(module.bias, 0.3, mean=0.5)  # centred, each layer would amplify rounding errors
+            elif isinstance(module, nn.LayerNorm):
                 normal(module.weight, 0.1, mean=1.0)
                 normal(module.bias, 0.1)
     return model
 
 
-def damp(norms: Iterable[nn.Module], scale: float) -> None:
-    """Multiply the scale and shift of the last normalisation of each residual branch.
+def damp(layers: Iterable[nn.Module], scale: float) -> None:
+    """Multiply weight and bias of these layers: the last normalisation of each residual branch.
 
     Trained residual networks have small scales there; without it small errors grow from block to block.
     """
     with torch.no_grad():
-        for norm in norms:
-            norm.weight.mul_(scale)
-            norm.bias.mul_(scale)
+        for layer in layers:
+            layer.weight.mul_(scale)
+            layer.bias.mul_(scale)
 
 
 def calibrate(model: nn.Module, sample: torch.Tensor) -> nn.Module:
-    """Replace all batch-normalisation statistics by those of one forward pass over `sample`; returns it in eval mode.
+    """Set all batch-normalisation statistics to those of a pass over `sample`; return it in eval mode.
 
-    Models without batch normalisation come back unchanged. Called again after pruning, because zeros shrink the
-    variances.
+    Models without batch normalisation come back unchanged. Called again after pruning, because zeros shrink
+    the variances.
     """
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     model.eval()

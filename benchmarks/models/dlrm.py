@@ -1,12 +1,13 @@
 """The dense parts of DLRM (Naumov et al., 2019), at the sizes of MLPerf.
 
 The bottom network turns 13 numbers into a vector of 128. In the full model it meets 26 embedding vectors; the
-27 * 26 / 2 = 351 dot products between them, behind the bottom's own 128, are the 479 inputs of the top network.
+27 * 26 / 2 = 351 dot products between them, behind the bottom's own 128, are the 479 inputs of the top
+network.
 
-`dlrm` is the two networks alone, chained as in the full model, with the 351 products as a second input: what is
-timed is the perceptrons, and the data still flows from the bottom to the top. `dlrm_interaction` computes the
-products. The embedding tables (gigabytes of look-ups, no arithmetic) are left out of both, and so is the final
-sigmoid, which would only hide differences of precision.
+`dlrm` is the two networks alone, chained as in the full model, with the 351 products as a second input: what
+is timed is the perceptrons, and the data still flows from the bottom to the top. `dlrm_interaction` computes
+the products. The embedding tables (gigabytes of look-ups, no arithmetic) are left out of both, and so is the
+final sigmoid, which would only hide differences of precision.
 
 13 and 479 are not multiples of four, so the first layer of each network cannot be 2:4.
 """

@@ -25,7 +25,8 @@ def build(name: str, sparsity: str = "2:4") -> tuple[ModelSpec, nn.Module]:
     model = spec.build()
     if sparsity != DENSE:
         prune(model, sparsity)
-        calibrate(model, next(iter(spec.inputs(4).values())))
+        if spec.calibration is not None:
+            calibrate(model, spec.calibration())
         finalize(model)
     return spec, model
 
@@ -58,4 +59,3 @@ def export(
     if sparsity != DENSE and not eligible:
         raise RuntimeError(f"no layer of '{name}' is {sparsity}")
     return report
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 from models.conditioning import initialise
@@ -10,7 +12,7 @@ from models.conditioning import initialise
 def perceptron(*widths: int, last_relu: bool) -> nn.Sequential:
     """Linear layers of the given widths, ReLU between them and, if `last_relu`, after the last."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*(layers if last_relu else layers[:-1]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.conditioning import calibrate, damp, images, initialise
+from models.conditioning import calibrate, damp, initialise, sample_images
 from models.layers import convolution
 
 
@@ -92,4 +92,4 @@ def resnet50(
 def _settled(model: ResNet, size: int) -> nn.Module:
     initialise(model)
     damp((block.branch[-1][1] for block in model.blocks), 0.3)
-    return calibrate(model, images(4, size, seed=1))
+    return calibrate(model, sample_images(size))

@@ -18,9 +18,11 @@ class ModelSpec:
         build: makes the model, in eval mode, float32, the same weights every time.
         inputs: named inputs for a batch size, the same every time, in the order of `forward`'s arguments.
         outputs: names of the outputs.
+        calibration: inputs to take the statistics of batch normalisation from, again after pruning.
     """
 
     name: str
     build: Callable[[], nn.Module]
     inputs: Callable[[int], dict[str, torch.Tensor]]
     outputs: tuple[str, ...]
+    calibration: Callable[[], torch.Tensor] | None = None

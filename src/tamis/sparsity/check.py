@@ -1,4 +1,4 @@
-"""Does a model hold the pattern? The answer for each layer, from the numbers alone, on the axis that counts."""
+"""Does a model hold the pattern? Layer by layer, from the numbers alone, on the axis that counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tamis.formats import NM
+from tamis.formats import NM, violations
 from tamis.sparsity.hold import held_mask
 from tamis.sparsity.masks import LayerChoice, as_pattern, axis_misfit, prunable
 
@@ -54,7 +54,7 @@ class LayerCheck:
 def judge(
     weight: NDArray[np.generic], axis: int, pattern: NM, *, misfit: str | None, run_time: str | None
 ) -> tuple[float, float, str | None]:
-    """Judge one weight: its fraction of zeros, its fraction of groups within the pattern, and why it is not eligible.
+    """Judge one weight: the fractions of zeros and of groups within the pattern, and why it is not eligible.
 
     Args:
         weight: as the layer sees it: dequantised, transposed.
@@ -74,8 +74,8 @@ def judge(
 def check_module(model: nn.Module, pattern: str | NM = "2:4") -> tuple[LayerCheck, ...]:
     """Check the weights of a torch model as its layers see them, held masks applied.
 
-    Masks of other tools that exist only while the model runs (`torch.nn.utils.prune`, parametrisations) are a reason
-    against a layer: the default ONNX exporter loses them without a word.
+    Masks of other tools that exist only while the model runs (`torch.nn.utils.prune`, parametrisations) are a
+    reason against a layer: the default ONNX exporter loses them without a word.
     """
     wanted = as_pattern(pattern)
     checks = []
@@ -92,9 +92,9 @@ def check_module(model: nn.Module, pattern: str | NM = "2:4") -> tuple[LayerChec
 def check_state_dict(state: Mapping[str, torch.Tensor], pattern: str | NM = "2:4") -> tuple[LayerCheck, ...]:
     """Check a state dict, for which only names and shapes are known.
 
-    Every tensor called `*weight` of two to five axes is taken for a linear or convolution weight that reduces over
-    axis 1; embeddings look the same, and transposed convolutions are misjudged: check the model itself where you
-    have it. Masks stored beside their weights (by `prune` or `torch.nn.utils.prune`) are applied.
+    Every tensor called `*weight` of two to five axes is taken for a linear or convolution weight that reduces
+    over axis 1; embeddings look the same, and transposed convolutions are misjudged: check the model itself
+    where you have it. Masks stored beside their weights (by `prune` or `torch.nn.utils.prune`) are applied.
     """
     wanted = as_pattern(pattern)
     checks = []
@@ -116,9 +116,8 @@ def nonzeros(weight: torch.Tensor) -> NDArray[np.bool_]:
 
 
 def _fraction(nonzero: NDArray[np.bool_], axis: int, pattern: NM) -> float:
-    moved = np.moveaxis(nonzero, axis, -1)
-    counts = moved.reshape(-1, pattern.m).sum(1, dtype=np.int16)
-    return float(np.count_nonzero(counts <= pattern.n)) / max(counts.size, 1)
+    """The fraction of aligned groups that follow the pattern."""
+    return 1.0 - violations(nonzero, pattern, axis, limit=0).count * pattern.m / max(nonzero.size, 1)
 
 
 def _dense(nonzero: NDArray[np.bool_], axis: int, pattern: NM, held: float) -> str:
@@ -144,7 +143,7 @@ def _run_time_mask(choice: LayerChoice) -> str | None:
 
 
 def _stored_mask(key: str, state: Mapping[str, torch.Tensor]) -> tuple[str, torch.Tensor | None, str | None]:
-    """For an entry of a state dict: the weight's plain name, its mask, and what applies the mask at run time."""
+    """Of an entry of a state dict: the weight's plain name, its mask, and what applies that at run time."""
     middle, end, mask_end = _HELD
     if middle in key and key.endswith(end):
         return key.replace(middle, ".").removesuffix(end), state.get(key.removesuffix(end) + mask_end), None

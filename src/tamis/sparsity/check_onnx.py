@@ -1,7 +1,8 @@
 """Check an ONNX file: every layer with a constant weight, judged on the axis that its operator reduces over.
 
-Needs only onnx and NumPy. What lies between a stored weight and the layer (a transpose, a cast, a dequantisation,
-a reshape) is computed first, so that the numbers judged are those that the layer multiplies with.
+Needs only onnx and NumPy. What lies between a stored weight and the layer (a transpose, a cast, a
+dequantisation, a reshape) is computed first, so that the numbers judged are those that the layer multiplies
+with.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _MASKING = ("Mul", "Where")
 
 @dataclass(frozen=True)
 class _Constant:
-    """A value known before the model runs: the numbers, the initializer they come from, the node that zeroed some."""
+    """A value known before the model runs, the initializer it is from, the node that zeroed some of it."""
 
     value: NDArray[Any]
     source: str
@@ -41,8 +42,8 @@ class _Constant:
 def check_onnx(model: str | Path | onnx.ModelProto, pattern: str | NM = "2:4") -> tuple[LayerCheck, ...]:
     """Check all Conv, ConvTranspose, Gemm and MatMul nodes with a constant operand, in graph order.
 
-    A weight whose zeros are made by a `Mul` or `Where` in the graph is dense in the file; it is reported as such.
-    Bodies of `If`, `Loop` and `Scan` are not looked into.
+    A weight whose zeros are made by a `Mul` or `Where` in the graph is dense in the file; it is reported as
+    such. Bodies of `If`, `Loop` and `Scan` are not looked into.
 
     Args:
         model: a file (external data beside it is read) or a model with its data loaded.
@@ -59,7 +60,7 @@ def check_onnx(model: str | Path | onnx.ModelProto, pattern: str | NM = "2:4") -
 
 def _load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     import onnx  # noqa: PLC0415
-    from google.protobuf.message import DecodeError  # noqa: PLC0415
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # noqa: PLC0415
     from onnx import inliner  # noqa: PLC0415
 
     if isinstance(model, (str, Path)):
@@ -80,7 +81,7 @@ class _Graph:
         self._opsets = {entry.domain: entry.version for entry in model.opset_import}
 
     def constant(self, name: str) -> _Constant | None:
-        """The value of a tensor, if it depends on nothing but constants; `Constant` nodes count as initializers."""
+        """The value of a tensor that depends on nothing but constants; None for others."""
         from onnx import numpy_helper  # noqa: PLC0415
 
         if name in self._initializers:
@@ -105,20 +106,21 @@ class _Graph:
         from onnx import TypeProto, helper  # noqa: PLC0415
         from onnx.reference import ReferenceEvaluator  # noqa: PLC0415
 
-        ends = [[helper.make_value_info(name, TypeProto()) for name in names] for names in (inputs, node.output)]
-        graph = helper.make_graph([node], "constant", *ends)
+        starts = [helper.make_value_info(name, TypeProto()) for name in inputs]
+        ends = [helper.make_value_info(name, TypeProto()) for name in node.output]
+        graph = helper.make_graph([node], "constant", starts, ends)
         values = ReferenceEvaluator(graph, opsets=self._opsets).run(None, inputs)
         return dict(zip(node.output, values, strict=True))
 
 
 def _check_node(graph: _Graph, node: onnx.NodeProto, pattern: NM) -> LayerCheck | None:
     """The check of a node, if it is a layer with a constant weight."""
-    for port, axis in _weight_ports(node):
+    for port, counted in _weight_ports(node):
         constant = graph.constant(node.input[port])
         if constant is None or constant.value.ndim == 0:
             continue
         weight = constant.value
-        axis = max(axis + weight.ndim, 0) if axis < 0 else axis
+        axis = max(counted + weight.ndim, 0) if counted < 0 else counted
         groups = int(_attribute(node, "group", 1))
         # the weight of a Conv has one group's channels on its axis, that of a ConvTranspose all of them
         size = weight.shape[axis] // (groups if node.op_type == "ConvTranspose" else 1)
@@ -138,13 +140,16 @@ def _check_node(graph: _Graph, node: onnx.NodeProto, pattern: NM) -> LayerCheck 
 
 
 def _weight_ports(node: onnx.NodeProto) -> tuple[tuple[int, int], ...]:
-    """The inputs of a node that may be weights, in order, each with its reduction axis (negative: from the end)."""
+    """The inputs of a node that may be weights, each with its reduction axis (negative: from the end)."""
     if node.op_type == "Conv":
         return ((1, 1),)
     if node.op_type == "ConvTranspose":
         return ((1, 0),)
     if node.op_type == "Gemm":
-        return ((1, 1 if _attribute(node, "transB", 0) else 0), (0, 0 if _attribute(node, "transA", 0) else 1))
+        return (
+            (1, 1 if _attribute(node, "transB", 0) else 0),
+            (0, 0 if _attribute(node, "transA", 0) else 1),
+        )
     if node.op_type == "MatMul":
         return ((1, -2), (0, -1))
     return ()

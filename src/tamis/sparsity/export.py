@@ -1,14 +1,14 @@
 """Write a pruned torch model as ONNX, and prove that the zeros arrived.
 
-The file is an ordinary dense model whose weights hold zeros. What can go wrong on the way is caught here: masks that
-stay a multiplication in the graph, weights moved to another layout, a file that computes something else.
+The file is an ordinary dense model whose weights hold zeros. What can go wrong on the way is caught here:
+masks that stay a multiplication in the graph, weights moved to another layout, a file that computes something
+else.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,8 @@ class ExportReport:
         path: the ONNX file.
         layers: every layer of the file that has a weight, as `check_onnx` sees it.
         unused: pruned weights that the forward pass does not use and the file does not contain.
-        max_error: largest difference from torch over the largest magnitude of the output; None if not compared.
+        max_error: largest difference from torch over the largest magnitude of the output; None if not
+        compared.
     """
 
     path: Path
@@ -71,8 +72,8 @@ def export_onnx(
 ) -> ExportReport:
     """Export `model` in eval mode with its zeros baked in; the model itself is left as it is.
 
-    The file appears under `path` only if every weight that followed the pattern in torch follows it in the file, and
-    the outputs agree. Weights beyond 1.5 GB go to `<path>.data` beside it. Opset 20.
+    The file appears under `path` only if every weight that followed the pattern in torch follows it in the
+    file, and the outputs agree. Weights beyond 1.5 GB go to `<path>.data` beside it. Opset 20.
 
     Args:
         model: pruned by `prune`, finalized or not, or by any other tool that has baked its zeros in.
@@ -115,14 +116,15 @@ def export_onnx(
     target = Path(path)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         draft = Path(folder) / target.name
-        stored = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+        initializers = program.model.graph.initializers.values()
+        stored = sum(entry.const_value.nbytes for entry in initializers if entry.const_value is not None)
         program.save(draft, external_data=stored > _ONE_FILE_BYTES)
         layers = check_onnx(draft, wanted)
         unused = _compare_layers(expected, layers)
         error = _compare_outputs(frozen, args, by_name, draft, tolerance) if compare else None
         # the data first: the model file never points to data that is not there
         for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
-            os.replace(file, target.parent / file.name)
+            file.replace(target.parent / file.name)
     return ExportReport(target, layers, unused, error)
 
 
@@ -135,8 +137,9 @@ def _refuse_run_time_masks(expected: Sequence[LayerCheck]) -> None:
 def _compare_layers(expected: Sequence[LayerCheck], layers: Sequence[LayerCheck]) -> tuple[str, ...]:
     """Find each sparse weight of the torch model in the file; return the names of those that are not there.
 
-    A weight keeps its name unless the exporter transposed it; then the node says which module it came from. A weight
-    that is found neither way is unused, unless the file has a dense weight of its size that nobody claims.
+    A weight keeps its name unless the exporter transposed it; then the node says which module it came from. A
+    weight that is found neither way is unused, unless the file has a dense weight of its size that nobody
+    claims.
     """
     names = {check.name for check in expected}
     unclaimed = list(layers)
@@ -187,8 +190,10 @@ def _compare_outputs(
     for index, (output, tensor) in enumerate(zip(session.run(None, feeds), expected, strict=True)):
         reference = tensor.detach().cpu().double().numpy()
         scale = max(float(np.abs(reference).max(initial=0.0)), float(np.finfo(np.float32).tiny))
-        error = float(np.abs(output.astype(np.float64) - reference).max(initial=0.0)) / scale
-        if not error <= tolerance:  # also if it is NaN
-            raise ExportMismatch(f"output {index} differs from torch by {error:.1e} of its largest value")
-        worst = max(worst, error)
+        difference = float(np.abs(output.astype(np.float64) - reference).max(initial=0.0)) / scale
+        if not difference <= tolerance:  # also if it is NaN
+            raise ExportMismatch(
+                f"output {index} differs from torch by {difference:.1e} of its largest value"
+            )
+        worst = max(worst, difference)
     return worst

@@ -1,8 +1,8 @@
 """Prune a model and hold its zeros while it trains.
 
-The mask is part of the weight: `layer.weight` is computed from the dense parameter and the mask each time it is
-read (`torch.nn.utils.parametrize`). No optimiser, loss scaler, averaging or trainer can undo that, because none of
-them sees the masked weight; gradients of the masked elements are zero by themselves.
+The mask is part of the weight: `layer.weight` is computed from the dense parameter and the mask each time it
+is read (`torch.nn.utils.parametrize`). No optimiser, loss scaler, averaging or trainer can undo that, because
+none of them sees the masked weight; gradients of the masked elements are zero by themselves.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class HeldMask(nn.Module):
         self.pattern = pattern
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight with its masked elements zero."""
         return torch.where(self.mask, weight, 0.0)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
@@ -88,14 +89,15 @@ class PruneReport:
 def prune(model: nn.Module, pattern: str | NM = "2:4", *, exclude: Exclude = ()) -> PruneReport:
     """Mask all weights of `model` that the pattern fits, by magnitude, and hold the masks from now on.
 
-    The state dict then has `weight`'s values under `parametrizations.weight.original` and the mask beside it, until
-    `finalize` bakes the zeros in. The parameters stay the same objects, so an optimiser made before still works.
+    The state dict then has `weight`'s values under `parametrizations.weight.original` and the mask beside it,
+    until `finalize` bakes the zeros in. The parameters stay the same objects, so an optimiser made before
+    still works.
 
     Args:
         model: changed in place.
         pattern: `"2:4"`, another N:M, or an `NM`.
-        exclude: names of modules or weights to leave alone, `*` and `?` allowed (`"classifier"`, `"encoder.0.*"`),
-            or a function of (module name, module). A weight shared with an excluded layer is left alone too.
+        exclude: names of modules or weights to leave alone, `*` and `?` allowed (`"encoder.0.*"`), or a
+            function of (module name, module). A weight shared with an excluded layer is left alone too.
 
     Raises:
         SparsityError: a weight is masked already or holds NaN.
@@ -103,20 +105,17 @@ def prune(model: nn.Module, pattern: str | NM = "2:4", *, exclude: Exclude = ())
     wanted = as_pattern(pattern)
     choices = prunable(model, wanted)
     excluded = {choice.identity for choice in choices if _excluded(choice, exclude)}
-    masks: dict[int | str, torch.Tensor] = {}
-    layers = []
+    masks: dict[int | str, torch.Tensor] = {}  # layers that share a weight share the mask
+    planned = []
     for choice in choices:
         layer = replace(choice, reason="excluded") if choice.identity in excluded else choice
-        if layer.reason is None:
-            if held_mask(layer.module, layer.parameter) is not None:
-                raise SparsityError("already masked", layer=layer.full_name, remedy="call finalize first")
-            key = layer.identity  # layers that share a weight share the mask
-            if key not in masks:
-                masks[key] = _mask(layer, wanted)
-            held = HeldMask(masks[key], wanted)
-            parametrize.register_parametrization(layer.module, layer.parameter, held)
-        layers.append(_describe(layer, wanted))
-    return PruneReport(tuple(layers))
+        if layer.reason is None and layer.identity not in masks:
+            masks[layer.identity] = _mask(layer, wanted)
+        planned.append((layer, masks.get(layer.identity)))
+    for layer, mask in planned:  # only now, so that an error above leaves the model as it was
+        if layer.reason is None and mask is not None:
+            parametrize.register_parametrization(layer.module, layer.parameter, HeldMask(mask, wanted))
+    return PruneReport(tuple(_describe(layer, wanted) for layer, _ in planned))
 
 
 def finalize(model: nn.Module) -> PruneReport:
@@ -137,7 +136,7 @@ def finalize(model: nn.Module) -> PruneReport:
             raise SparsityError(
                 "masked elements are not zero",
                 layer=choice.full_name,
-                remedy="another parametrisation changes the weight after the mask; register it before pruning",
+                remedy="another parametrisation changes it after the mask; register that before pruning",
             )
         layers.append(_describe(replace(choice, reason=None), held.pattern))
     return PruneReport(tuple(layers))
@@ -147,11 +146,14 @@ def held_mask(module: nn.Module, parameter: str) -> HeldMask | None:
     """The mask held on a parameter of `module`, if there is one."""
     if not parametrize.is_parametrized(module, parameter):
         return None
-    found = [entry for entry in module.parametrizations[parameter] if isinstance(entry, HeldMask)]  # type: ignore
-    return found[0] if found else None
+    chains = module.parametrizations
+    assert isinstance(chains, nn.ModuleDict)
+    return next((entry for entry in chains[parameter].children() if isinstance(entry, HeldMask)), None)
 
 
 def _mask(layer: LayerChoice, pattern: NM) -> torch.Tensor:
+    if held_mask(layer.module, layer.parameter) is not None:
+        raise SparsityError("already masked", layer=layer.full_name, remedy="call finalize first")
     try:
         return magnitude_mask(layer.weight, pattern, layer.axis)
     except SparsityError as error:

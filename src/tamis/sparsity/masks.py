@@ -1,8 +1,8 @@
 """Which parameters of a torch model can be sparse, along which axis, and the masks that make them so.
 
-Sparse tensor cores skip zeros along the reduction of a matrix product. For a linear layer `y = x W^T` that is the
-second axis of the weight; for a convolution it is the input channels: the groups of four are `w[k, 4c:4c+4, r, s]`,
-within one tap of the filter, never along the last axis of the tensor.
+Sparse tensor cores skip zeros along the reduction of a matrix product. For a linear layer `y = x W^T` that is
+the second axis of the weight; for a convolution it is the input channels: the groups of four are `w[k,
+4c:4c+4, r, s]`, within one tap of the filter, never along the last axis of the tensor.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from tamis.errors import SparsityError
-from tamis.formats import NM
+from tamis.formats import NM, parse_pattern
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -61,21 +60,19 @@ class LayerChoice:
 
 
 def as_pattern(pattern: str | NM) -> NM:
-    """The N:M pattern written as `"2:4"`, or the pattern itself."""
-    if isinstance(pattern, NM):
-        return pattern
-    kept, colon, group = pattern.partition(":")
-    if not (colon and kept.isdigit() and group.isdigit() and 0 < int(kept) <= int(group)):
-        raise SparsityError(f"'{pattern}' is not an N:M pattern", remedy="write it as '2:4'")
-    return NM(int(kept), int(group))
+    """The N:M pattern written as `"2:4"`, or the pattern itself; raises `FormatError` or `SparsityError`."""
+    parsed = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    if not isinstance(parsed, NM):
+        raise SparsityError(f"'{parsed}' is not an n:m pattern", remedy="write it as '2:4'")
+    return parsed
 
 
 def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
     """Every weight of a linear, convolution or attention layer, with its reduction axis.
 
-    Weights that the pattern does not fit carry a reason: depthwise and grouped convolutions with too few channels
-    per group, a number of channels such as the three of an image, weights shared with a layer that is not
-    a matrix product. A weight shared by several layers appears once for each.
+    Weights that the pattern does not fit carry a reason: depthwise and grouped convolutions with too few
+    channels per group, a number of channels such as the three of an image, weights shared with a layer that
+    is not a matrix product. A weight shared by several layers appears once for each.
     """
     wanted = as_pattern(pattern)
     layers = [
@@ -88,12 +85,13 @@ def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
     for name, tensor in model.named_parameters(remove_duplicate=False):
         owners[id(tensor)].append(name)
     return [
-        replace(layer, reason=layer.reason or _conflict(layer, owners[id(layer.weight)], axes)) for layer in layers
+        replace(layer, reason=layer.reason or _conflict(layer, owners[id(layer.weight)], axes))
+        for layer in layers
     ]
 
 
 def nm_mask(scores: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
-    """Boolean mask that keeps the `pattern.n` highest scores of each aligned group of `pattern.m` along `axis`.
+    """Mask that keeps the `pattern.n` highest scores of each aligned group of `pattern.m` along `axis`.
 
     Equal scores: the lower index wins, so masks are the same on every machine.
 
@@ -105,7 +103,8 @@ def nm_mask(scores: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
         raise SparsityError(f"axis {axis} has {size} elements, not a multiple of {pattern.m}")
     if bool(torch.isnan(scores).any()):
         raise SparsityError("scores contain NaN", remedy="prune a model whose weights are finite")
-    groups = scores.movedim(axis, -1).unflatten(-1, (size // pattern.m, pattern.m))
+    moved = scores.movedim(axis, -1)
+    groups = moved.reshape(*moved.shape[:-1], size // pattern.m, pattern.m)
     rank = torch.zeros(groups.shape, dtype=torch.int16, device=scores.device)
     for index in range(pattern.m):  # how many members of the group come before each one
         one = groups[..., index : index + 1]
@@ -152,6 +151,6 @@ def axis_misfit(size: int, groups: int, pattern: NM) -> str | None:
 
 
 def _conflict(layer: LayerChoice, sharing: list[str], axes: dict[str, int]) -> str | None:
-    """Why a weight cannot be masked because another module, among the names `sharing` it, uses it otherwise."""
+    """Why a weight cannot be masked: another module, among the names `sharing` it, uses it otherwise."""
     others = [name for name in sharing if axes.get(name) != layer.axis]
     return f"shared with '{others[0]}', which does not reduce over the same axis" if others else None
