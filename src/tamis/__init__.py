@@ -1,0 +1,111 @@
+"""Tamis: an inference compiler and runtime for structurally sparse neural networks.
+
+::
+
+    engine = tamis.build("model.onnx", output="model.tamis")
+    session = tamis.load("model.tamis")
+    outputs = session.run({"input": array})
+
+Everything is loaded when it is first used, so ``import tamis`` itself is quick.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tamis import errors, sparsity
+    from tamis.compiler.config import BuildConfig
+    from tamis.engine import Engine
+    from tamis.engine import read as read_engine
+    from tamis.engine import save as save_engine
+    from tamis.errors import TamisError
+    from tamis.runtime import Session
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BuildConfig",
+    "Engine",
+    "Session",
+    "TamisError",
+    "__version__",
+    "build",
+    "errors",
+    "load",
+    "read_engine",
+    "save_engine",
+    "sparsity",
+]
+
+# Where each public name comes from: a module, and the name in it (empty for the module itself).
+_LAZY = {
+    "BuildConfig": ("tamis.compiler.config", "BuildConfig"),
+    "Engine": ("tamis.engine", "Engine"),
+    "Session": ("tamis.runtime", "Session"),
+    "TamisError": ("tamis.errors", "TamisError"),
+    "errors": ("tamis.errors", ""),
+    "read_engine": ("tamis.engine", "read"),
+    "save_engine": ("tamis.engine", "save"),
+    "sparsity": ("tamis.sparsity", ""),
+}
+
+
+def build(
+    model: str | os.PathLike[str],
+    config: BuildConfig | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    progress: Callable[[str, int, int, str], None] | None = None,
+    **options: Any,
+) -> Engine:
+    """Compile an ONNX model into an engine.
+
+    Args:
+        model: path of the ONNX file.
+        config: all options at once; None for the defaults.
+        output: where to save the engine; None to keep it in memory.
+        progress: called with the stage, how much of it is done, how much there is, and what is being done.
+        options: fields of ``BuildConfig`` that replace those of ``config``.
+
+    Raises ``ConfigError``, ``ModelError``, ``BuildError`` or ``OutputError``.
+    """
+    from dataclasses import fields, replace
+
+    from tamis import compiler
+    from tamis.compiler.config import BuildConfig as Config
+    from tamis.engine import save
+    from tamis.errors import ConfigError
+
+    unknown = sorted(options.keys() - {field.name for field in fields(Config)})
+    if unknown:
+        raise ConfigError(f"there is no build option '{unknown[0]}'", remedy="see tamis.BuildConfig")
+    engine = compiler.build(model, replace(config or Config(), **options), progress)
+    if output is not None:
+        save(engine, output)
+    return engine
+
+
+def load(engine: Engine | str | os.PathLike[str], **options: Any) -> Session:
+    """A session that runs an engine, given as such or as the path of its file.
+
+    ``options`` are those of ``Session``: ``threads``, ``device``. Raises ``EngineError``.
+    """
+    from tamis.runtime import Session as Loaded
+
+    return Loaded(engine, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tamis' has no attribute '{name}'")
+    module, attribute = _LAZY[name]
+    value = import_module(module)
+    return getattr(value, attribute) if attribute else value
+
+
+def __dir__() -> list[str]:
+    return __all__

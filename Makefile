@@ -1,0 +1,46 @@
+# make setup | test | lint | demo | docs | clean
+# Everything happens in .venv; nothing outside the repository is changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PYTEST_OPTIONS ?= -q
+
+.PHONY: setup test lint types tests demo docs clean
+
+setup: $(STAMP)
+
+# The package is installed again when its dependencies, its build or its compiled kernels change.
+$(STAMP): pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard src/tamis/kernels/cpu/*.cpp src/tamis/kernels/cpu/*.h)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "Tamis needs Python 3.11 to 3.13; name one with 'make PYTHON=python3.12 ...'"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "cannot create a virtual environment; install your system's python3-venv package"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,demo]"
+	@touch $(STAMP)
+
+test: lint types tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+tests: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+demo: $(STAMP)
+	$(BIN)/tamis demo --output demo-output
+
+# Write the generated parts of README and docs again.
+docs: $(STAMP)
+	$(BIN)/python -m tamis.cli.reference docs/reference/cli.md
+	$(BIN)/python benchmarks/tables.py
+
+clean:
+	rm -rf $(VENV) build demo-output .mypy_cache .pytest_cache .ruff_cache src/*.egg-info
+	find src -name '*.so' -delete
