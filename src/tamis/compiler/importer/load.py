@@ -1,0 +1,77 @@
+"""From a path, bytes or a ``ModelProto`` to a parsed model and the folder of its external data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from tamis.errors import InvalidModel
+
+Source = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+EXPORT = "export the network with torch.onnx.export(model, inputs, path)"
+KNOWN_BEGINNINGS = (
+    (b"PK\x03\x04", "a zip archive, perhaps a saved torch model"),
+    (b"\x80\x02", "a pickle, perhaps a saved torch model"),
+    (b"\x89HDF", "an HDF5 file, perhaps a Keras model"),
+    (b"TFL3", "a TensorFlow Lite model"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself (run 'git lfs pull')"),
+    (b"<", "a web page or XML"),
+)
+
+
+def load_model(source: Source) -> tuple[onnx.ModelProto, Path | None, str]:
+    """The parsed model, the folder for its external data (None when there is none) and a name for messages.
+
+    Raises:
+        InvalidModel: the file is missing, unreadable, not ONNX, truncated or empty.
+    """
+    if isinstance(source, onnx.ModelProto):
+        _check_is_model(source, "the model")
+        return source, None, source.graph.name or "model"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _parse(bytes(source), "the given bytes"), None, "model"
+    path = Path(source)
+    data = _read(path)
+    return _parse(data, f"'{path}'"), path.parent, path.stem
+
+
+def _read(path: Path) -> bytes:
+    what = f"'{path}'"
+    try:
+        if path.is_dir():
+            raise InvalidModel(f"{what} is a directory", remedy="give the path of an .onnx file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InvalidModel(f"{what} does not exist", remedy="give the path of an .onnx file") from None
+    except PermissionError:
+        raise InvalidModel(f"{what} cannot be read: permission denied") from None
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"{what} cannot be read: {error}") from None
+
+
+def _parse(data: bytes, what: str) -> onnx.ModelProto:
+    if not data:
+        raise InvalidModel(f"{what} is empty", remedy=EXPORT)
+    for beginning, description in KNOWN_BEGINNINGS:
+        if data.startswith(beginning):
+            raise InvalidModel(f"{what} is not an ONNX model: it is {description}", remedy=EXPORT)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, RecursionError, MemoryError):
+        raise InvalidModel(
+            f"{what} is not an ONNX model, or is truncated ({len(data)} bytes)", remedy=EXPORT
+        ) from None
+    _check_is_model(model, what)
+    return model
+
+
+def _check_is_model(model: onnx.ModelProto, what: str) -> None:
+    if not model.HasField("graph") or not model.ir_version:
+        raise InvalidModel(f"{what} is not an ONNX model, or is truncated: it has no graph", remedy=EXPORT)
+    if not model.graph.output:
+        raise InvalidModel(f"{what} is an ONNX model without outputs, or is truncated", remedy=EXPORT)
