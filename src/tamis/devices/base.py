@@ -72,6 +72,14 @@ class Device(Protocol):
         """A function that runs the step; all preparation (weight reordering, compilation) happens here."""
         ...
 
+    def writes_into_memory(self, step: Step) -> bool:
+        """Whether a step can write its outputs into memory that it is given, at no extra cost."""
+        ...
+
+    def may_alias(self, step: Step) -> bool:
+        """Whether an output of the step may share memory with its first input."""
+        ...
+
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it."""
         ...

@@ -1,0 +1,59 @@
+"""The races for the layers of a graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.graph import Graph
+from tamis.compiler.tactics import TACTICS
+from tamis.compiler.tactics.base import layer_of
+from tamis.compiler.tuner.cache import TimingCache
+from tamis.compiler.tuner.describe import signature_of
+from tamis.compiler.tuner.prior import measure_roof
+from tamis.compiler.tuner.race import LayerRace, Track, race_layer
+from tamis.compiler.tuner.reference import Reference
+from tamis.compiler.tuner.timing import Clock
+from tamis.devices.base import Device
+
+# Weights beyond this size do not stay in the caches between two runs of a network, so races flush them.
+_CACHE_BYTES = 16 << 20
+
+
+def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
+    """The device, the clock, the cache and the reference that all races of a build share."""
+    info = device.info()
+    threads = config.threads or info.cores
+    device.set_threads(threads)
+    cache = TimingCache(config.timing_cache, info, threads)
+    weights = sum(array.nbytes for array in graph.constants.values())
+    return Track(
+        device=device,
+        config=config,
+        clock=Clock(cold=weights > _CACHE_BYTES),
+        cache=cache,
+        roof=measure_roof(cache, config.precisions),
+        reference=Reference(graph, device, config),
+        deadline=time.monotonic() + config.budget_seconds,
+        threads=threads,
+    )
+
+
+def race_all(graph: Graph, track: Track, progress: Callable[[int, int, str], None]) -> tuple[LayerRace, ...]:
+    """One race for each layer, in order; layers of equal signature share the measurements."""
+    races: dict[str, LayerRace] = {}
+    results = []
+    for index, node in enumerate(graph.nodes):
+        layer = layer_of(graph, node)
+        progress(index, len(graph.nodes), node.name)
+        signature = signature_of(layer)
+        if signature not in races:
+            races[signature] = race_layer(layer, TACTICS, track)
+        shared = races[signature]
+        results.append(LayerRace(layer, shared.entries, shared.refusals))
+    progress(len(graph.nodes), len(graph.nodes), "")
+    return tuple(results)
+
+
+__all__ = ["open_track", "race_all"]

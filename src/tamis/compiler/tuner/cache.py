@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ CACHE_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One entry: a timing, an accuracy, or a failure in words; ``number`` for single figures."""
+    """One entry: a timing, an accuracy, or a failure in words; ``number`` and ``numbers`` for other figures."""
 
     timing: Timing | None = None
     accuracy: Accuracy | None = None
     failure: str = ""
     number: float | None = None
+    numbers: Mapping[str, float] | None = None
 
 
 class TimingCache:
@@ -128,4 +130,5 @@ def _decode(entry: dict[str, Any]) -> Measurement:
         Accuracy(**accuracy) if accuracy else None,
         entry.get("failure", ""),
         entry.get("number"),
+        entry.get("numbers"),
     )

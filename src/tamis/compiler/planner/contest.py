@@ -1,0 +1,152 @@
+"""The last race: whole engines against each other, and the guard over their accuracy.
+
+Sums of layer times are only a forecast. The engines that the search proposes, with and without sparse
+tactics, are run as users will run them, in turns, and the fastest stays; a tie goes to the simpler one. So
+asking for sparsity never costs speed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.planner.lower import Draft
+from tamis.compiler.tuner.accuracy import compare, objection, worst
+from tamis.compiler.tuner.cache import Measurement, TimingCache, short_hash
+from tamis.compiler.tuner.reference import Reference
+from tamis.compiler.tuner.timing import Clock, Contender, beats
+from tamis.devices.base import Device
+from tamis.engine.file import Engine
+from tamis.engine.plan import Accuracy, EngineRecord, Timing, to_json
+from tamis.formats.dtype import DType
+from tamis.runtime.session import Session
+
+_TURNS = 21
+
+
+@dataclass(frozen=True)
+class Result:
+    """One whole engine in the contest."""
+
+    name: str
+    draft: Draft
+    timing: Timing
+    accuracy: Accuracy
+
+
+def engine_precision(draft: Draft) -> DType:
+    """The lowest precision that any step of a draft runs in."""
+    half = any(step.precision == DType.BFLOAT16 for step in draft.steps)
+    return DType.BFLOAT16 if half else DType.FLOAT32
+
+
+class Contest:
+    """Times and checks drafts as sessions; everything measured is kept in the timing cache."""
+
+    def __init__(
+        self,
+        assemble: Callable[[Draft], Engine],
+        device: Device,
+        config: BuildConfig,
+        cache: TimingCache,
+        reference: Reference,
+    ) -> None:
+        self._assemble = assemble
+        self._device = device
+        self._config = config
+        self._cache = cache
+        self._reference = reference
+        self._keys: dict[int, str] = {}
+
+    def accuracy(self, draft: Draft) -> Accuracy:
+        """How far the outputs of a draft are from the reference on the sample inputs."""
+        key = self._key(draft) + " accuracy"
+        found = self._cache.get(key)
+        if found is None or found.accuracy is None:
+            session = Session(self._assemble(draft), device=self._device)
+            results = session.run(self._reference.samples())
+            expected = self._reference.outputs()
+            accuracy = worst(
+                [compare(np.asarray(results[name]), expected[name]) for name in self._reference.graph.outputs]
+            )
+            found = self._cache.put(key, Measurement(accuracy=accuracy))
+        assert found.accuracy is not None
+        return found.accuracy
+
+    def objection(self, draft: Draft) -> str | None:
+        """Why a draft is not accurate enough for the user's tolerances, or None."""
+        config = self._config
+        return objection(
+            self.accuracy(draft), engine_precision(draft), config.accuracy_cosine, config.accuracy_relative
+        )
+
+    def run(self, drafts: Mapping[str, Draft]) -> tuple[Result, tuple[EngineRecord, ...]]:
+        """The winner, and the records of all. ``drafts`` go from the simplest to the most elaborate."""
+        timings = self._timings(drafts)
+        results = [Result(n, d, timings[n], self.accuracy(d)) for n, d in drafts.items()]
+        fastest = min(results, key=lambda r: r.timing.median_us)
+        winner = next(r for r in results if not beats(fastest.timing, r.timing))
+        return winner, tuple(_record(r, winner, fastest) for r in results)
+
+    def _timings(self, drafts: Mapping[str, Draft]) -> dict[str, Timing]:
+        together = short_hash(*(self._key(d) for d in drafts.values()))
+        keys = {name: f"{self._key(draft)} in contest {together}" for name, draft in drafts.items()}
+        found = {name: self._cache.get(key) for name, key in keys.items()}
+        if not all(m is not None and m.timing is not None for m in found.values()):
+            samples = self._reference.samples()
+            contenders = {}
+            for name, draft in drafts.items():
+                session = Session(self._assemble(draft), device=self._device)
+                contenders[name] = Contender(_in_inference_mode(session.bind(samples)))
+            measured = Clock(cold=False).race(contenders, _TURNS)
+            found = {n: self._cache.put(keys[n], Measurement(timing)) for n, timing in measured.items()}
+        return {name: m.timing for name, m in found.items() if m is not None and m.timing is not None}
+
+    def _key(self, draft: Draft) -> str:
+        if id(draft) not in self._keys:
+            steps = to_json(replace(self._assemble(draft).plan, config={}))
+            constants = [short_hash(name, array.tobytes()) for name, array in sorted(draft.constants.items())]
+            samples = [
+                short_hash(name, np.ascontiguousarray(array).tobytes())
+                for name, array in sorted((self._config.samples or {}).items())
+            ]
+            seed = json.dumps([self._config.seed, samples])
+            self._keys[id(draft)] = f"engine: {len(draft.steps)} steps #{short_hash(steps, seed, *constants)}"
+        return self._keys[id(draft)]
+
+
+def _in_inference_mode(call: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        with torch.inference_mode():
+            call()
+
+    return run
+
+
+def _record(result: Result, winner: Result, fastest: Result) -> EngineRecord:
+    if result is winner and result is fastest:
+        reason = "the fastest"
+    elif result is winner:
+        reason = f"as fast as '{fastest.name}' within the noise, and simpler"
+    elif beats(winner.timing, result.timing):
+        reason = f"{result.timing.median_us / winner.timing.median_us:.2f}x the time of '{winner.name}'"
+    else:
+        reason = f"not faster than '{winner.name}' by more than the noise"
+    return EngineRecord(result.name, result.timing, result.accuracy, result is winner, reason)
+
+
+def drop_duplicates(drafts: Sequence[tuple[str, Draft]]) -> dict[str, Draft]:
+    """Drafts by name, the first of those that choose the same options."""
+    seen: set[str] = set()
+    kept = {}
+    for name, draft in drafts:
+        key = "\n".join(f"{o.start} {o.stop} {o.choice.key()}" for o in draft.options)
+        if key not in seen:
+            seen.add(key)
+            kept[name] = draft
+    return kept

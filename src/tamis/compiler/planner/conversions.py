@@ -1,0 +1,50 @@
+"""What it costs to change a value's format, measured."""
+
+from __future__ import annotations
+
+import torch
+
+from tamis.compiler.ir.graph import TensorType
+from tamis.compiler.tactics.base import Lowered
+from tamis.compiler.tuner.cache import Measurement
+from tamis.compiler.tuner.race import Track
+from tamis.compiler.tuner.timing import Clock
+from tamis.compiler.tuner.trial import bind_trial
+from tamis.engine.plan import Format, Step
+
+_TURNS = 5
+
+
+class Conversions:
+    """Cost of conversions in microseconds, measured when first asked for and kept in the timing cache."""
+
+    def __init__(self, track: Track) -> None:
+        self._track = track
+        self._clock = Clock(cold=False)
+        self._known: dict[tuple[TensorType, Format, Format], float] = {}
+
+    def __call__(self, type_: TensorType, source: Format, target: Format) -> float:
+        """Microseconds to convert a value of ``type_`` from one format to another."""
+        key = (type_, source, target)
+        if key not in self._known:
+            self._known[key] = self._cost(*key)
+        return self._known[key]
+
+    def _cost(self, type_: TensorType, source: Format, target: Format) -> float:
+        key = f"conversion of {type_} from {source} to {target}"
+        found = self._track.cache.get(key)
+        if found is None or found.timing is None:
+            found = self._track.cache.put(key, self._measure(type_, source, target))
+        assert found.timing is not None
+        return found.timing.median_us
+
+    def _measure(self, type_: TensorType, source: Format, target: Format) -> Measurement:
+        device = self._track.device
+        step = Step("convert", "aten.convert", ("in",), ("out",), attributes={"arguments": ["in0"]})
+        with torch.inference_mode():
+            tensor = device.empty(type_.shape, source)
+            tensor.copy_(torch.rand(type_.shape))
+            trial = bind_trial(
+                device, Lowered((step,), {}), {"in": (tensor, source)}, {"out": (type_, target)}
+            )
+            return Measurement(self._clock.race({"": trial.contender()}, _TURNS)[""])

@@ -1,0 +1,197 @@
+"""From chosen options to steps, constants and buffers: an engine but for its records.
+
+Conversions between formats become steps of their own, shared by all readers of a value. A reshape of a
+row-major value costs nothing and becomes a view. Constants with equal content are stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tamis.compiler.ir.graph import Graph
+from tamis.compiler.planner.memory import Lifetime, peak_bytes, place
+from tamis.compiler.planner.options import Option
+from tamis.compiler.planner.select import port_format
+from tamis.compiler.tactics.base import Lowered, Tactic, layer_of
+from tamis.compiler.tactics.region import RegionTactic, region_of
+from tamis.devices.base import Device
+from tamis.engine.plan import Buffer, Format, Step
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Steps, buffers and constants of an engine. ``step_of`` names the step that computes each layer."""
+
+    options: tuple[Option, ...]
+    steps: tuple[Step, ...]
+    buffers: tuple[Buffer, ...]
+    constants: Mapping[str, np.ndarray]
+    output_values: tuple[str, ...]
+    arena_bytes: int
+    peak_bytes: int
+    step_of: Mapping[str, str]
+
+
+class Lowering:
+    """Lowers selections of one graph; packed constants are kept between selections that share options."""
+
+    def __init__(
+        self, graph: Graph, tactics: Iterable[Tactic], regions: Iterable[RegionTactic], device: Device
+    ) -> None:
+        self.graph = graph
+        self.device = device
+        self._tactics = {tactic.name: tactic for tactic in tactics}
+        self._regions = {tactic.name: tactic for tactic in regions}
+        self._lowered: dict[tuple[int, int, str], Lowered] = {}
+
+    def lower(self, option: Option) -> Lowered:
+        """Packed constants and steps of one option."""
+        key = (option.start, option.stop, option.choice.key())
+        if key not in self._lowered:
+            self._lowered[key] = self._lower(option)
+        return self._lowered[key]
+
+    def _lower(self, option: Option) -> Lowered:
+        name = option.choice.tactic
+        if name in self._tactics:
+            layer = layer_of(self.graph, self.graph.nodes[option.start])
+            return self._tactics[name].lower(layer, option.choice)
+        region = region_of(self.graph, option.start, option.stop)
+        return self._regions[name].lower(self.graph, region, option.choice)
+
+    def draft(self, options: tuple[Option, ...]) -> Draft:
+        """The engine that runs ``options`` one after the other."""
+        writer = _Writer(self.graph)
+        for option in options:
+            writer.add(option, self.lower(option))
+        outputs = tuple(writer.converted(v, port_format(self.graph, v)) for v in self.graph.outputs)
+        buffers, arena, peak = _buffers(writer, self.graph, outputs, self.device)
+        return Draft(
+            options, tuple(writer.steps), buffers, writer.constants, outputs, arena, peak, writer.step_of
+        )
+
+
+class _Writer:
+    """Collects steps while values, formats and views are kept track of."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.steps: list[Step] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.step_of: dict[str, str] = {}
+        self.shapes: dict[str, tuple[tuple[int, ...], Format]] = {}
+        self.views: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        for value in graph.inputs:
+            self.shapes[value] = (graph.types[value].shape, port_format(graph, value))
+
+    def add(self, option: Option, lowered: Lowered) -> None:
+        """Append the steps of an option, with the conversions that its inputs need."""
+        sources = {v: self.converted(v, f) for v, f in option.inputs}
+        stored = {name: self._store(name, array) for name, array in lowered.constants.items()}
+        self.shapes |= dict(lowered.temporaries)
+        for value, format in option.outputs:
+            self.shapes[value] = (self.graph.types[value].shape, format)
+        for step in lowered.steps:
+            inputs = tuple(sources.get(v, v) for v in step.inputs)
+            for layer in step.layers:
+                self.step_of.setdefault(layer, step.name)
+            if self._is_view(step, inputs):
+                self.views[step.outputs[0]] = inputs[0]
+                continue
+            self.steps.append(
+                replace(step, inputs=inputs, constants=tuple(stored[name] for name in step.constants))
+            )
+
+    def converted(self, value: str, format: Format) -> str:
+        """The name of a value in a format, converting it if it does not lie so yet."""
+        shape, present = self.shapes[value]
+        if present == format:
+            return value
+        name = f"{value}@{format}".replace(" ", ".")
+        if name not in self.shapes:
+            self.shapes[name] = (shape, format)
+            moved = int(np.prod(shape)) * (present.dtype.size_bytes + format.dtype.size_bytes)
+            self.steps.append(
+                Step(f"convert {name}", "aten.convert", (value,), (name,), moved_bytes=moved, precision=format.dtype,
+                     attributes={"arguments": ["in0"]})
+            )  # fmt: skip
+        return name
+
+    def _is_view(self, step: Step, inputs: tuple[str, ...]) -> bool:
+        if step.kernel != "aten.reshape" or not inputs:
+            return False
+        source, target = self.shapes[inputs[0]][1], self.shapes[step.outputs[0]][1]
+        return source == target and source.layout == "row_major"
+
+    def _store(self, name: str, array: np.ndarray) -> str:
+        """The name under which a constant is stored; equal content is stored once."""
+        array = np.ascontiguousarray(array)
+        digest = hashlib.blake2b(array.view(np.uint8).reshape(-1) if array.size else b"", digest_size=16)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        content = digest.hexdigest()
+        if content not in self._names:
+            unique, count = name, 1
+            while unique in self.constants:
+                count += 1
+                unique = f"{name}.{count}"
+            self._names[content] = unique
+            self.constants[unique] = array
+        return self._names[content]
+
+
+def _buffers(
+    writer: _Writer, graph: Graph, outputs: tuple[str, ...], device: Device
+) -> tuple[tuple[Buffer, ...], int, int]:
+    """Places and lifetimes of all values, the arena's size and the largest live set, in bytes."""
+    made = {value: index for index, step in enumerate(writer.steps) for value in step.outputs}
+    writers = {value: step for step in writer.steps for value in step.outputs}
+    owner = {value: value for value in (*graph.inputs, *made)}
+    for view, source in writer.views.items():
+        owner[view] = owner[source]
+    # A step that hands out views of its input keeps that input's memory alive as long as they live.
+    parent = {
+        v: step.inputs[0]
+        for v, step in writers.items()
+        if step.inputs and device.may_alias(step) and not device.writes_into_memory(step)
+    }
+    parent |= writer.views
+    end = len(writer.steps)
+    last = dict.fromkeys(owner, -1)
+    for index, step in enumerate(writer.steps):
+        for value in (*step.inputs, *step.outputs):
+            last[value] = index
+            last[owner[value]] = max(last[owner[value]], index)
+    for value in outputs:
+        last[value] = last[owner[value]] = end
+    kept = dict(last)
+    for value in owner:
+        root = value
+        while root in parent:
+            root = parent[root]
+            kept[root] = max(kept[root], last[value])
+    sizes = {v: int(np.prod(s, dtype=np.int64)) * f.dtype.size_bytes for v, (s, f) in writer.shapes.items()}
+    lifetimes = [
+        Lifetime(v, sizes[v], made[v], max(kept[v], made[v]))
+        for v in made
+        if v not in parent
+    ]
+    in_arena = [x for x in lifetimes if device.writes_into_memory(writers[x.name]) and x.size_bytes]
+    offsets, arena = place(in_arena)
+    buffers = []
+    for value in owner:
+        shape, format = writer.shapes[value]
+        kind = "input" if value in graph.inputs else "arena" if value in offsets else "device"
+        if value in writer.views:
+            kind = "alias"
+        buffers.append(
+            Buffer(
+                value, shape, format, kind, made.get(value, made.get(owner[value], 0)), max(kept[value], 0), sizes[value],  # type: ignore[arg-type]
+                offsets.get(value, 0), writer.views.get(value, ""),
+            )  # fmt: skip
+        )
+    return tuple(buffers), arena, peak_bytes(lifetimes, end)

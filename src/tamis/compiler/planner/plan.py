@@ -1,0 +1,137 @@
+"""From races to an engine: search over the graph, contest between whole engines, records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tamis import __version__
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.graph import Graph
+from tamis.compiler.planner.contest import Contest, drop_duplicates
+from tamis.compiler.planner.conversions import Conversions
+from tamis.compiler.planner.lower import Draft, Lowering
+from tamis.compiler.planner.options import Option, layer_options
+from tamis.compiler.planner.records import layer_records, region_records
+from tamis.compiler.planner.regions import RegionRaces
+from tamis.compiler.planner.search import Filter, Search
+from tamis.compiler.tactics import REGION_TACTICS, TACTICS
+from tamis.compiler.tuner.race import LayerRace, Track
+from tamis.engine.file import Engine
+from tamis.engine.plan import PLAN_VERSION, Plan, Port
+from tamis.errors import BuildError
+from tamis.formats.dtype import DType
+
+# Signal-to-noise ratios (dB) below which layers are moved to float32, one after the other, when an engine
+# in lower precision is not accurate enough.
+_GUARD_STEPS_DB = (20.0, 30.0, 35.0, 40.0, 45.0, 50.0, 1000.0)
+
+
+def plan_engine(
+    graph: Graph,
+    races: Sequence[LayerRace],
+    track: Track,
+    progress: Callable[[int], None],
+) -> Engine:
+    """The fastest engine that is accurate enough, with the records of how it came about."""
+    lowering = Lowering(graph, TACTICS, REGION_TACTICS, track.device)
+    region_races = RegionRaces(graph, track, REGION_TACTICS)
+    conversions = Conversions(track)
+    finder = Search(graph, layer_options(graph, races), region_races, conversions, progress)
+    contest = Contest(
+        lambda draft: _assemble(graph, draft, track, (), (), (), {}),
+        track.device, track.config, track.cache, track.reference,
+    )  # fmt: skip
+
+    def best(allowed: Filter) -> Draft:
+        return lowering.draft(finder.best(allowed).options)
+
+    def by_layers(allowed: Filter) -> Draft:
+        return lowering.draft(finder.by_layers(allowed).options)
+
+    elaborate = [
+        ("dense, layer by layer", _guarded(by_layers, _dense, contest)),
+        ("dense", _guarded(best, _dense, contest)),
+        ("layer by layer", _guarded(by_layers, _any, contest)),
+        ("all tactics", _guarded(best, _any, contest)),
+    ]
+    whole = [o for o in region_races.options() if (o.start, o.stop) == (0, len(graph.nodes))]
+    simple = [(f"{o.choice.tactic} {o.choice.precision} {o.choice.sparsity}", lowering.draft((o,))) for o in whole]
+    proposals = [*simple, *elaborate]
+    drafts = drop_duplicates([(n, d) for n, d in proposals if contest.objection(d) is None])
+    if not drafts:
+        raise BuildError("no engine is within the accuracy asked for", remedy="allow a larger error")
+    winner, engines = contest.run(drafts)
+    return _assemble(
+        graph,
+        winner.draft,
+        track,
+        layer_records(races, winner.draft),
+        region_records(tuple(region_races.trials.values()), races, winner.draft),
+        engines,
+        _config_json(track.config),
+    )
+
+
+def _any(option: Option) -> bool:
+    return True
+
+
+def _dense(option: Option) -> bool:
+    return option.choice.sparsity == "dense"
+
+
+def _guarded(make: Callable[[Filter], Draft], allowed: Filter, contest: Contest) -> Draft:
+    """The draft that ``make`` gives, moving the least accurate layers to float32 until the guard is content."""
+    draft = make(allowed)
+    for threshold in _GUARD_STEPS_DB:
+        if contest.objection(draft) is None:
+            break
+        draft = make(lambda o, t=threshold: allowed(o) and (o.choice.precision == DType.FLOAT32 or o.sqnr_db >= t))
+    return draft
+
+
+def _assemble(
+    graph: Graph,
+    draft: Draft,
+    track: Track,
+    layers: tuple[Any, ...],
+    regions: tuple[Any, ...],
+    engines: tuple[Any, ...],
+    config: Mapping[str, Any],
+) -> Engine:
+    def port(value: str) -> Port:
+        return Port(value, graph.types[value].shape, graph.types[value].dtype)
+
+    plan = Plan(
+        name=graph.name,
+        version=PLAN_VERSION,
+        tamis=__version__,
+        device=track.device.info(),
+        threads=track.threads,
+        inputs=tuple(port(v) for v in graph.inputs),
+        outputs=tuple(port(v) for v in graph.outputs),
+        input_values=graph.inputs,
+        output_values=draft.output_values,
+        buffers=draft.buffers,
+        steps=draft.steps,
+        arena_bytes=draft.arena_bytes,
+        peak_bytes=draft.peak_bytes,
+        layers=layers,
+        regions=regions,
+        engines=engines,
+        config=config,
+        usable_for_accuracy=track.config.sparsity != "force",
+    )
+    return Engine(plan, draft.constants)
+
+
+def _config_json(config: BuildConfig) -> dict[str, Any]:
+    """The options that shape an engine; where files lie on this machine is left out."""
+    skipped = {"timing_cache", "dump", "samples", "verify", "threads"}
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in skipped}
+    fields["precisions"] = [str(p) for p in config.precisions]
+    fields["exclude_tactics"] = list(config.exclude_tactics)
+    fields["shapes"] = {name: list(shape) for name, shape in config.shapes.items()}
+    return fields

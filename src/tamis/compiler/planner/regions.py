@@ -1,0 +1,119 @@
+"""Measurements of regions: each is timed once and checked, and its layers' shares are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tamis.compiler.ir.graph import Graph
+from tamis.compiler.planner.options import Option, region_option
+from tamis.compiler.tactics.base import Choice
+from tamis.compiler.tactics.region import Region, RegionTactic
+from tamis.compiler.tuner.accuracy import compare, objection, worst
+from tamis.compiler.tuner.cache import Measurement, short_hash
+from tamis.compiler.tuner.race import Track
+from tamis.compiler.tuner.trial import bind_trial, download_all
+from tamis.engine.plan import Accuracy, Timing
+from tamis.errors import TamisError
+
+
+@dataclass(frozen=True)
+class RegionTrial:
+    """A region and one way to run it, measured or failed with a reason."""
+
+    region: Region
+    choice: Choice
+    timing: Timing | None
+    accuracy: Accuracy | None
+    reason: str = ""
+
+
+class RegionRaces:
+    """Measures regions, each once."""
+
+    def __init__(self, graph: Graph, track: Track, tactics: Sequence[RegionTactic]) -> None:
+        self.graph = graph
+        self.track = track
+        self.tactics = {tactic.name: tactic for tactic in tactics}
+        self.trials: dict[tuple[int, int, str], RegionTrial] = {}
+        self._digests = {name: short_hash(array.tobytes()) for name, array in graph.constants.items()}
+
+    def measure(self, region: Region, choice: Choice) -> RegionTrial:
+        """Time a region, check it against the reference, and remember both."""
+        place = (region.start, region.stop, choice.key())
+        if place not in self.trials:
+            key = self._key(region, choice)
+            found = self.track.cache.get(key) or self.track.cache.put(key, self._measure(region, choice))
+            self.trials[place] = self._judged(region, choice, found)
+        return self.trials[place]
+
+    def options(self) -> list[Option]:
+        """All regions that were measured and are right."""
+        return [
+            region_option(t.region, t.choice, t.timing, t.accuracy.sqnr_db if t.accuracy else 999.0)
+            for t in self.trials.values()
+            if t.timing is not None and not t.reason
+        ]
+
+    def able(self, tactic: RegionTactic) -> frozenset[str]:
+        """The layers that a tactic can take into a region."""
+        config, info = self.track.config, self.track.device.info()
+        if tactic.name in config.exclude_tactics:
+            return frozenset()
+        return frozenset(n.name for n in self.graph.nodes if tactic.refuses(self.graph, n, info, config) is None)
+
+    def shares(self, trial: RegionTrial) -> Mapping[str, float]:
+        """Each layer's share of a region's measured time, in microseconds; empty when the tactic cannot tell."""
+        tactic = self.tactics[trial.choice.tactic]
+        if trial.timing is None or trial.reason:
+            return {}
+        key = self._key(trial.region, trial.choice) + " shares"
+        found = self.track.cache.get(key)
+        if found is None:
+            inputs = [self.track.device.download(self.track.reference.value(v)) for v in trial.region.inputs]
+            shares = tactic.profile(self.graph, trial.region, trial.choice, inputs, self.track.threads)
+            found = self.track.cache.put(key, Measurement(numbers={n: round(t, 3) for n, t in shares.items()}))
+        numbers = found.numbers or {}
+        total = sum(numbers.values())
+        return {name: part * trial.timing.median_us / total for name, part in numbers.items()} if total else {}
+
+    def _judged(self, region: Region, choice: Choice, found: Measurement) -> RegionTrial:
+        config, reason = self.track.config, found.failure
+        if found.accuracy is not None and not reason:
+            cosine = min(config.accuracy_cosine, 0.99)
+            reason = objection(found.accuracy, choice.precision, cosine, config.accuracy_relative) or ""
+        return RegionTrial(region, choice, found.timing, found.accuracy, reason)
+
+    def _key(self, region: Region, choice: Choice) -> str:
+        parts = [
+            f"{node.op!r} {node.inputs} {node.outputs} "
+            + " ".join(f"{self.graph.types[v]}{self._digests.get(v, '')}" for v in node.inputs if v)
+            for node in region.nodes
+        ]
+        digest = short_hash(*parts, *region.inputs, "->", *region.outputs)
+        heat = "cold" if self.track.clock.cold else "warm"
+        return f"{heat} region: {region.name}, {len(region.nodes)} layers #{digest} by {choice.key()}"
+
+    def _measure(self, region: Region, choice: Choice) -> Measurement:
+        track, graph = self.track, self.graph
+        try:
+            with torch.inference_mode():
+                lowered = self.tactics[choice.tactic].lower(graph, region, choice)
+                inputs = {
+                    v: (track.reference.formatted(v, f), f)
+                    for v, f in zip(region.inputs, choice.inputs, strict=True)
+                }
+                outputs = {
+                    v: (graph.types[v], f) for v, f in zip(region.outputs, choice.outputs, strict=True)
+                }
+                trial = bind_trial(track.device, lowered, inputs, outputs)
+                trial.run()
+                results = download_all(track.device, trial)
+                references = [track.device.download(track.reference.value(v)) for v in region.outputs]
+                accuracy = worst([compare(r, t) for r, t in zip(results, references, strict=True)])
+                timing = track.clock.race({"": trial.contender()}, max(5, track.config.repetitions // 2))[""]
+        except (RuntimeError, TamisError) as error:
+            return Measurement(failure=f"failed: {str(error).splitlines()[0][:200]}")
+        return Measurement(timing, accuracy)

@@ -1,0 +1,172 @@
+"""The race for one layer: every tactic refuses with a reason or runs, is checked, and is timed.
+
+Layers with the same signature share one race. First all choices run a few times; within each pair of formats
+(what is read, what is written) those far behind the best drop out, and the rest is timed in turns. No winner
+is declared here: which choice serves the whole graph best is for the planner to say.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.tactics.base import Choice, Layer, Tactic, flops_of, moved_bytes_of
+from tamis.compiler.tuner.accuracy import compare, objection, worst
+from tamis.compiler.tuner.cache import Measurement, TimingCache
+from tamis.compiler.tuner.describe import signature_of
+from tamis.compiler.tuner.prior import Roof
+from tamis.compiler.tuner.reference import Reference
+from tamis.compiler.tuner.timing import Clock
+from tamis.compiler.tuner.trial import Trial, bind_trial, download_all
+from tamis.devices.base import Device
+from tamis.engine.plan import Accuracy, Timing
+from tamis.errors import TamisError
+
+# A candidate slower than this many times the best of its formats is not measured further.
+_BEHIND = 1.6
+_FIRST_TURNS = 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One choice in a race, as it fared. Without a timing, ``reason`` says why."""
+
+    choice: Choice
+    timing: Timing | None = None
+    accuracy: Accuracy | None = None
+    reason: str = ""
+    disqualified: bool = False
+
+
+@dataclass(frozen=True)
+class LayerRace:
+    """All that was found out about one layer."""
+
+    layer: Layer
+    entries: tuple[Entry, ...]
+    refusals: tuple[tuple[str, str], ...]
+
+    @property
+    def finishers(self) -> tuple[Entry, ...]:
+        """Those that were timed and are right."""
+        return tuple(e for e in self.entries if e.timing is not None and not e.disqualified)
+
+
+@dataclass(frozen=True)
+class Track:
+    """What every race needs."""
+
+    device: Device
+    config: BuildConfig
+    clock: Clock
+    cache: TimingCache
+    roof: Roof
+    reference: Reference
+    deadline: float
+    threads: int
+
+
+def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> LayerRace:
+    """Race all tactics for one layer."""
+    info, config = track.device.info(), track.config
+    refusals: list[tuple[str, str]] = []
+    choices: list[tuple[Tactic, Choice]] = []
+    for tactic in tactics:
+        excluded = any(tactic.name == x or tactic.name.startswith(x + ".") for x in config.exclude_tactics)
+        reason = "excluded by the user" if excluded and tactic.name != "aten" else tactic.refuses(layer, info, config)
+        if reason is not None:
+            refusals.append((tactic.name, reason))
+            continue
+        choices += [(tactic, choice) for choice in tactic.choices(layer, info, config)]
+    return LayerRace(layer, _measure(layer, choices, track), tuple(refusals))
+
+
+def _measure(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) -> tuple[Entry, ...]:
+    signature = f"{'cold' if track.clock.cold else 'warm'} layer: {signature_of(layer)}"
+    keys = [f"{signature} by {choice.key()}" for _, choice in choices]
+    found = [track.cache.get(key) for key in keys]
+    if all(found):
+        return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
+    with torch.inference_mode():
+        measured = _race_now(layer, choices, track)
+    entries = []
+    for (_, choice), key, measurement in zip(choices, keys, measured, strict=True):
+        entries.append(_entry(choice, track.cache.put(key, measurement), track))
+    return tuple(entries)
+
+
+def _entry(choice: Choice, measurement: Measurement, track: Track) -> Entry:
+    """A measurement judged by this build's tolerances."""
+    wrong = None
+    if measurement.accuracy is not None:
+        # A layer may be coarser than the whole engine is allowed to be; what adds up is checked at the end.
+        cosine = min(track.config.accuracy_cosine, 0.99)
+        wrong = objection(measurement.accuracy, choice.precision, cosine, track.config.accuracy_relative)
+    failed = measurement.failure
+    return Entry(
+        choice, measurement.timing, measurement.accuracy, wrong or failed, bool(wrong) or failed.startswith("failed")
+    )
+
+
+def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) -> list[Measurement]:
+    results: dict[int, Measurement] = {}
+    trials: dict[int, Trial] = {}
+    best: dict[object, float] = {}
+    timings: dict[int, Timing] = {}
+    accuracies: dict[int, Accuracy] = {}
+    flops = flops_of(layer)
+    for index, (tactic, choice) in enumerate(choices):
+        formats = (choice.inputs, choice.outputs)
+        bound = track.roof.bound_us(flops, moved_bytes_of(layer, choice), choice.precision)
+        if bound > _BEHIND * best.get(formats, float("inf")):
+            results[index] = Measurement(
+                failure=f"skipped by the roofline: at least {bound:.1f} us, another took {best[formats]:.1f} us"
+            )
+            continue
+        if time.monotonic() > track.deadline and formats in best:
+            results[index] = Measurement(failure="skipped: the time budget was spent")
+            continue
+        try:
+            trials[index] = _start(layer, tactic, choice, track)
+            trials[index].run()
+            accuracies[index] = _check(layer, trials[index], track)
+        except (RuntimeError, TamisError) as error:
+            results[index] = Measurement(failure=f"failed: {str(error).splitlines()[0][:200]}")
+            trials.pop(index, None)
+            continue
+        timing = track.clock.race({"": trials[index].contender()}, _FIRST_TURNS)[""]
+        timings[index] = timing
+        best[formats] = min(best.get(formats, timing.median_us), timing.median_us)
+    finalists = {
+        str(index): trial.contender()
+        for index, trial in trials.items()
+        if timings[index].median_us <= _BEHIND * best[(choices[index][1].inputs, choices[index][1].outputs)]
+    }
+    finals = track.clock.race(finalists, track.config.repetitions, track.deadline)
+    timings |= {int(index): timing for index, timing in finals.items()}
+    for index, timing in timings.items():
+        results[index] = Measurement(timing, accuracies[index])
+    return [results[index] for index in range(len(choices))]
+
+
+def _start(layer: Layer, tactic: Tactic, choice: Choice, track: Track) -> Trial:
+    inputs = {
+        v: (track.reference.formatted(v, f), f) for v, f in zip(layer.values, choice.inputs, strict=True)
+    }
+    outputs = {
+        v: (layer.types[v], f) for v, f in zip(layer.node.outputs, choice.outputs, strict=True)
+    }
+    return bind_trial(track.device, tactic.lower(layer, choice), inputs, outputs)
+
+
+def _check(layer: Layer, trial: Trial, track: Track) -> Accuracy:
+    results = download_all(track.device, trial)
+    references = [track.device.download(track.reference.value(v)) for v in layer.node.outputs]
+    for value, result, reference in zip(layer.node.outputs, results, references, strict=True):
+        if result.shape != reference.shape:
+            raise TamisError(f"result '{value}' has shape {result.shape}, expected {reference.shape}")
+    return worst([compare(r, t) for r, t in zip(results, references, strict=True)])
+

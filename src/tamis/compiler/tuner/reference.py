@@ -1,0 +1,111 @@
+"""The reference: every layer in float32, row-major, one after the other, on sample inputs.
+
+It gives the races real activations to work on and every candidate something to be compared with. Nothing is
+computed before the first value is asked for, so a build that finds all it needs in the timing cache never
+runs the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.graph import Graph
+from tamis.compiler.ir.ops import Gather
+from tamis.compiler.tactics.aten import Aten
+from tamis.compiler.tactics.base import layer_of
+from tamis.compiler.tuner.trial import bind_trial
+from tamis.devices.base import Device, Tensor
+from tamis.engine.plan import Format
+from tamis.errors import InputError
+
+
+class Reference:
+    """All values of a graph for one set of sample inputs, computed on first use."""
+
+    def __init__(self, graph: Graph, device: Device, config: BuildConfig) -> None:
+        self.graph = graph
+        self.device = device
+        self.config = config
+        self._values: dict[str, Tensor] = {}
+
+    def samples(self) -> dict[str, np.ndarray]:
+        """The sample inputs: the user's, or random ones made from the seed."""
+        given = dict(self.config.samples or {})
+        unknown = set(given) - set(self.graph.inputs)
+        if unknown:
+            raise InputError(
+                f"sample inputs {sorted(unknown)} are not inputs of the model",
+                remedy=f"its inputs are {', '.join(self.graph.inputs)}",
+            )
+        generator = np.random.default_rng(self.config.seed)
+        bounds = index_bounds(self.graph)
+        result = {}
+        for name in self.graph.inputs:
+            type_ = self.graph.types[name]
+            if name in given:
+                array = np.ascontiguousarray(given[name])
+                if array.shape != type_.shape:
+                    raise InputError(f"sample input '{name}' has shape {array.shape}, the model takes {type_.shape}")
+                result[name] = array.astype(type_.dtype.numpy)
+            elif type_.dtype.is_float:
+                result[name] = generator.standard_normal(type_.shape).astype(type_.dtype.numpy)
+            else:
+                high = bounds.get(name, 2)
+                result[name] = generator.integers(0, high, type_.shape).astype(type_.dtype.numpy)
+        return result
+
+    def value(self, name: str) -> Tensor:
+        """A value of the graph, on the device, row-major, in the type the graph gives it."""
+        if not self._values:
+            self._run()
+        return self._values[name]
+
+    def formatted(self, name: str, format: Format) -> Tensor:
+        """A value converted to a format."""
+        tensor = self.value(name)
+        result = self.device.empty(tuple(tensor.shape), format)
+        result.copy_(tensor)
+        return result
+
+    def outputs(self) -> Mapping[str, np.ndarray]:
+        """The outputs of the graph."""
+        return {name: self.device.download(self.value(name)) for name in self.graph.outputs}
+
+    def _run(self) -> None:
+        aten, graph = Aten(), self.graph
+        values = {name: self.device.upload(array) for name, array in self.samples().items()}
+        values |= {o: self.device.upload(graph.constants[o]) for o in graph.outputs if o in graph.constants}
+        with torch.inference_mode():
+            for node in graph.nodes:
+                layer = layer_of(graph, node)
+                choice = next(iter(aten.choices(layer, self.device.info(), BuildConfig())))
+                lowered = aten.lower(layer, choice)
+                inputs = {
+                    v: (values[v], f) for v, f in zip(layer.values, choice.inputs, strict=True)
+                }
+                outputs = {
+                    v: (graph.types[v], f) for v, f in zip(node.outputs, choice.outputs, strict=True)
+                }
+                trial = bind_trial(self.device, lowered, inputs, outputs)
+                trial.run()
+                values |= {v: trial.slots[s] for v, s in zip(node.outputs, trial.outputs, strict=True)}
+        self._values = values
+
+
+def index_bounds(graph: Graph) -> dict[str, int]:
+    """For each integer input used as an index, one more than the largest index that is valid."""
+    bounds: dict[str, int] = {}
+    aliases = {name: name for name in graph.inputs}
+    for node in graph.nodes:
+        source = next((aliases[v] for v in node.inputs[:1] if v in aliases), None)
+        if source is not None and len(node.inputs) == 1 and not graph.types[node.output].dtype.is_float:
+            aliases[node.output] = source
+        if isinstance(node.op, Gather) and node.inputs[1] in aliases:
+            extent = graph.types[node.inputs[0]].shape[node.op.axis]
+            name = aliases[node.inputs[1]]
+            bounds[name] = min(bounds.get(name, extent), extent)
+    return bounds
