@@ -1,0 +1,265 @@
+/* Linear layers in bfloat16 on AMX tiles (Sapphire Rapids and later).
+ *
+ * MATHEMATICS. TDPBF16PS: C[m][n] += A[m][2p] B[p][2n] + A[m][2p+1] B[p][2n+1], m < 16 rows of X, n < 16 outputs,
+ * p < 16 pairs of inputs; float32 sums, denormals are zero.
+ *
+ * OPERANDS. Tiles are 16 rows of 64 bytes, all contiguous here (1 KiB, stride 64):
+ *
+ *     A = X panel with groups of 32:  row m = x[16b + m][32t .. 32t+31]
+ *     B = dense weight tile (formats/tiles.py) as it lies in memory: row p = pairs (2p, 2p+1) of 16 outputs
+ *         2:4 weight tile rebuilt in the L1 cache: see expand_tile, two masked moves and one masked rotation for
+ *         two rows of B, 1.7 times fewer vector operations than expanding with vpexpandw
+ *     C = sums; tiles 0..3 = C, 4..5 = A, 6..7 = B
+ *
+ * BLOCKING. Up to 16 rows: 1 x 2 tiles of C for even and 1 x 2 for odd k (TDPBF16PS takes 52 cycles and starts every
+ * 16). Up to 32 rows: 2 x 2. More: 32 outputs x 512 inputs of weights (32 KiB, rebuilt once when 2:4) stay in the
+ * L1 cache while all rows pass in pairs of tiles; C waits in the sums in between.
+ *
+ * LIMITS. 1024 multiply-adds a cycle and core need 2 KiB of tiles in 16 cycles, more than the L2 cache gives (48
+ * bytes a cycle): 2 x 2 blocks load 4 KiB for 4 products, about three quarters of the peak. Streaming weights from
+ * memory (15 GB/s a core measured on one such machine) binds up to about 64 rows; there 2:4 can win 1.78 times.
+ * With 256 rows the tiles bind and 2:4 only adds the rebuilding.
+ *
+ * The tile configuration belongs to the thread and oneDNN uses tiles too: it is saved and restored around a call.
+ */
+#include <immintrin.h>
+#if defined(TAMIS_EMULATE_AMX)
+#include "amx_emulated.h"
+#endif
+
+#include "panel.h"
+
+namespace {
+
+enum { TILE_BYTES = 1024, ROW_BYTES = 64, PANEL_TILES = 16, PREFETCH_AHEAD = 4096 };
+
+struct alignas(64) TileConfig {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+void enter_tiles(int64_t rows, void *saved) {
+    _tile_storeconfig(saved);
+    TileConfig config = {};
+    config.palette = 1;
+    for (int tile = 0; tile < 8; tile++) {
+        config.row_bytes[tile] = ROW_BYTES;
+        config.rows[tile] = (uint8_t)(tile < 6 ? smaller(rows, 16) : 16);
+    }
+    _tile_loadconfig(&config);
+}
+
+void leave_tiles(void *saved) {
+    if (*(const uint8_t *)saved) /* palette 0: nothing was configured */
+        _tile_loadconfig(saved);
+    else
+        _tile_release();
+}
+
+inline void prefetch_lines(const uint8_t *from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+/* A 2:4 tile to its dense form. Values keep the parity of their place, save one value of {0,2} and of {1,3}: where a
+ * lane holds such a pair (its low word at an odd place or its high word at an even one), the value of the second
+ * half is in the wrong word and rotates by 16 bits. */
+inline void expand_tile(const uint8_t *tile, uint8_t *dense) {
+    __m512i places = _mm512_loadu_si512(tile);
+    const __m512i second_half = _mm512_set1_epi16(2), parities = _mm512_set1_epi32(0x00010001);
+    const __m512i in_place = _mm512_set1_epi32(0x00010000);
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g++) {
+        const __m512i values = _mm512_loadu_si512(tile + 64 + g * 64);
+        const __mmask32 second = _mm512_test_epi16_mask(places, second_half);
+        const __mmask16 crossed = _mm512_cmpneq_epi32_mask(_mm512_and_si512(places, parities), in_place);
+        const __m512i low = _mm512_maskz_mov_epi16(~second, values);
+        const __m512i high = _mm512_maskz_mov_epi16(second, values);
+        _mm512_store_si512(dense + g * 128, low);
+        _mm512_store_si512(dense + g * 128 + 64, _mm512_mask_rol_epi32(high, crossed, high, 16));
+        places = _mm512_srli_epi16(places, 2);
+    }
+}
+
+/* Where the two weight tiles of one step of k come from: memory, or the rebuilt copy of a 2:4 tile. */
+struct Weights {
+    const uint8_t *first;  /* tile of outputs 0 at this k */
+    int64_t to_second;     /* bytes to the tile of outputs 1 */
+    int64_t step;          /* bytes to the next k */
+    uint8_t *rebuilt;      /* 2 steps of 2 tiles, or null for dense tiles */
+    int64_t ahead;         /* prefetch distance, 0 for none */
+};
+
+template <int N>
+inline const uint8_t *next_weights(const Weights &w, int64_t t, int64_t *to_second) {
+    const uint8_t *first = w.first + t * w.step;
+    if (w.ahead) {
+        prefetch_lines(first + w.ahead, w.step);
+        if (N == 2) prefetch_lines(first + w.to_second + w.ahead, w.step);
+    }
+    *to_second = w.to_second;
+    if (!w.rebuilt) return first;
+    uint8_t *dense = w.rebuilt + (t & 1) * 2 * TILE_BYTES;
+    expand_tile(first, dense);
+    if (N == 2) expand_tile(first + w.to_second, dense + TILE_BYTES);
+    *to_second = TILE_BYTES;
+    return dense;
+}
+
+/* 16 rows x N tiles of outputs. sum is added to when `add`, else overwritten. `spare`: 2 KiB. */
+template <int N>
+void multiply_one(const uint8_t *a, const Weights &w, int64_t tiles, float *sum, int64_t ld, bool add, int64_t rows,
+                  float *spare) {
+    const int64_t stride = ld * 4;
+    if (add) {
+        _tile_loadd(0, sum, stride);
+        if (N == 2) _tile_loadd(1, sum + 16, stride);
+    } else {
+        _tile_zero(0);
+        if (N == 2) _tile_zero(1);
+    }
+    _tile_zero(2);
+    if (N == 2) _tile_zero(3);
+    int64_t t = 0, other;
+    for (; t + 1 < tiles; t += 2) {
+        const uint8_t *b = next_weights<N>(w, t, &other);
+        _tile_loadd(4, a + t * TILE_BYTES, ROW_BYTES);
+        _tile_loadd(6, b, ROW_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        if (N == 2) {
+            _tile_loadd(7, b + other, ROW_BYTES);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        b = next_weights<N>(w, t + 1, &other);
+        _tile_loadd(5, a + (t + 1) * TILE_BYTES, ROW_BYTES);
+        _tile_loadd(6, b, ROW_BYTES);
+        _tile_dpbf16ps(2, 5, 6);
+        if (N == 2) {
+            _tile_loadd(7, b + other, ROW_BYTES);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    if (t < tiles) {
+        const uint8_t *b = next_weights<N>(w, t, &other);
+        _tile_loadd(4, a + t * TILE_BYTES, ROW_BYTES);
+        _tile_loadd(6, b, ROW_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        if (N == 2) {
+            _tile_loadd(7, b + other, ROW_BYTES);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+    }
+    _tile_stored(0, sum, stride);
+    if (N == 2) _tile_stored(1, sum + 16, stride);
+    if (tiles < 2) return;
+    _tile_stored(2, spare, N * 64);
+    if (N == 2) _tile_stored(3, spare + 16, N * 64);
+    for (int64_t r = 0; r < rows; r++)
+        for (int c = 0; c < 16 * N; c++) sum[r * ld + c] += spare[r * 16 * N + c];
+}
+
+/* 32 rows x N tiles of outputs; a1 is the second block of rows. */
+template <int N>
+void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_t tiles, float *sum, int64_t ld,
+                  bool add) {
+    const int64_t stride = ld * 4;
+    float *lower = sum + 16 * ld;
+    if (add) {
+        _tile_loadd(0, sum, stride);
+        _tile_loadd(2, lower, stride);
+        if (N == 2) {
+            _tile_loadd(1, sum + 16, stride);
+            _tile_loadd(3, lower + 16, stride);
+        }
+    } else {
+        _tile_zero(0);
+        _tile_zero(2);
+        if (N == 2) {
+            _tile_zero(1);
+            _tile_zero(3);
+        }
+    }
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t other;
+        const uint8_t *b = next_weights<N>(w, t, &other);
+        _tile_loadd(6, b, ROW_BYTES);
+        _tile_loadd(4, a0 + t * TILE_BYTES, ROW_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a1 + t * TILE_BYTES, ROW_BYTES);
+        _tile_dpbf16ps(2, 5, 6);
+        if (N == 2) {
+            _tile_loadd(7, b + other, ROW_BYTES);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, sum, stride);
+    _tile_stored(2, lower, stride);
+    if (N == 2) {
+        _tile_stored(1, sum + 16, stride);
+        _tile_stored(3, lower + 16, stride);
+    }
+}
+
+struct Scratch {
+    uint8_t rebuilt[2 * PANEL_TILES * TILE_BYTES];
+    float spare[16 * 32];
+};
+
+/* All rows of the unit against `tiles` steps of k from step k0 on. */
+template <int N>
+void multiply_steps(const Task *task, const Unit *unit, Weights w, int64_t k0, int64_t tiles, float *sum, int64_t ld,
+                    bool add, Scratch *scratch) {
+    const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
+    const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + k0 * TILE_BYTES;
+    for (int64_t row = 0; row < unit->rows; row += 32, a += 2 * block_bytes) {
+        const int64_t rows = unit->rows - row;
+        if (rows > 16)
+            multiply_two<N>(a, a + block_bytes, w, tiles, sum + row * ld, ld, add);
+        else
+            multiply_one<N>(a, w, tiles, sum + row * ld, ld, add, rows, scratch->spare);
+        w.ahead = 0; /* the first rows have fetched what comes next */
+    }
+}
+
+template <int N>
+void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, Scratch *scratch) {
+    const int64_t step = task->tile_bytes, to_second = task->k_blocks * step;
+    const uint8_t *weight = task->weight + (unit->tile * task->k_blocks + unit->k0) * step;
+    const bool dense = task->pattern == TAMIS_DENSE;
+    const int64_t all = unit->k1 - unit->k0;
+    if (unit->rows <= 32) {
+        const Weights w = {weight, to_second, step, dense ? nullptr : scratch->rebuilt, PREFETCH_AHEAD};
+        multiply_steps<N>(task, unit, w, unit->k0, all, sum, ld, false, scratch);
+        return;
+    }
+    for (int64_t t = 0; t < all; t += PANEL_TILES) {
+        const int64_t tiles = smaller(PANEL_TILES, all - t);
+        const uint8_t *from = weight + t * step;
+        Weights w = {from, to_second, step, nullptr, PANEL_TILES * step};
+        if (!dense) {
+            for (int64_t i = 0; i < N * tiles; i++) {
+                const uint8_t *tile = from + i / tiles * to_second + i % tiles * step;
+                prefetch_lines(tile + PANEL_TILES * step, step);
+                expand_tile(tile, scratch->rebuilt + (i / tiles * PANEL_TILES + i % tiles) * TILE_BYTES);
+            }
+            w = {scratch->rebuilt, PANEL_TILES * TILE_BYTES, TILE_BYTES, nullptr, 0};
+        }
+        multiply_steps<N>(task, unit, w, unit->k0 + t, tiles, sum, ld, t > 0, scratch);
+    }
+}
+
+void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t ld, void *scratch) {
+    if (unit->tiles == 2)
+        multiply_tiles<2>(task, unit, sum, ld, (Scratch *)scratch);
+    else
+        multiply_tiles<1>(task, unit, sum, ld, (Scratch *)scratch);
+}
+
+}  // namespace
+
+const Kernels *amx_kernels(int32_t weight_dtype) {
+    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, 2, 2, 1 << 20, sizeof(Scratch), enter_tiles, leave_tiles,
+                                     multiply_unit_amx, finish_unit, pack_panel};
+    return weight_dtype == TAMIS_BF16 ? &bfloat16 : nullptr;
+}
