@@ -15,7 +15,7 @@ class Encoder(nn.Module):
     `last_hidden_state [N, sequence, hidden]` and `pooler_output [N, hidden]`.
     """
 
-    def __init__(self, hidden: int, layers: int, heads: int, vocabulary: int) -> None:
+    def __init__(self, hidden: int, layers: int, heads: int, vocabulary: int, attention: str) -> None:
         super().__init__()
         from transformers import BertConfig, BertModel  # noqa: PLC0415 - slow to import, needed by few
 
@@ -25,7 +25,7 @@ class Encoder(nn.Module):
             num_attention_heads=heads,
             intermediate_size=4 * hidden,
             vocab_size=vocabulary,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
         )
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
@@ -43,11 +43,16 @@ class Encoder(nn.Module):
         return result.last_hidden_state, result.pooler_output
 
 
-def bert(hidden: int = 768, layers: int = 12, heads: int = 12, vocabulary: int = 30522) -> nn.Module:
-    """BERT; the defaults are BERT-base, `hidden=1024, layers=24, heads=16` is BERT-large."""
-    model = Encoder(hidden, layers, heads, vocabulary)
-    initialise(model, gain=1.0)
-    return model.eval()
+def bert(
+    hidden: int = 768, layers: int = 12, heads: int = 12, vocabulary: int = 30522, *, attention: str = "eager"
+) -> nn.Module:
+    """BERT; the defaults are BERT-base, `hidden=1024, layers=24, heads=16` is BERT-large.
+
+    `attention="sdpa"` computes the same, but PyTorch exports it with a guard against rows masked altogether
+    (IsNaN and Where after each Softmax) and the mask rebuilt in every layer.
+    """
+    model = Encoder(hidden, layers, heads, vocabulary, attention)
+    return initialise(model, gain=1.0).eval()
 
 
 def bert_inputs(batch: int, sequence: int = 128, vocabulary: int = 30522) -> dict[str, torch.Tensor]:

@@ -80,6 +80,12 @@ SMALL: tuple[ModelSpec, ...] = (
         HIDDEN,
     ),
     ModelSpec(
+        "small-bert-sdpa",
+        partial(bert, hidden=128, layers=1, heads=4, vocabulary=500, attention="sdpa"),
+        partial(bert_inputs, sequence=24, vocabulary=500),
+        HIDDEN,
+    ),
+    ModelSpec(
         "small-dlrm",
         partial(dlrm, bottom=(13, 32, 16), top=(37, 64, 32, 1)),
         normal(dense=(13,), products=(21,)),

@@ -44,8 +44,9 @@ def mobilenet_v3(width: float = 1.0, classes: int = 1000, size: int = 224) -> nn
     """MobileNetV3-small (HardSwish, HardSigmoid): input `[N, 3, size, size]`, output `[N, classes]`."""
     rows = (  # kernel, expanded, outputs, squeeze, hard swish, stride
         *((3, 16, 16, True, False, 2), (3, 72, 24, False, False, 2), (3, 88, 24, False, False, 1)),
-        *((5, 96, 40, True, True, 2), (5, 240, 40, True, True, 1), (5, 120, 48, True, True, 1)),
-        *((5, 288, 96, True, True, 2), (5, 576, 96, True, True, 1)),
+        *((5, 96, 40, True, True, 2), (5, 240, 40, True, True, 1), (5, 240, 40, True, True, 1)),
+        *((5, 120, 48, True, True, 1), (5, 144, 48, True, True, 1), (5, 288, 96, True, True, 2)),
+        *((5, 576, 96, True, True, 1), (5, 576, 96, True, True, 1)),
     )
     channels = divisible(16 * width)
     layers: list[nn.Module] = [convolution(3, channels, 3, 2, activation=nn.Hardswish)]
