@@ -8,5 +8,6 @@ from typing import TypeAlias
 from tamis.compiler.importer.call import Call
 from tamis.compiler.importer.network import Network
 
-# Adds to the network what the node means; returns the value of its output, or those of all its outputs.
-Convert: TypeAlias = Callable[[Network, Call], str | Sequence[str]]
+# Adds to the network what the node means; returns the value of its output, or those of all its outputs, or
+# None to leave the node to ONNX's own definition of it by simpler operators.
+Convert: TypeAlias = Callable[[Network, Call], str | Sequence[str] | None]

@@ -148,9 +148,9 @@ def dropout(net: Network, call: Call) -> tuple[str, ...]:
     x = call.input(0)
     ratio = call.optional(1)
     training = call.optional(2)
-    if training is not None and bool(np.any(net.constant_of(training, "training_mode"))):
-        if ratio is None or float(net.constant_of(ratio, "ratio").item()) != 0:
-            raise UnsupportedModel("Dropout is in training mode; export the model in evaluation mode")
+    trains = training is not None and bool(np.any(net.constant_of(training, "training_mode")))
+    if trains and (ratio is None or float(net.constant_of(ratio, "ratio").item()) != 0):
+        raise UnsupportedModel("Dropout is in training mode; export the model in evaluation mode")
     if not call.wants(1):
         return (x,)
     dtype = np.bool_ if call.opset >= 10 else net.dtype(x).numpy
@@ -170,12 +170,21 @@ def cast_to(net: Network, x: str, to: DType) -> str:
 
 def cast(net: Network, call: Call) -> str:
     """Cast."""
-    return cast_to(net, call.input(0), element_type(int(call.required("to")), "the result"))
+    to = element_type(int(call.required("to")), "the result")
+    _check_saturates(call, to)
+    return cast_to(net, call.input(0), to)
 
 
 def cast_like(net: Network, call: Call) -> str:
     """Cast to the type of another value."""
-    return cast_to(net, call.input(0), net.types[call.input(1)].dtype)
+    to = net.types[call.input(1)].dtype
+    _check_saturates(call, to)
+    return cast_to(net, call.input(0), to)
+
+
+def _check_saturates(call: Call, to: DType) -> None:
+    if to == DType.FLOAT8_E4M3 and not call.integer("saturate", 1):
+        raise UnsupportedModel(f"{call.op_type} to {to} without saturation")
 
 
 def where(net: Network, call: Call) -> str:

@@ -25,8 +25,6 @@ from tamis.compiler.ir.ops import (
 )
 from tamis.errors import InvalidModel, UnsupportedModel
 
-OUTSIDE = "its statistics outputs are for training only"
-
 
 def batch_normalization(net: Network, call: Call) -> str:
     """Batch normalisation with given statistics."""
@@ -34,15 +32,13 @@ def batch_normalization(net: Network, call: Call) -> str:
         raise UnsupportedModel("BatchNormalization is in training mode; export the model in evaluation mode")
     if not call.integer("spatial", 1):
         raise UnsupportedModel("BatchNormalization with spatial=0 (opset 7 and 8)")
-    if any(call.wants(index) for index in range(1, 5)):
-        raise UnsupportedModel(OUTSIDE)
     return net.add(BatchNorm(call.number("epsilon", 1e-5)), *(call.input(index) for index in range(5)))
 
 
-def layer_normalization(net: Network, call: Call) -> str:
-    """Layer normalisation over the last axes."""
+def layer_normalization(net: Network, call: Call) -> str | None:
+    """Layer normalisation over the last axes; with its statistics as results, by ONNX's definition."""
     if call.wants(1) or call.wants(2):
-        raise UnsupportedModel(OUTSIDE)
+        return None
     x, scale, bias = call.input(0), call.optional(1), call.optional(2)
     op = LayerNorm(
         net.axis(x, call.integer("axis", -1)) - net.rank(x),

@@ -18,7 +18,7 @@ from tamis.errors import InvalidModel, UnsupportedModel
 from tamis.formats.dtype import DType
 
 OLDEST_OPSET = 7
-NEWEST_OPSET = 26
+NEWEST_OPSET = 28
 NODES_SHOWN = 3
 
 

@@ -11,7 +11,7 @@ from tamis.compiler.importer.call import Call
 from tamis.compiler.importer.convert import Convert
 from tamis.compiler.importer.network import Network
 from tamis.compiler.importer.tensors import element_type
-from tamis.compiler.ir.ops import Dequantize, Quantize
+from tamis.compiler.ir.ops import Dequantize, Expand, Quantize, Reshape
 from tamis.errors import InvalidModel, UnsupportedModel
 from tamis.formats.dtype import DType
 
@@ -25,6 +25,13 @@ def _axis(net: Network, x: str, scale: str, call: Call) -> int:
     return net.axis(x, call.integer("axis", 1))
 
 
+def _like_scale(net: Network, zero: str, scale: str) -> str:
+    """One zero point, whatever its rank, in the shape of the scale."""
+    if net.shape(zero) == net.shape(scale) or net.types[zero].elements != 1:
+        return zero
+    return net.add(Expand(net.shape(scale)), net.add(Reshape(()), zero))
+
+
 def quantize_linear(net: Network, call: Call) -> str:
     """QuantizeLinear to 8 or 16 bits."""
     x, scale, zero = call.input(0), call.input(1), call.optional(2)
@@ -33,7 +40,7 @@ def quantize_linear(net: Network, call: Call) -> str:
     if zero is not None:
         if zero in net.narrow:
             raise UnsupportedModel(f"QuantizeLinear to {net.narrow[zero]}")
-        to = net.dtype(zero)
+        to, zero = net.dtype(zero), _like_scale(net, zero, scale)
     else:
         number = call.integer("output_dtype", 0)
         to = element_type(number, "the quantised value") if number else DType.UINT8
@@ -48,6 +55,7 @@ def dequantize_linear(net: Network, call: Call) -> str:
     x, scale, zero = call.input(0), call.input(1), call.optional(2)
     if zero is None:
         zero = net.constant(np.zeros(net.shape(scale), net.dtype(x).numpy))
+    zero = _like_scale(net, zero, scale)
     block = call.integer("block_size", 0)
     if block and net.rank(scale) == net.rank(x):
         return _dequantize_blocks(net, call, (x, scale, zero), block)

@@ -27,8 +27,6 @@ def evaluate_by_reference(
     """
     if node.domain not in ("", "ai.onnx", "ai.onnx.ml") or node.op_type in RANDOM_OPERATORS:
         return None
-    if any(attribute.ref_attr_name for attribute in node.attribute):
-        return None
     version = opsets.get(node.domain, opsets.get("", 1))
     alone = onnx.NodeProto()
     alone.CopyFrom(node)

@@ -215,8 +215,14 @@ def depth_to_space(net: Network, call: Call) -> str:
 
 
 def space_to_depth(net: Network, call: Call) -> str:
-    """SpaceToDepth."""
-    return net.add(SpaceToDepth(int(call.required("blocksize"))), call.input(0))
+    """SpaceToDepth; its channel-major order (opset 28) is a permutation."""
+    x, block = call.input(0), int(call.required("blocksize"))
+    if call.text("mode", "DCR") == "DCR":
+        return net.add(SpaceToDepth(block), x)
+    n, c, h, w = net.shape(x)
+    cut = net.add(Reshape((n, c, h // block, block, w // block, block)), x)
+    moved = net.add(Transpose((0, 1, 3, 5, 2, 4)), cut)
+    return net.add(Reshape((n, c * block**2, h // block, w // block)), moved)
 
 
 SHAPE: Mapping[str, Convert] = MappingProxyType(

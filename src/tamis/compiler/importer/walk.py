@@ -13,9 +13,10 @@ import onnx
 from onnx import AttributeProto
 
 from tamis.compiler.importer.call import Call
-from tamis.compiler.importer.network import Network
+from tamis.compiler.importer.network import Network, inside
 from tamis.compiler.importer.reference import evaluate_by_reference
-from tamis.compiler.importer.structure import live, node_label, ordered
+from tamis.compiler.importer.standard_functions import standard_function
+from tamis.compiler.importer.structure import live, node_label, ordered, reads
 from tamis.compiler.importer.table import OPERATORS
 from tamis.compiler.importer.tensors import sparse_to_array, to_array
 from tamis.errors import BuildError, InvalidModel, ModelError, UnsupportedModel
@@ -69,8 +70,10 @@ class Walk:
         nodes = list(nodes)  # protobuf makes a new object at every look; these are the ones to keep
         labels = {id(node): node_label(node, index) for index, node in enumerate(nodes)}
         order = ordered(nodes, {*scope.values, *scope.tensors})
-        for node in live(order, wanted):
-            self._node(node, scope.prefix + labels[id(node)], scope)
+        alive = live(order, wanted)
+        used = set(wanted).union(*map(reads, alive))
+        for node in alive:
+            self._node(node, scope.prefix + labels[id(node)], scope, used)
 
     def value(self, name: str, scope: Scope) -> str | None:
         """The value behind an ONNX name, an initializer being read at its first use."""
@@ -81,13 +84,13 @@ class Walk:
             scope.values[name] = self.network.constant(array, name)
         return scope.values[name]
 
-    def _node(self, node: onnx.NodeProto, label: str, scope: Scope) -> None:
-        operator = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+    def _node(self, node: onnx.NodeProto, label: str, scope: Scope, used: set[str]) -> None:
+        outputs = [name if name in used else "" for name in node.output]
         try:
-            results = self._results(node, label, scope)
+            results = self._results(node, outputs, label, scope)
         except UnsupportedModel as error:
             self.network.abandon_call()
-            self.refusals.append(Refusal(operator, label, error.cause))
+            self.refusals.append(Refusal(_operator(node), label, error.cause))
             results = None
         except BuildError as error:
             raise InvalidModel(
@@ -98,69 +101,83 @@ class Walk:
                 raise
             raise type(error)(error.cause, layer=label, remedy=error.remedy) from None
         if results is None:
-            results = [None] * len(node.output)
-        for name, value in zip(node.output, results, strict=False):
+            results = [None] * len(outputs)
+        for name, value in zip(outputs, results, strict=False):
             if name:
                 scope.values[name] = value
-        for name in node.output[len(results) :]:
-            if name:
-                self.refusals.append(Refusal(operator, label, f"its output '{name}' is not available"))
-                scope.values[name] = None
+        for name in filter(None, outputs[len(results) :]):
+            self.refusals.append(Refusal(_operator(node), label, f"its output '{name}' is not available"))
+            scope.values[name] = None
 
-    def _results(self, node: onnx.NodeProto, label: str, scope: Scope) -> Sequence[str | None] | None:
+    def _results(
+        self, node: onnx.NodeProto, outputs: Sequence[str], label: str, scope: Scope
+    ) -> Sequence[str | None] | None:
         domain = "" if node.domain == "ai.onnx" else node.domain
         inputs = [self.value(name, scope) if name else "" for name in node.input]
         function = self._functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
         if function is not None:
-            return self._inline(function, node, inputs, label, scope)
+            return self._inline(function, node, inputs, outputs, label, scope)
         if domain == "" and node.op_type == "If":
             return self._if(node, inputs, label, scope)
         convert = OPERATORS.get(domain, {}).get(node.op_type)
-        if None in inputs:
-            if convert is None:
-                self.refusals.append(Refusal(f"{domain}.{node.op_type}".lstrip("."), label))
-            return None
         known = [value for value in inputs if value is not None]
-        if convert is None:
-            return self._by_reference(node, known, label, scope)
-        opset = scope.opsets.get(domain, 1)
-        call = Call(
-            label,
-            node.op_type,
-            domain,
-            opset,
-            tuple(known),
-            tuple(node.output),
-            self._attributes(node, scope),
-        )
-        made = convert(self.network, call)
-        results = (made,) if isinstance(made, str) else tuple(made)
-        return self.network.close_call(label, results, tuple(node.output), scope.public)
+        if len(known) < len(inputs):
+            if convert is None and not standard_function(node, [None] * len(inputs), scope.opsets):
+                self.refusals.append(Refusal(_operator(node), label))
+            return None
+        if convert is not None:
+            call = Call(
+                name=label,
+                op_type=node.op_type,
+                domain=domain,
+                opset=scope.opsets.get(domain, 1),
+                inputs=tuple(known),
+                outputs=tuple(outputs),
+                attributes=self._attributes(node, scope),
+            )
+            made = convert(self.network, call)
+            if made is not None:
+                results = (made,) if isinstance(made, str) else tuple(made)
+                return self.network.close_call(label, results, outputs, scope.public)
+        types = [inside(self.network.types[value]) if value else None for value in known]
+        body = standard_function(self._resolved(node, scope), types, scope.opsets)
+        if body is not None:
+            return self._inline(body, node, known, outputs, label, scope)
+        return self._by_reference(node, outputs, known, label, scope)
 
     def _by_reference(
-        self, node: onnx.NodeProto, inputs: Sequence[str], label: str, scope: Scope
+        self, node: onnx.NodeProto, outputs: Sequence[str], inputs: Sequence[str], label: str, scope: Scope
     ) -> Sequence[str] | None:
         """Evaluate an operator that Tamis does not have, when it has only constants to work on."""
         arrays = [self.network.known(value) if value else None for value in inputs]
         constant = all(a is not None for a, value in zip(arrays, inputs, strict=True) if value)
-        results = evaluate_by_reference(node, arrays, scope.opsets) if constant else None
+        results = evaluate_by_reference(self._resolved(node, scope), arrays, scope.opsets) if constant else None
         if results is None:
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            self.refusals.append(Refusal(f"{domain}.{node.op_type}".lstrip("."), label))
+            self.refusals.append(Refusal(_operator(node), label))
             return None
         values = [self.network.constant(array) for array in results]
-        return self.network.close_call(label, values, tuple(node.output), scope.public)
+        return self.network.close_call(label, values, outputs, scope.public)
+
+    def _resolved(self, node: onnx.NodeProto, scope: Scope) -> onnx.NodeProto:
+        """The node with references to attributes of an enclosing function replaced by their values."""
+        if not any(attribute.ref_attr_name for attribute in node.attribute):
+            return node
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        del copy.attribute[:]
+        for attribute in node.attribute:
+            source = scope.attributes.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
+            if source is not None:
+                added = copy.attribute.add()
+                added.CopyFrom(source)
+                added.name = attribute.name
+        return copy
 
     def _attributes(self, node: onnx.NodeProto, scope: Scope) -> dict[str, Any]:
-        result = {}
-        for attribute in node.attribute:
-            source = attribute
-            if attribute.ref_attr_name:
-                if attribute.ref_attr_name not in scope.attributes:
-                    continue
-                source = scope.attributes[attribute.ref_attr_name]
-            result[attribute.name] = self._attribute_value(source)
-        return result
+        return {
+            attribute.name: self._attribute_value(attribute)
+            for attribute in self._resolved(node, scope).attribute
+        }
 
     def _attribute_value(self, attribute: AttributeProto) -> Any:
         if attribute.type == AttributeProto.TENSOR:
@@ -206,6 +223,7 @@ class Walk:
         function: onnx.FunctionProto,
         node: onnx.NodeProto,
         inputs: Sequence[str | None],
+        outputs: Sequence[str],
         label: str,
         scope: Scope,
     ) -> list[str | None]:
@@ -213,12 +231,7 @@ class Walk:
         key = (function.domain, function.name, getattr(function, "overload", ""))
         if key in scope.inside:
             raise InvalidModel(f"the function '{function.name}' calls itself", layer=label)
-        given = {attribute.name: attribute for attribute in node.attribute}
-        for name, attribute in list(given.items()):
-            if attribute.ref_attr_name:
-                given.pop(name)
-                if attribute.ref_attr_name in scope.attributes:
-                    given[name] = scope.attributes[attribute.ref_attr_name]
+        given = {attribute.name: attribute for attribute in self._resolved(node, scope).attribute}
         defaults = {attribute.name: attribute for attribute in function.attribute_proto}
         padded = [*inputs, *[""] * (len(function.input) - len(inputs))]
         inner = Scope(
@@ -229,8 +242,14 @@ class Walk:
             f"{label}/",
             (*scope.inside, key),
         )
-        self.nodes(function.node, list(function.output), inner)
-        return [self.value(name, inner) for name in function.output]
+        pairs = list(zip(function.output, outputs, strict=False))
+        self.nodes(function.node, [formal for formal, actual in pairs if actual], inner)
+        return [self.value(formal, inner) if actual else None for formal, actual in pairs]
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    """The operator's name for messages, with its domain unless that is ONNX's own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def graph_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto | onnx.SparseTensorProto]:

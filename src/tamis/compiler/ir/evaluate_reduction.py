@@ -14,6 +14,16 @@ Arrays = Sequence[np.ndarray]
 Reducer = Callable[[np.ndarray, tuple[int, ...], bool], np.ndarray]
 
 
+def lowest(dtype: np.dtype) -> Any:
+    """The maximum of nothing: minus infinity, or the least number there is."""
+    return np.iinfo(dtype).min if np.issubdtype(dtype, np.integer) else -np.inf
+
+
+def highest(dtype: np.dtype) -> Any:
+    """The minimum of nothing."""
+    return np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else np.inf
+
+
 def _log_sum_exp(x: np.ndarray, axes: tuple[int, ...], keep: bool) -> np.ndarray:
     top = x.max(axis=axes, keepdims=True, initial=-np.inf)
     # A maximum of +-infinity would turn the shift into NaN.
@@ -26,8 +36,8 @@ REDUCERS: Mapping[str, Reducer] = MappingProxyType(
     {
         "mean": lambda x, axes, keep: x.mean(axis=axes, keepdims=keep),
         "sum": lambda x, axes, keep: x.sum(axis=axes, keepdims=keep),
-        "max": lambda x, axes, keep: x.max(axis=axes, keepdims=keep),
-        "min": lambda x, axes, keep: x.min(axis=axes, keepdims=keep),
+        "max": lambda x, axes, keep: x.max(axis=axes, keepdims=keep, initial=lowest(x.dtype)),
+        "min": lambda x, axes, keep: x.min(axis=axes, keepdims=keep, initial=highest(x.dtype)),
         "prod": lambda x, axes, keep: x.prod(axis=axes, keepdims=keep),
         "l1": lambda x, axes, keep: np.abs(x).sum(axis=axes, keepdims=keep),
         "l2": lambda x, axes, keep: np.sqrt((x * x).sum(axis=axes, keepdims=keep)),
