@@ -1,0 +1,110 @@
+"""The CPU as a device: memory, and the families of kernels that steps may name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from tamis.devices.base import BoundShape, Runner, Tensor
+from tamis.devices.cpu import aten, linear, onednn, openvino, tensors
+from tamis.devices.cpu.info import cpu_info, usable_cores
+from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.errors import DeviceError
+
+Binder: TypeAlias = Callable[[Step, Mapping[str, Tensor], Sequence[BoundShape], Sequence[BoundShape]], Runner]
+
+# Who runs a kernel, by the start of its name.
+BINDERS: tuple[tuple[str, Binder], ...] = (
+    ("aten.", aten.bind),
+    ("onednn.", onednn.bind),
+    ("openvino.", openvino.bind),
+    ("tamis.", linear.bind),
+)
+
+
+class CpuDevice:
+    """The processor this runs on.
+
+    Args:
+        threads: cores to use; None for all that the process may use.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.set_threads(threads or usable_cores())
+
+    def info(self) -> DeviceInfo:
+        """The processor and the versions of the libraries."""
+        return cpu_info()
+
+    def upload(self, array: np.ndarray) -> torch.Tensor:
+        """A row-major copy of an array, 64-byte aligned."""
+        return tensors.upload(array)
+
+    def empty(self, shape: Sequence[int], format: Format) -> torch.Tensor:
+        """An uninitialised tensor."""
+        return tensors.empty(shape, format)
+
+    def arena(self, size_bytes: int) -> torch.Tensor:
+        """One block of uninitialised memory, 64-byte aligned."""
+        return tensors.arena(size_bytes)
+
+    def view(self, arena: torch.Tensor, offset: int, shape: Sequence[int], format: Format) -> torch.Tensor:
+        """A tensor at ``offset`` bytes of an arena."""
+        return tensors.view(arena, offset, shape, format)
+
+    def download(self, tensor: torch.Tensor) -> np.ndarray:
+        """A row-major NumPy copy."""
+        return tensors.download(tensor)
+
+    def bind(
+        self,
+        step: Step,
+        constants: Mapping[str, torch.Tensor],
+        inputs: Sequence[BoundShape],
+        outputs: Sequence[BoundShape],
+    ) -> Runner:
+        """A runner for a step; everything that can be prepared is prepared here.
+
+        Raises ``DeviceError`` for a kernel that does not exist here and ``MissingLibrary`` for one whose
+        library is not installed.
+        """
+        for prefix, binder in BINDERS:
+            if step.kernel.startswith(prefix):
+                with torch.inference_mode():
+                    return binder(step, constants, inputs, outputs)
+        raise DeviceError(
+            f"kernel {step.kernel} is not one of the CPU's",
+            layer=step.name,
+            remedy="build the engine for cpu",
+        )
+
+    def writes_into_memory(self, step: Step) -> bool:
+        """Whether the step can write into given memory at no extra cost."""
+        return supports_out(step.kernel, step.attributes)
+
+    def may_alias(self, step: Step) -> bool:
+        """Whether an output may share memory with the step's first input."""
+        return may_alias(step.kernel)
+
+    def writes_into_memory(self, step: Step) -> bool:
+        """Whether a step can write its outputs into memory that it is given, at no extra cost."""
+        if step.kernel.startswith(aten.PREFIX):
+            return aten.supports_out(step.kernel, step.attributes)
+        return step.kernel.startswith(("openvino.", "tamis."))
+
+    def may_alias(self, step: Step) -> bool:
+        """Whether an output of the step may share memory with its first input."""
+        return step.kernel.startswith(aten.PREFIX) and aten.may_alias(step.kernel)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: calls return when their work is done."""
+
+    def set_threads(self, threads: int) -> None:
+        """How many cores kernels use. It applies to the whole process, and to steps bound from now on."""
+        if threads < 1:
+            raise DeviceError(f"{threads} threads were asked for", remedy="ask for at least 1")
+        self.threads = threads
+        torch.set_num_threads(threads)
