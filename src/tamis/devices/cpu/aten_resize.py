@@ -117,7 +117,8 @@ def _nearest(a: Any, axis: _Axis) -> np.ndarray:
         "floor": np.floor(x),
         "ceil": np.ceil(x),
     }
-    return np.clip(rounding[a.get("nearest", "round_prefer_floor")], 0, axis.size - 1).astype(np.int64)
+    chosen = rounding[a.get("nearest", "round_prefer_floor")]
+    return np.asarray(np.clip(chosen, 0, axis.size - 1), dtype=np.int64)
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:

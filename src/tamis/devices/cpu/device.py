@@ -82,14 +82,6 @@ class CpuDevice:
         )
 
     def writes_into_memory(self, step: Step) -> bool:
-        """Whether the step can write into given memory at no extra cost."""
-        return supports_out(step.kernel, step.attributes)
-
-    def may_alias(self, step: Step) -> bool:
-        """Whether an output may share memory with the step's first input."""
-        return may_alias(step.kernel)
-
-    def writes_into_memory(self, step: Step) -> bool:
         """Whether a step can write its outputs into memory that it is given, at no extra cost."""
         if step.kernel.startswith(aten.PREFIX):
             return aten.supports_out(step.kernel, step.attributes)

@@ -32,7 +32,7 @@ _TORCH_TYPES = {
 }
 _DTYPES = {kind: dtype for dtype, kind in _TORCH_TYPES.items()}
 # Types that NumPy has only through ml_dtypes cross the border as integers of the same width.
-_CARRIERS = {
+_CARRIERS: dict[DType, tuple[torch.dtype, np.dtype]] = {
     DType.BFLOAT16: (torch.int16, np.dtype(np.int16)),
     DType.FLOAT8_E4M3: (torch.uint8, np.dtype(np.uint8)),
 }
@@ -75,10 +75,14 @@ def empty(shape: Sequence[int], format: Format) -> torch.Tensor:
 def upload(array: np.ndarray) -> torch.Tensor:
     """A row-major 64-byte aligned copy of an array as a torch tensor."""
     dtype = DType.of(array)
-    torch_type, numpy_type = _CARRIERS.get(dtype, (torch_dtype(dtype), array.dtype))
-    tensor = torch.empty(array.shape, dtype=torch_type)
-    np.copyto(tensor.numpy(), np.ascontiguousarray(array).reshape(array.shape).view(numpy_type))
-    return tensor.view(torch_dtype(dtype))
+    tensor = torch.empty(array.shape, dtype=torch_dtype(dtype))
+    carrier = _CARRIERS.get(dtype)
+    if carrier is None:
+        np.copyto(tensor.numpy(), array)
+    else:
+        dense = np.ascontiguousarray(array).reshape(array.shape)
+        np.copyto(tensor.view(carrier[0]).numpy(), dense.view(carrier[1]))
+    return tensor
 
 
 def download(tensor: torch.Tensor) -> np.ndarray:
@@ -86,7 +90,7 @@ def download(tensor: torch.Tensor) -> np.ndarray:
     dtype = dtype_of(tensor)
     dense = tensor.detach().clone(memory_format=torch.contiguous_format)
     if dtype in _CARRIERS:
-        carried: np.ndarray = dense.view(_CARRIERS[dtype][0]).numpy().view(np.dtype(dtype.numpy))
+        carried: np.ndarray = dense.view(_CARRIERS[dtype][0]).numpy().view(dtype.numpy)
         return carried
     return dense.numpy()
 
