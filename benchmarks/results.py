@@ -1,0 +1,102 @@
+"""The results files that benchmarks write and tables are made from: one row for each measurement."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("tamis", "torch", "onnxruntime", "openvino", "numpy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. Times are microseconds; ``max_rel_error`` is relative to the largest reference value."""
+
+    bench: str
+    case: str
+    impl: str
+    precision: str
+    sparsity: str
+    batch: int
+    median_us: float
+    p10_us: float
+    p90_us: float
+    n: int
+    flops: int
+    bytes: int
+    max_rel_error: float
+    note: str = ""
+
+
+def merge(path: Path, rows: Sequence[Row], extra: dict[str, Any]) -> None:
+    """Write rows into a results file; cases measured now replace their older rows."""
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    cases = {(row.bench, row.case) for row in rows}
+    kept = [row for row in old if (row["bench"], row["case"]) not in cases]
+    content = {"meta": meta() | extra, "rows": kept + [asdict(row) for row in rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def meta() -> dict[str, Any]:
+    """Machine, versions, commit and date."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
+                    "system": platform.release()},
+        "versions": versions,
+    }  # fmt: skip
+
+
+def cpu_model() -> str:
+    """The processor's name, with its family and model since virtual machines mask names."""
+    text = Path("/proc/cpuinfo").read_text()
+    fields = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*)$", text, re.MULTILINE))
+    amx = " AMX" if "amx_bf16" in text else ""
+    return f"{fields.get('model name', '?')} (family {fields.get('cpu family')}, model {fields.get('model')}{amx})"
+
+
+def machine_name() -> str:
+    """A short name for file names, such as ``epyc`` or ``xeon-amx``."""
+    text = cpu_model().lower()
+    base = next((name for name in ("epyc", "xeon", "ryzen", "core") if name in text), "cpu")
+    return f"{base}-amx" if " amx" in text else base
+
+
+def summarise(samples_us: Sequence[float]) -> tuple[float, float, float, int]:
+    """Median, tenth and ninetieth percentile, and count."""
+    low, middle, high = np.percentile(samples_us, [10, 50, 90])
+    return round(float(middle), 2), round(float(low), 2), round(float(high), 2), len(samples_us)
+
+
+def error_of(result: np.ndarray, reference: np.ndarray) -> float:
+    """Largest error over the largest reference value; not finite counts as 1e30."""
+    if result.shape != reference.shape or not np.isfinite(result).all():
+        return 1e30
+    scale = float(np.abs(reference).max()) or 1.0
+    return float(f"{float(np.abs(result.astype(np.float64) - reference).max()) / scale:.4g}")
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return found.stdout.strip() or "unknown"
