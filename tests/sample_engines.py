@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots
+from tamis.devices.cpu.tensors import torch_dtype
 from tamis.engine import (
     Accuracy,
     Buffer,
@@ -27,7 +28,7 @@ from tamis.engine import (
     Timing,
 )
 from tamis.formats.dtype import DType
-from tamis.runtime.tensors import numpy_to_torch, torch_dtype
+from tamis.runtime.tensors import numpy_to_torch
 
 DEVICE = DeviceInfo("cpu", "a fake", "fake64", 4, ("mul", "add"), {"fakelib": "1.0"})
 F32 = Format()

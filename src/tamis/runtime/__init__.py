@@ -1,12 +1,14 @@
 """Running engines: sessions, benchmarks and profiles."""
 
 from tamis.runtime.bench import BenchResult, bench, percentile
+from tamis.runtime.match import EngineWarning
 from tamis.runtime.profiler import Profile, StepTime, profile, timing_of
 from tamis.runtime.samples import random_inputs
 from tamis.runtime.session import Session, open_device
 
 __all__ = [
     "BenchResult",
+    "EngineWarning",
     "Profile",
     "Session",
     "StepTime",

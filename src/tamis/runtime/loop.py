@@ -11,10 +11,10 @@ from tamis.runtime.memory import Memory, fill_with_nan, owner
 Part = tuple[Runner, ...]
 
 
-def parts_of(memory: Memory, runners: Sequence[Runner]) -> list[Part]:
-    """What to run for each step of the plan."""
+def parts_of(memory: Memory, runners: Sequence[Runner], *, drop: bool = True) -> list[Part]:
+    """What to run for each step of the plan: the step, the views of its results, the drops of dead values."""
     return [
-        (runner, *memory.views[number + 1], *_dropping(memory.drops[number]))
+        (runner, *memory.views[number + 1], *(_dropping(memory.drops[number]) if drop else ()))
         for number, runner in enumerate(runners)
     ]
 

@@ -8,6 +8,10 @@ from tamis.engine.plan import DeviceInfo, Plan
 from tamis.errors import EngineMismatch
 
 
+class EngineWarning(UserWarning):
+    """An engine runs, but not quite where it was built for."""
+
+
 def check_device(plan: Plan, device: DeviceInfo) -> None:
     """Raise ``EngineMismatch`` when the engine cannot run here; warn when it can, but was tuned elsewhere.
 
@@ -31,7 +35,7 @@ def check_device(plan: Plan, device: DeviceInfo) -> None:
         users = [step.name for step in plan.steps if step.attributes.get("serialized_by") == name]
         if users:
             _refuse(f"{cause}, and step '{users[0]}' depends on it")
-        warnings.warn(f"{cause}; its results are right, its speed may differ", stacklevel=3)
+        warnings.warn(f"{cause}; its results are right, its speed may differ", EngineWarning, stacklevel=3)
 
 
 def _refuse(cause: str) -> None:

@@ -17,7 +17,7 @@ from tamis.engine.file import Engine, read
 from tamis.engine.plan import DeviceInfo, Plan
 from tamis.errors import ConfigError, DeviceError, InputError
 from tamis.runtime.loop import flat_loop, parts_of
-from tamis.runtime.match import check_device
+from tamis.runtime.match import EngineWarning, check_device
 from tamis.runtime.memory import lay_out
 from tamis.runtime.tensors import Array, to_torch
 
@@ -76,8 +76,10 @@ class Session:
         """
         tensors = self.check(inputs)
         with self._lock:
-            self._launch(tensors)
-            self.device.synchronize()
+            with torch.inference_mode():
+                self._launch(tensors)
+                self.device.synchronize()
+            # Copies are made outside of inference mode, so that torch outputs may take part in training.
             values = [self._slots[slot] for slot in self._output_slots]
             fetch = self.device.download if output == "numpy" else _copied
             results = {port.name: fetch(v) for port, v in zip(self.plan.outputs, values, strict=True)}
@@ -93,12 +95,15 @@ class Session:
         tensors, slots, loop = self.check(inputs), self._slots, self._loop
         pairs = tuple(zip(self._input_slots, tensors, strict=True))
         outputs = tuple(self._output_slots)
+        # What torch.inference_mode() wraps, at a third of the cost; it is entered in every run.
+        inference_mode = torch._C._InferenceMode
 
         def launch() -> list[Tensor]:
-            for slot, tensor in pairs:
-                slots[slot] = tensor
-            for step in loop:
-                step(slots)
+            with inference_mode(True):
+                for slot, tensor in pairs:
+                    slots[slot] = tensor
+                for step in loop:
+                    step(slots)
             return [slots[slot] for slot in outputs]
 
         return launch
@@ -108,7 +113,7 @@ class Session:
 
         Nothing is checked: the tensors must be on the device and have the right shapes and types.
         """
-        with self._lock:
+        with self._lock, torch.inference_mode():
             self._launch(inputs)
             for slot, target in zip(self._output_slots, outputs, strict=True):
                 target.copy_(self._slots[slot])
@@ -119,39 +124,43 @@ class Session:
         The values are row-major copies in the type in which the engine holds them.
         """
         tensors = self.check(inputs)
+        parts = parts_of(self._memory, self._runners, drop=False)
         with self._lock:
-            for slot, tensor in zip(self._input_slots, tensors, strict=True):
-                self._slots[slot] = tensor
-            for view in self._memory.views[0]:
-                view(self._slots)
-            for number, step in enumerate(self.plan.steps):
-                self._runners[number](self._slots)
-                for runner in self._memory.views[number + 1]:
-                    runner(self._slots)
+            with torch.inference_mode():
+                self._fill(tensors)
+            for step, part, drops in zip(self.plan.steps, parts, self._memory.drops, strict=True):
+                with torch.inference_mode():  # never left open across a yield
+                    for runner in part:
+                        runner(self._slots)
+                    self.device.synchronize()
                 for name in step.outputs:
                     if names is None or name in names:
-                        self.device.synchronize()
                         yield name, self.device.download(self._slots[self._memory.index[name]])
-                for slot in self._memory.drops[number]:
+                for slot in drops:
                     self._slots[slot] = None
             self._clear()
 
     def timed_run(self, inputs: Sequence[Tensor], clock: Callable[[], int]) -> list[int]:
         """Run on checked tensors and return ``clock()`` before the first step and after each one."""
-        for slot, tensor in zip(self._input_slots, inputs, strict=True):
-            self._slots[slot] = tensor
         slots, synchronize = self._slots, self.device.synchronize
         parts = parts_of(self._memory, self._runners)
-        for view in self._memory.views[0]:
-            view(slots)
-        synchronize()
-        times = [clock()]
-        for part in parts:
-            for runner in part:
-                runner(slots)
+        with self._lock, torch.inference_mode():
+            self._fill(inputs)
             synchronize()
-            times.append(clock())
+            times = [clock()]
+            for part in parts:
+                for runner in part:
+                    runner(slots)
+                synchronize()
+                times.append(clock())
         return times
+
+    def _fill(self, tensors: Sequence[Tensor]) -> None:
+        """Put the inputs and the views of them into their slots."""
+        for slot, tensor in zip(self._input_slots, tensors, strict=True):
+            self._slots[slot] = tensor
+        for view in self._memory.views[0]:
+            view(self._slots)
 
     def _launch(self, tensors: Sequence[Tensor]) -> None:
         slots = self._slots
@@ -183,11 +192,7 @@ class Session:
             cause = f"there is no input '{unknown[0]}'" if unknown else f"the input '{missing[0]}' is missing"
             raise InputError(f"{cause}, expected {', '.join(names)}", remedy="give exactly these inputs")
         tensors = [to_torch(port, inputs[port.name]) for port in ports]
-        return [self._on_device(tensor) for tensor in tensors]
-
-    def _on_device(self, tensor: Tensor) -> Tensor:
-        wanted = self._memory.arena.device
-        return tensor if tensor.device == wanted else tensor.to(wanted)
+        return [tensor.to(self._memory.arena.device) for tensor in tensors]
 
     def _bind_steps(self, engine: Engine) -> list[Runner]:
         uploaded: dict[str, Tensor] = {}
@@ -217,7 +222,7 @@ def _threads(plan: Plan, info: DeviceInfo, threads: int | None) -> int:
         raise ConfigError(f"threads is {threads}", remedy="give a number of at least 1")
     if threads is None and plan.threads > info.cores > 0:
         built = f"the engine was built for {plan.threads} threads"
-        warnings.warn(f"{built}, this machine has {info.cores} cores", stacklevel=3)
+        warnings.warn(f"{built}, this machine has {info.cores} cores", EngineWarning, stacklevel=3)
         return info.cores
     return plan.threads if threads is None else threads
 

@@ -9,33 +9,11 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from tamis.devices.cpu.tensors import torch_dtype
 from tamis.engine.plan import Port
 from tamis.errors import InputError
-from tamis.formats.dtype import DType
 
 Array: TypeAlias = Any  # numpy.ndarray, torch.Tensor or an object with __dlpack__
-
-_TORCH = {
-    DType.FLOAT64: torch.float64,
-    DType.FLOAT32: torch.float32,
-    DType.FLOAT16: torch.float16,
-    DType.BFLOAT16: torch.bfloat16,
-    DType.FLOAT8_E4M3: torch.float8_e4m3fn,
-    DType.INT64: torch.int64,
-    DType.INT32: torch.int32,
-    DType.INT16: torch.int16,
-    DType.INT8: torch.int8,
-    DType.UINT8: torch.uint8,
-    DType.UINT16: torch.uint16,
-    DType.UINT32: torch.uint32,
-    DType.UINT64: torch.uint64,
-    DType.BOOL: torch.bool,
-}
-
-
-def torch_dtype(dtype: DType) -> torch.dtype:
-    """The torch type of an element type."""
-    return _TORCH[dtype]
 
 
 def to_torch(port: Port, value: Array) -> torch.Tensor:
@@ -44,7 +22,7 @@ def to_torch(port: Port, value: Array) -> torch.Tensor:
     Raises ``InputError`` when ``value`` is not a tensor of the port's shape and type.
     """
     tensor = _as_tensor(port, value)
-    if tensor.dtype != _TORCH[port.dtype]:
+    if tensor.dtype != torch_dtype(port.dtype):
         found = str(tensor.dtype).removeprefix("torch.")
         raise InputError(
             f"input '{port.name}' has the type {found}, expected {port.dtype}",
