@@ -335,11 +335,11 @@ int64_t tamis_chain_workspace(const tamis_chain *given, int64_t rows) {
 int32_t tamis_chain_run(const tamis_chain *given, const void *x, void *y, int64_t rows) {
     if (int32_t bad = check_chain(given, rows)) return bad;
     if (rows == 0) return TAMIS_OK;
-    if (!x || !y || !given->workspace) return TAMIS_BAD_ARGUMENT;
+    if (!x || !y) return TAMIS_BAD_ARGUMENT;
     Chain chain;
     Allocator space = {(char *)round_up((int64_t)given->workspace, LINE), 0};
     plan_chain(given, rows, &chain, &space);
-    if (given->workspace_bytes < space.used + LINE) return TAMIS_SMALL_WORKSPACE;
+    if (!given->workspace || given->workspace_bytes < space.used + LINE) return TAMIS_SMALL_WORKSPACE;
     for (int i = 0; i < chain.count; i++) reset_layer(&chain.layers[i], chain.threads);
     Task *last = &chain.layers[chain.count - 1].task;
     last->y = given->y;

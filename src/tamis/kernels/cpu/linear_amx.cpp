@@ -39,6 +39,9 @@ struct alignas(64) TileConfig {
     uint8_t rows[16];
 };
 
+/* GCC's tile intrinsics do not say which memory they read: finish all stores before a tile instruction reads them. */
+inline void finish_stores(const void *written) { __asm__ volatile("" : : "r"(written) : "memory"); }
+
 void enter_tiles(int64_t rows, void *saved) {
     _tile_storeconfig(saved);
     TileConfig config = {};
@@ -47,6 +50,7 @@ void enter_tiles(int64_t rows, void *saved) {
         config.row_bytes[tile] = ROW_BYTES;
         config.rows[tile] = (uint8_t)(tile < 6 ? smaller(rows, 16) : 16);
     }
+    finish_stores(&config);
     _tile_loadconfig(&config);
 }
 
@@ -102,6 +106,7 @@ inline const uint8_t *next_weights(const Weights &w, int64_t t, int64_t *to_seco
     uint8_t *dense = w.rebuilt + (t & 1) * 2 * TILE_BYTES;
     expand_tile(first, dense);
     if (N == 2) expand_tile(first + w.to_second, dense + TILE_BYTES);
+    finish_stores(dense);
     *to_second = TILE_BYTES;
     return dense;
 }
@@ -111,6 +116,7 @@ template <int N>
 void multiply_one(const uint8_t *a, const Weights &w, int64_t tiles, float *sum, int64_t ld, bool add, int64_t rows,
                   float *spare) {
     const int64_t stride = ld * 4;
+    finish_stores(sum);
     if (add) {
         _tile_loadd(0, sum, stride);
         if (N == 2) _tile_loadd(1, sum + 16, stride);
@@ -163,6 +169,7 @@ template <int N>
 void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_t tiles, float *sum, int64_t ld,
                   bool add) {
     const int64_t stride = ld * 4;
+    finish_stores(sum);
     float *lower = sum + 16 * ld;
     if (add) {
         _tile_loadd(0, sum, stride);
@@ -243,6 +250,7 @@ void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, 
                 prefetch_lines(tile + PANEL_TILES * step, step);
                 expand_tile(tile, scratch->rebuilt + (i / tiles * PANEL_TILES + i % tiles) * TILE_BYTES);
             }
+            finish_stores(scratch->rebuilt);
             w = {scratch->rebuilt, PANEL_TILES * TILE_BYTES, TILE_BYTES, nullptr, 0};
         }
         multiply_steps<N>(task, unit, w, unit->k0 + t, tiles, sum, ld, t > 0, scratch);
