@@ -69,7 +69,12 @@ class Network:
 
 
 def check(
-    before: Graph, pass_: Callable[[Graph], Graph], *, tolerance: float = 1e-6, scale: float = 2.0
+    before: Graph,
+    pass_: Callable[[Graph], Graph],
+    *,
+    tolerance: float = 1e-6,
+    scale: float = 2.0,
+    exact: bool = True,
 ) -> Graph:
     """Run a pass; the graph after it is consistent and computes the same in float64."""
     after = pass_(before)
@@ -79,14 +84,16 @@ def check(
     assert [after.types[value] for value in after.outputs] == [
         before.types[value] for value in before.outputs
     ]
-    same(before, after, tolerance=tolerance, scale=scale)
+    same(before, after, tolerance=tolerance, scale=scale, exact=exact)
     return after
 
 
-def same(before: Graph, after: Graph, *, tolerance: float = 1e-6, scale: float = 2.0) -> None:
+def same(
+    before: Graph, after: Graph, *, tolerance: float = 1e-6, scale: float = 2.0, exact: bool = True
+) -> None:
     """Both graphs give the same on random inputs; NaN on either side never passes."""
     inputs = random_inputs(before, scale)
-    expected, found = run(before, inputs, exact=True), run(after, inputs, exact=True)
+    expected, found = run(before, inputs, exact=exact), run(after, inputs, exact=exact)
     for name, array in expected.items():
         assert np.isfinite(array).all(), f"the test itself makes no sense: {name} is not finite"
         assert np.isfinite(found[name]).all(), name
@@ -107,7 +114,7 @@ def random_inputs(graph: Graph, scale: float = 2.0, seed: int = 7) -> dict[str, 
         elif type_.dtype.is_float:
             arrays[name] = (random.standard_normal(type_.shape) * scale).astype(type_.dtype.numpy)
         else:
-            arrays[name] = random.integers(0, 3, type_.shape).astype(type_.dtype.numpy)
+            arrays[name] = random.integers(0, 2, type_.shape).astype(type_.dtype.numpy)
     return arrays
 
 

@@ -109,7 +109,7 @@ def _elementwise(op: Elementwise, inputs: Arrays) -> np.ndarray:
 
 def _linear(op: Linear, inputs: Arrays) -> np.ndarray:
     result = inputs[0] @ inputs[1].T
-    return result + inputs[2] if op.bias else result
+    return np.asarray(result + inputs[2] if op.bias else result)
 
 
 def _matmul(op: MatMul, inputs: Arrays) -> np.ndarray:
@@ -122,7 +122,8 @@ def _attention(op: Attention, inputs: Arrays) -> np.ndarray:
     if op.mask:
         mask = inputs[3]
         scores = np.where(mask, scores, -np.inf).astype(scores.dtype) if mask.dtype == bool else scores + mask
-    return np.asarray(softmax(scores, -1) @ v)
+    nothing_left = np.isneginf(scores).all(axis=-1, keepdims=True)
+    return np.asarray(np.where(nothing_left, 0, softmax(scores, -1)) @ v)
 
 
 def _where(op: Where, inputs: Arrays) -> np.ndarray:
@@ -134,7 +135,7 @@ def _cast(op: Cast, inputs: Arrays) -> np.ndarray:
     if op.to == DType.FLOAT8_E4M3:
         x = np.clip(x.astype(np.float32), -448, 448)
     if op.to == DType.BOOL:
-        return x != 0
+        return np.asarray(x != 0)
     return x.astype(op.to.numpy)
 
 
@@ -154,16 +155,18 @@ def _along(axis: int, rank: int, parameter: np.ndarray) -> np.ndarray:
 def _quantize(op: Quantize, inputs: Arrays) -> np.ndarray:
     x, scale, zero = (inputs[0], *(_along(op.axis, inputs[0].ndim, p) for p in inputs[1:]))
     if op.to == DType.FLOAT8_E4M3:
-        return np.clip((x / scale).astype(np.float32), -448, 448).astype(op.to.numpy)
+        return np.asarray(np.clip((x / scale).astype(np.float32), -448, 448)).astype(op.to.numpy)
     limits = np.iinfo(op.to.numpy)
-    return np.clip(np.rint(x / scale) + zero.astype(np.float64), limits.min, limits.max).astype(op.to.numpy)
+    steps = np.rint(x / scale) + zero.astype(np.float64)
+    return np.asarray(np.clip(steps, limits.min, limits.max)).astype(op.to.numpy)
 
 
 def _dequantize(op: Dequantize, inputs: Arrays) -> np.ndarray:
     x, scale, zero = (inputs[0], *(_along(op.axis, inputs[0].ndim, p) for p in inputs[1:]))
     if DType.of(x).is_float:
-        return x.astype(scale.dtype) * scale
-    return (x.astype(np.int64) - zero.astype(np.int64)).astype(scale.dtype) * scale
+        return np.asarray(x.astype(scale.dtype) * scale)
+    steps = np.asarray(x.astype(np.int64) - zero.astype(np.int64))
+    return np.asarray(steps.astype(scale.dtype) * scale)
 
 
 def _resize(op: Resize, inputs: Arrays) -> np.ndarray:

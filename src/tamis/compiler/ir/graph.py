@@ -178,6 +178,10 @@ class GraphEditor:
         """Declare the type of a new value."""
         self._types[value] = type_
 
+    def type_of(self, value: str) -> TensorType:
+        """The type of a value, new ones included."""
+        return self._types[value]
+
     def resolve(self, value: str) -> str:
         """The value that readers of ``value`` will read once the edits are applied."""
         while value in self._renames:

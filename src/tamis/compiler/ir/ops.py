@@ -97,7 +97,8 @@ class MatMul:
 class Attention:
     """``softmax(scale q k^T + mask) v``. Inputs: q [...,S,D], k [...,T,D], v [...,T,E], mask if ``mask``.
 
-    The mask is boolean (True = keep) or is added to the scores; it broadcasts to [...,S,T].
+    The mask is boolean (True = keep) or is added to the scores; it broadcasts to [...,S,T]. A row in which
+    everything is masked gives zeros.
     """
 
     scale: float

@@ -21,13 +21,18 @@ from typing import TypeAlias
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.ir.printer import summary, to_text
 from tamis.compiler.ir.verify import verify as verify_graph
+from tamis.compiler.passes.clean_transposes import clean_transposes
 from tamis.compiler.passes.fold_batchnorm import fold_batchnorm
 from tamis.compiler.passes.fold_constants import fold_constants
+from tamis.compiler.passes.fold_matmul import fold_matmul
 from tamis.compiler.passes.fold_scale import fold_scale
 from tamis.compiler.passes.fuse_epilogue import fuse_epilogue
+from tamis.compiler.passes.merge_duplicates import merge_duplicates
 from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.passes.order_operands import order_operands
 from tamis.compiler.passes.recognise_activation import recognise_activation
+from tamis.compiler.passes.recognise_attention import recognise_attention
+from tamis.compiler.passes.recognise_layernorm import recognise_layernorm
 from tamis.compiler.passes.remove_dead import remove_dead
 from tamis.compiler.passes.remove_identities import remove_identities
 from tamis.errors import OutputError
@@ -38,10 +43,18 @@ PASSES: tuple[Pass, ...] = (
     remove_dead,
     fold_constants,
     remove_identities,
+    merge_duplicates,
     order_operands,
+    fold_matmul,
+    recognise_attention,
+    clean_transposes,
+    fold_constants,
+    merge_duplicates,
+    remove_identities,
     fold_batchnorm,
     fold_scale,
     recognise_activation,
+    recognise_layernorm,
     fuse_epilogue,
     note_sparsity,
 )
