@@ -19,11 +19,11 @@ from tamis.formats.dtype import DType
 # ONNX operators that are one pointwise kind without parameters.
 UNARY = {
     "Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Asin": "asin", "Asinh": "asinh", "Atan": "atan",
-    "Atanh": "atanh", "Ceil": "ceil", "Cos": "cos", "Cosh": "cosh", "Erf": "erf", "Exp": "exp", "Floor": "floor",
-    "HardSwish": "hardswish", "IsNaN": "isnan", "Log": "log", "Mish": "mish", "Neg": "neg", "Not": "not",
-    "Reciprocal": "reciprocal", "Relu": "relu", "Round": "round", "Sigmoid": "sigmoid", "Sign": "sign",
-    "Sin": "sin", "Sinh": "sinh", "Softplus": "softplus", "Softsign": "softsign", "Sqrt": "sqrt", "Tan": "tan",
-    "Tanh": "tanh",
+    "Atanh": "atanh", "Ceil": "ceil", "Cos": "cos", "Cosh": "cosh", "Erf": "erf", "Exp": "exp",
+    "Floor": "floor", "HardSwish": "hardswish", "IsNaN": "isnan", "Log": "log", "Mish": "mish",
+    "Neg": "neg", "Not": "not", "Reciprocal": "reciprocal", "Relu": "relu", "Round": "round",
+    "Sigmoid": "sigmoid", "Sign": "sign", "Sin": "sin", "Sinh": "sinh", "Softplus": "softplus",
+    "Softsign": "softsign", "Sqrt": "sqrt", "Tan": "tan", "Tanh": "tanh",
 }  # fmt: skip
 # ... with parameters, each an attribute with its default.
 PARAMETERISED: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
@@ -107,10 +107,11 @@ def clip(net: Network, call: Call) -> str:
     # A parameter is a double: integers beyond 2^53 stay operands.
     exact = all(array is None or array.dtype.kind == "f" or abs(int(array.item())) < 2**53 for array in known)
     if constant and exact:
-        low, high = (float(array.item()) if array is not None else None for array in known)
-        return net.pointwise(
-            "clip", x, params=(-math.inf if low is None else low, math.inf if high is None else high)
+        low, high = (
+            limit if array is None else float(array.item())
+            for array, limit in zip(known, (-math.inf, math.inf), strict=True)
         )
+        return net.pointwise("clip", x, params=(low, high))
     for bound, kind in zip(bounds, ("max", "min"), strict=True):
         x = net.pointwise(kind, x, bound) if bound is not None else x
     return x

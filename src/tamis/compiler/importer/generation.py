@@ -68,7 +68,7 @@ def eye_like(net: Network, call: Call) -> str:
         raise InvalidModel(f"EyeLike needs a matrix, got {net.types[x]}")
     to = call.attributes.get("dtype")
     dtype = element_type(int(to), "the result") if to is not None else net.dtype(x)
-    return net.constant(np.eye(*net.shape(x), k=call.integer("k", 0)).astype(dtype.numpy))
+    return net.constant(np.eye(net.shape(x)[0], net.shape(x)[1], call.integer("k", 0)).astype(dtype.numpy))
 
 
 def one_hot(net: Network, call: Call) -> str:

@@ -41,7 +41,7 @@ def input_types(
     result: dict[str, TensorType] = {}
     for value in inputs:
         given = shapes.get(value.name)
-        shape = tuple(given) if given is not None else _filled(declared[value.name], sizes)
+        shape = _filled(list(given) if given is not None else declared[value.name], sizes)
         if shape is None:
             raise _missing_shapes(declared, shapes, sizes)
         element = value.type.tensor_type.elem_type
@@ -75,7 +75,7 @@ def _check_given(
         return
     if len(shape) != len(declared):
         raise ConfigError(
-            f"the shape {text} given for input '{name}' has {len(shape)} axes, the model's has {len(declared)}",
+            f"the shape {text} given for input '{name}' has {len(shape)} axes, not {len(declared)}",
             remedy=f"the model declares [{', '.join(map(str, declared))}]",
         )
     for axis, (size, dimension) in enumerate(zip(shape, declared, strict=True)):
@@ -123,11 +123,9 @@ def _missing_shapes(
             options.append(f"--shape {name}=1x3x224x224")
             continue
         open_inputs.append(f"{name} [{', '.join(map(str, dimensions))}]")
-        example = [d if isinstance(d, int) else _example(d, axis, sizes) for axis, d in enumerate(dimensions)]
-        if len(example) == 4:
-            example = [
-                d if isinstance(d, int) else (1, 3, 224, 224)[axis] for axis, d in enumerate(dimensions)
-            ]
+        example = [
+            _example(dimension, axis, len(dimensions), sizes) for axis, dimension in enumerate(dimensions)
+        ]
         options.append(f"--shape {name}={'x'.join(map(str, example))}")
     return ConfigError(
         f"these inputs have dimensions without a fixed size: {'; '.join(open_inputs)}",
@@ -135,6 +133,9 @@ def _missing_shapes(
     )
 
 
-def _example(dimension: str, axis: int, sizes: Mapping[str, tuple[int, str]]) -> int:
-    known = sizes.get(dimension, (0, ""))[0]
-    return known or (1 if axis == 0 else 128)
+def _example(dimension: Dimension, axis: int, rank: int, sizes: Mapping[str, tuple[int, str]]) -> int:
+    """A plausible size: that of an image for four axes, of a batch or a sequence otherwise."""
+    if isinstance(dimension, int):
+        return dimension
+    usual = (1, 3, 224, 224) if rank == 4 else (1, *[128] * rank)
+    return sizes.get(dimension, (usual[axis], ""))[0]

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from tamis.errors import InvalidModel
 
@@ -62,7 +61,7 @@ def _parse(data: bytes, what: str) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except (DecodeError, RecursionError, MemoryError):
+    except Exception:  # protobuf's DecodeError, whichever implementation of protobuf there is
         raise InvalidModel(
             f"{what} is not an ONNX model, or is truncated ({len(data)} bytes)", remedy=EXPORT
         ) from None

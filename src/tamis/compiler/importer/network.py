@@ -151,7 +151,7 @@ class Network:
         if not isinstance(op, Cast) and floats - {np.dtype(np.float32)}:
             # Narrow types compute in float32, a mix in the widest; all of it becomes float32 in the end.
             wide = np.float64 if np.dtype(np.float64) in floats else np.float32
-            arrays = [a.astype(wide) if DType.of(a).is_float and a.dtype.itemsize > 1 else a for a in arrays]
+            arrays = [a.astype(wide) if a.dtype in floats and a.dtype.itemsize > 1 else a for a in arrays]
         types = infer(op, [TensorType(tuple(array.shape), DType.of(array)) for array in arrays])
         elements = sum(type_.elements for type_ in types)
         if elements > FOLD_LIMIT_ELEMENTS and elements > 2 * sum(array.size for array in arrays):
@@ -163,7 +163,7 @@ class Network:
         return tuple(self.constant(array) for array in results)
 
     def pointwise(self, kind: str, x: str, *operands: str, params: tuple[float, ...] = ()) -> str:
-        """Add one pointwise step, unary or binary; a constant first argument changes places with the second."""
+        """Add one pointwise step, unary or binary; a constant first argument becomes the operand."""
         if not operands:
             return self.add(Elementwise((Pointwise(kind, params),)), x)
         (other,) = operands
@@ -229,14 +229,15 @@ class Network:
     # --- borders ------------------------------------------------------------------------------------------
 
     def add_input(self, name: str, type_: TensorType) -> str:
-        """Declare a graph input; returns the value to use inside, float32 where the input is another float."""
+        """Declare a graph input; returns the value to use inside, which is float32 for other floats."""
         self.inputs.append(name)
         self.types[name] = type_
         if inside(type_) == type_:
             return name
         value = self.fresh(f"{name}.float32")
         self.types[value] = inside(type_)
-        self._nodes.append(Node(self.node_name(f"input.{name}"), Cast(DType.FLOAT32), (name,), (value,)))
+        node = self.node_name(f"input.{name}")
+        self._nodes.append(Node(node, Cast(DType.FLOAT32), (name,), (value,)))
         return value
 
     def finish(self, outputs: Sequence[tuple[str, str, DType | None]]) -> Graph:

@@ -26,7 +26,7 @@ def upsample(net: Network, call: Call) -> str:
         scales = net.constant_of(call.input(1), "scales").astype(np.float64).tolist()
     else:
         scales = [float(scale) for scale in call.required("scales")]
-    return _resample(net, x, scales, call.text("mode", "nearest"), "asymmetric", "floor")
+    return _resample(net, x, scales, call.text("mode", "nearest"))
 
 
 def resize(net: Network, call: Call) -> str:
@@ -34,7 +34,7 @@ def resize(net: Network, call: Call) -> str:
     x = call.input(0)
     if call.opset < 11:
         scales = net.constant_of(call.input(1), "scales").astype(np.float64).tolist()
-        return _resample(net, x, scales, call.text("mode", "nearest"), "asymmetric", "floor")
+        return _resample(net, x, scales, call.text("mode", "nearest"))
     coordinates = call.text("coordinate_transformation_mode", "half_pixel")
     if coordinates not in COORDINATES:
         raise UnsupportedModel(f"Resize with coordinate_transformation_mode '{coordinates}'")
@@ -47,8 +47,8 @@ def resize(net: Network, call: Call) -> str:
         x,
         scales,
         call.text("mode", "nearest"),
-        coordinates,
-        nearest,
+        coordinates=coordinates,
+        nearest=nearest,
         sizes=sizes,
         cubic=call.number("cubic_coeff_a", -0.75),
         exclude=bool(call.integer("exclude_outside", 0)),
@@ -102,9 +102,9 @@ def _resample(
     x: str,
     scales: list[float],
     mode: str,
-    coordinates: Any,
-    nearest: Any,
     *,
+    coordinates: Any = "asymmetric",
+    nearest: Any = "floor",
     sizes: list[int] | None = None,
     cubic: float = -0.75,
     exclude: bool = False,

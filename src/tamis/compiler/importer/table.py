@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from tamis.compiler.importer.attention import ATTENTION
 from tamis.compiler.importer.convert import Convert
 from tamis.compiler.importer.convolution import CONVOLUTION
 from tamis.compiler.importer.elementwise import ELEMENTWISE
 from tamis.compiler.importer.generation import GENERATION
 from tamis.compiler.importer.indexing import INDEXING
+from tamis.compiler.importer.integer import INTEGER
 from tamis.compiler.importer.linear import LINEAR
+from tamis.compiler.importer.microsoft import MICROSOFT, SIMPLIFIED
 from tamis.compiler.importer.normalization import NORMALIZATION
 from tamis.compiler.importer.pooling import POOLING
 from tamis.compiler.importer.quantization import QUANTIZATION
@@ -20,10 +23,12 @@ from tamis.compiler.importer.shape import SHAPE
 
 ONNX: Mapping[str, Convert] = MappingProxyType(
     {
+        **ATTENTION,
         **CONVOLUTION,
         **ELEMENTWISE,
         **GENERATION,
         **INDEXING,
+        **INTEGER,
         **LINEAR,
         **NORMALIZATION,
         **POOLING,
@@ -31,7 +36,8 @@ ONNX: Mapping[str, Convert] = MappingProxyType(
         **REDUCTION,
         **RESIZE,
         **SHAPE,
+        **SIMPLIFIED,  # ONNX Runtime writes it without its domain
     }
 )
 
-OPERATORS: Mapping[str, Mapping[str, Convert]] = MappingProxyType({"": ONNX})
+OPERATORS: Mapping[str, Mapping[str, Convert]] = MappingProxyType({"": ONNX, "com.microsoft": MICROSOFT})

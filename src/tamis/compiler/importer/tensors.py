@@ -43,7 +43,7 @@ def type_name(element: int) -> str:
 
 
 def element_type(element: int, what: str) -> DType:
-    """The element type behind an ONNX number; ``UnsupportedModel`` for strings, complex numbers and the like."""
+    """The element type behind an ONNX number; ``UnsupportedModel`` for strings, complex numbers and such."""
     dtype = ELEMENT_TYPES.get(element)
     if dtype is None:
         raise UnsupportedModel(

@@ -116,7 +116,7 @@ class Walk:
         inputs = [self.value(name, scope) if name else "" for name in node.input]
         function = self._functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
         if function is not None:
-            return self._inline(function, node, inputs, outputs, label, scope)
+            return self._inline(function, node, inputs, outputs=outputs, label=label, scope=scope)
         if domain == "" and node.op_type == "If":
             return self._if(node, inputs, label, scope)
         convert = OPERATORS.get(domain, {}).get(node.op_type)
@@ -142,7 +142,7 @@ class Walk:
         types = [inside(self.network.types[value]) if value else None for value in known]
         body = standard_function(self._resolved(node, scope), types, scope.opsets)
         if body is not None:
-            return self._inline(body, node, known, outputs, label, scope)
+            return self._inline(body, node, known, outputs=outputs, label=label, scope=scope)
         return self._by_reference(node, outputs, known, label, scope)
 
     def _by_reference(
@@ -151,7 +151,9 @@ class Walk:
         """Evaluate an operator that Tamis does not have, when it has only constants to work on."""
         arrays = [self.network.known(value) if value else None for value in inputs]
         constant = all(a is not None for a, value in zip(arrays, inputs, strict=True) if value)
-        results = evaluate_by_reference(self._resolved(node, scope), arrays, scope.opsets) if constant else None
+        results = (
+            evaluate_by_reference(self._resolved(node, scope), arrays, scope.opsets) if constant else None
+        )
         if results is None:
             self.refusals.append(Refusal(_operator(node), label))
             return None
@@ -223,11 +225,12 @@ class Walk:
         function: onnx.FunctionProto,
         node: onnx.NodeProto,
         inputs: Sequence[str | None],
+        *,
         outputs: Sequence[str],
         label: str,
         scope: Scope,
     ) -> list[str | None]:
-        """The body of a model-local function, in place of its call."""
+        """The body of a function, in place of its call."""
         key = (function.domain, function.name, getattr(function, "overload", ""))
         if key in scope.inside:
             raise InvalidModel(f"the function '{function.name}' calls itself", layer=label)

@@ -52,7 +52,7 @@ def _gather_elements(op: GatherElements, inputs: Arrays) -> np.ndarray:
 def _gather_nd(op: GatherND, inputs: Arrays) -> np.ndarray:
     data, indices = inputs
     batch = indices.shape[: op.batch_dims]
-    rows = np.indices(batch, sparse=True) if batch else ()
+    rows: tuple[np.ndarray, ...] = np.indices(batch, sparse=True) if batch else ()
     extra = indices.ndim - 1 - len(batch)
     leading = tuple(row.reshape(row.shape + (1,) * extra) for row in rows)
     return np.asarray(data[leading + tuple(np.moveaxis(indices, -1, 0))])
@@ -60,7 +60,7 @@ def _gather_nd(op: GatherND, inputs: Arrays) -> np.ndarray:
 
 def _scatter_elements(op: ScatterElements, inputs: Arrays) -> np.ndarray:
     data, indices, updates = inputs
-    where = list(np.indices(indices.shape, sparse=True))
+    where: list[np.ndarray] = list(np.indices(indices.shape, sparse=True))
     where[op.axis] = indices % max(data.shape[op.axis], 1)
     return _scatter(data, tuple(where), updates, op.reduction)
 

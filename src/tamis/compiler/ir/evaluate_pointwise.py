@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -38,15 +39,15 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     """``1 / (1 + exp(-x))`` without overflow."""
     small = np.exp(-np.abs(x))
     one = x.dtype.type(1)
-    return np.where(x >= 0, one, small) / (one + small)
+    return np.asarray(np.where(x >= 0, one, small) / (one + small))
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
     """``log(1 + exp(x))`` without overflow."""
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return np.asarray(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))))
 
 
-def _scalar(x: np.ndarray, value: float) -> np.generic:
+def _scalar(x: np.ndarray, value: float) -> Any:
     return x.dtype.type(value)
 
 
@@ -55,12 +56,12 @@ def _elu(x: np.ndarray, alpha: float = 1.0) -> np.ndarray:
 
 
 def _selu(x: np.ndarray, alpha: float = SELU_ALPHA, gamma: float = SELU_GAMMA) -> np.ndarray:
-    return _scalar(x, gamma) * _elu(x, alpha)
+    return np.asarray(_scalar(x, gamma) * _elu(x, alpha))
 
 
 def _celu(x: np.ndarray, alpha: float = 1.0) -> np.ndarray:
     a = _scalar(x, alpha)
-    return np.maximum(x, 0) + a * np.expm1(np.minimum(x, 0) / a)
+    return np.asarray(np.maximum(x, 0) + a * np.expm1(np.minimum(x, 0) / a))
 
 
 def _clip(x: np.ndarray, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
@@ -69,17 +70,17 @@ def _clip(x: np.ndarray, low: float = -math.inf, high: float = math.inf) -> np.n
         # A float bound beyond the type's range is no bound; comparing as float first avoids overflow.
         bottom = limits.min if low <= limits.min else math.ceil(low)
         top = limits.max if high >= limits.max else math.floor(high)
-        return np.minimum(np.maximum(x, _scalar(x, bottom)), _scalar(x, top))
-    return np.minimum(np.maximum(x, _scalar(x, low)), _scalar(x, high))
+        return np.asarray(np.minimum(np.maximum(x, _scalar(x, bottom)), _scalar(x, top)))
+    return np.asarray(np.minimum(np.maximum(x, _scalar(x, low)), _scalar(x, high)))
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
-    return _scalar(x, 0.5) * x * (1 + erf(x * _scalar(x, math.sqrt(0.5))))
+    return np.asarray(_scalar(x, 0.5) * x * (1 + erf(x * _scalar(x, math.sqrt(0.5)))))
 
 
 def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     inner = _scalar(x, math.sqrt(2 / math.pi)) * (x + _scalar(x, 0.044715) * x * x * x)
-    return _scalar(x, 0.5) * x * (1 + np.tanh(inner))
+    return np.asarray(_scalar(x, 0.5) * x * (1 + np.tanh(inner)))
 
 
 def _hardsigmoid(x: np.ndarray, alpha: float = 0.2, beta: float = 0.5) -> np.ndarray:
@@ -145,19 +146,19 @@ UNARY: Mapping[str, Unary] = MappingProxyType(
 
 def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if not np.issubdtype(a.dtype, np.integer):
-        return a / b
+        return np.asarray(a / b)
     # Integers truncate toward zero, as in C.
     quotient = a // b
     wrong = (a % b != 0) & ((a < 0) != (b < 0))
-    return (quotient + wrong).astype(a.dtype)
+    return np.asarray(quotient + wrong).astype(a.dtype)
 
 
 def _pow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if np.issubdtype(a.dtype, np.integer):
         if np.issubdtype(b.dtype, np.integer) and (b >= 0).all():
-            return np.power(a, b).astype(a.dtype)
-        return np.power(a.astype(np.float64), b).astype(a.dtype)
-    return np.power(a, b.astype(a.dtype) if np.issubdtype(b.dtype, np.integer) else b)
+            return np.asarray(np.power(a, b)).astype(a.dtype)
+        return np.asarray(np.power(a.astype(np.float64), b)).astype(a.dtype)
+    return np.asarray(np.power(a, b.astype(a.dtype) if np.issubdtype(b.dtype, np.integer) else b))
 
 
 BINARY: Mapping[str, Binary] = MappingProxyType(

@@ -32,23 +32,23 @@ def source_coordinates(op: Resize, axis: int, size: int) -> np.ndarray:
 def nearest_indices(op: Resize, axis: int, size: int) -> np.ndarray:
     """Index of the input element that each output position of ``axis`` copies."""
     x = source_coordinates(op, axis, size)
-    # Coordinates that should be exact integers or halves may be off by rounding.
+    # Scales come in float32: coordinates that should be exact integers or halves may be off by that much.
     snapped = np.round(x * 2) / 2
-    x = np.where(np.abs(x - snapped) < 1e-9 * np.maximum(np.abs(x), 1), snapped, x)
+    x = np.where(np.abs(x - snapped) < 1e-6 * np.maximum(np.abs(x), 1), snapped, x)
     rounding = {
         "round_prefer_floor": np.ceil(x - 0.5),
         "round_prefer_ceil": np.floor(x + 0.5),
         "floor": np.floor(x),
         "ceil": np.ceil(x),
     }
-    return np.clip(rounding[op.nearest], 0, size - 1).astype(np.int64)
+    return np.asarray(np.clip(rounding[op.nearest], 0, size - 1)).astype(np.int64)
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
     d = np.abs(distance)
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)))
 
 
 def interpolation_matrix(op: Resize, axis: int, size: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def interpolation_matrix(op: Resize, axis: int, size: int) -> np.ndarray:
         if op.exclude_outside:
             weight = np.where((taken >= 0) & (taken < size), weight, 0.0)
         np.add.at(matrix, (rows, np.clip(taken, 0, size - 1)), weight)
-    return matrix / matrix.sum(axis=1, keepdims=True) if op.exclude_outside else matrix
+    return np.asarray(matrix / matrix.sum(axis=1, keepdims=True)) if op.exclude_outside else matrix
 
 
 def resize(op: Resize, x: np.ndarray) -> np.ndarray:

@@ -37,16 +37,21 @@ def _window(
     tap: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> tuple[slice, ...]:
     """What one kernel tap sees of the padded input at all output positions."""
-    return (slice(None), slice(None)) + tuple(
-        slice(t * d, t * d + (size - 1) * s + 1, s)
-        for t, size, s, d in zip(tap, sizes, strides, dilations, strict=True)
-    )
+    places = zip(tap, sizes, strides, dilations, strict=True)
+    cuts = (slice(t * d, t * d + (size - 1) * s + 1, s) for t, size, s, d in places)
+    return (slice(None), slice(None), *cuts)
+
+
+def _tap(weight: np.ndarray, tap: tuple[int, ...]) -> np.ndarray:
+    """``weight`` [G,rows,columns,kernel...] at one position of the kernel."""
+    index: Any = (..., *tap)
+    return np.asarray(weight[index])
 
 
 def _grouped_product(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
     """``weight`` [G,K/G,C/G] times ``x`` [N,G,C/G,P] -> [N,G,K/G,P]; depthwise without a matrix product."""
     if weight.shape[2] == 1:
-        return weight[None, :, :, 0, None] * x
+        return np.asarray(weight[None, :, :, 0, None] * x)
     return np.asarray(weight @ x)
 
 
@@ -67,7 +72,7 @@ def _conv(op: Conv, inputs: Arrays) -> np.ndarray:
     for tap in product(*map(range, kernel)):
         seen = padded[_window(tap, sizes, op.strides, op.dilations)]
         seen = seen.reshape(n, groups, channels // groups, -1)
-        result += _grouped_product(taps[(..., *tap)], seen)
+        result += _grouped_product(_tap(taps, tap), seen)
     result = result.reshape(n, filters, *sizes)
     return result + inputs[2].reshape(-1, *[1] * rank) if op.bias else result
 
@@ -85,7 +90,7 @@ def _conv_transpose(op: ConvTranspose, inputs: Arrays) -> np.ndarray:
     taps = np.swapaxes(weight.reshape(groups, channels // groups, filters, *kernel), 1, 2)
     flat = x.reshape(n, groups, channels // groups, -1)
     for tap in product(*map(range, kernel)):
-        part = _grouped_product(taps[(..., *tap)], flat).reshape(n, groups * filters, *sizes)
+        part = _grouped_product(_tap(taps, tap), flat).reshape(n, groups * filters, *sizes)
         result[_window(tap, sizes, op.strides, op.dilations)] += part
     crop = tuple(slice(op.pads[i], full[i] - op.pads[i + rank]) for i in range(rank))
     result = result[(slice(None), slice(None), *crop)]
@@ -96,10 +101,7 @@ def _pool(op: Pool, inputs: Arrays) -> np.ndarray:
     x = inputs[0]
     rank = len(op.kernel)
     begin, end = op.pads[:rank], op.pads[rank:]
-    sizes = [
-        pooled_size(x.shape[2 + i], op.kernel[i], op.strides[i], begin[i], end[i], op.dilations[i], op.ceil)
-        for i in range(rank)
-    ]
+    sizes = [pooled_size(op, axis, size) for axis, size in enumerate(x.shape[2:])]
     # A partial last window (ceil) may hang over the padding; those cells are never counted.
     reach = [(sizes[i] - 1) * op.strides[i] + op.dilations[i] * (op.kernel[i] - 1) + 1 for i in range(rank)]
     over = [max(reach[i] - x.shape[2 + i] - begin[i] - end[i], 0) for i in range(rank)]

@@ -7,7 +7,6 @@ operator and what does not fit. The caller adds the layer's name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 from types import MappingProxyType
 from typing import Any
 

@@ -28,12 +28,17 @@ def window_count(size: int, kernel: int, stride: int, pads: int, dilation: int) 
     return (size + pads - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def pooled_size(size: int, kernel: int, stride: int, begin: int, end: int, dilation: int, ceil: bool) -> int:
-    """Positions of a pooling window; with ``ceil`` a last partial window counts if it starts inside the input
-    or its padding at the beginning (the rule of ONNX 1.17 and of torch)."""
+def pooled_size(op: Pool, axis: int, size: int) -> int:
+    """Positions of a pooling window along one spatial axis of ``size`` elements.
+
+    With ``ceil`` a last partial window counts if it starts inside the input or its padding at the beginning
+    (the rule of torch, and of ONNX since 1.17).
+    """
+    kernel, stride, dilation = op.kernel[axis], op.strides[axis], op.dilations[axis]
+    begin, end = op.pads[axis], op.pads[axis + len(op.kernel)]
     count = window_count(size, kernel, stride, begin + end, dilation)
     room = size + begin + end - dilation * (kernel - 1) - 1
-    if ceil and room % stride and count * stride < size + begin:
+    if op.ceil and room % stride and count * stride < size + begin:
         count += 1
     return count
 
@@ -64,9 +69,7 @@ def _conv(op: Conv, inputs: Types) -> Types:
     x, weight = inputs[:2]
     _weight_and_bias(op, inputs, weight.shape[0] if weight.shape else 0)
     if op.groups < 1 or x.shape[1] != weight.shape[1] * op.groups or weight.shape[0] % op.groups:
-        raise refuse(
-            op, f"x {x} has {x.shape[1]} channels, which does not fit weight {weight} in {op.groups} groups"
-        )
+        raise refuse(op, f"x {x} does not fit weight {weight} in {op.groups} groups")
     rank = len(x.shape) - 2
     sizes = tuple(
         window_count(
@@ -89,9 +92,7 @@ def _conv_transpose(op: ConvTranspose, inputs: Types) -> Types:
     channels = weight.shape[1] * op.groups if len(weight.shape) > 1 else 0
     _weight_and_bias(op, inputs, channels)
     if op.groups < 1 or x.shape[1] != weight.shape[0] or x.shape[1] % op.groups:
-        raise refuse(
-            op, f"x {x} has {x.shape[1]} channels, which does not fit weight {weight} in {op.groups} groups"
-        )
+        raise refuse(op, f"x {x} does not fit weight {weight} in {op.groups} groups")
     rank = len(x.shape) - 2
     if len(op.output_pads) != rank:
         raise refuse(op, f"output_pads {list(op.output_pads)} must have {rank} entries")
@@ -116,18 +117,7 @@ def _pool(op: Pool, inputs: Types) -> Types:
     if rank < 1 or len(op.kernel) != rank:
         raise refuse(op, f"kernel {list(op.kernel)} does not fit x {x}")
     _geometry(op, rank)
-    sizes = tuple(
-        pooled_size(
-            x.shape[2 + i],
-            op.kernel[i],
-            op.strides[i],
-            op.pads[i],
-            op.pads[i + rank],
-            op.dilations[i],
-            op.ceil,
-        )
-        for i in range(rank)
-    )
+    sizes = tuple(pooled_size(op, axis, size) for axis, size in enumerate(x.shape[2:]))
     if min(sizes) < 1:
         raise refuse(op, f"the kernel {list(op.kernel)} is larger than the padded input {x}")
     return (TensorType((*x.shape[:2], *sizes), x.dtype),)
