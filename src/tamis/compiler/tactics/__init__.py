@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Tactic
+from tamis.compiler.tactics.chain import TamisChain
+from tamis.compiler.tactics.linear import TamisLinear
 from tamis.compiler.tactics.onednn import OneDnn
 from tamis.compiler.tactics.openvino import OpenVino
 from tamis.compiler.tactics.region import RegionTactic
 
-TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn())
-REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(),)
+TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn(), TamisLinear())
+REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(), TamisChain())

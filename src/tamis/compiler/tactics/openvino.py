@@ -7,6 +7,7 @@ The region is lowered to ONNX, read by OpenVINO's own front end and kept in the 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from tamis.compiler.ir.graph import Graph, Node
 from tamis.compiler.tactics.base import Choice, Lowered, flops_of, layer_of
 from tamis.compiler.tactics.lowering import lower_to_onnx, refuses_lowering, to_openvino
 from tamis.compiler.tactics.region import Region, runs_of
+from tamis.devices.cpu.openvino import profile_region
 from tamis.engine.plan import DeviceInfo, Format, Step
 
 
@@ -65,3 +67,10 @@ class OpenVino:
         )
         return Lowered((step,), constants)
 
+    def profile(
+        self, graph: Graph, region: Region, choice: Choice, inputs: Sequence[np.ndarray], threads: int
+    ) -> Mapping[str, float]:
+        """OpenVINO's own per-node counters, mapped back to our layers."""
+        lowered = self.lower(graph, region, choice)
+        xml, weights = lowered.constants.values()
+        return profile_region(xml.tobytes(), weights, choice.precision, threads, inputs)

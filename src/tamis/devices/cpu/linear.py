@@ -1,16 +1,65 @@
-"""Our own kernels for linear layers (``tamis.*``)."""
+"""Our own kernels for linear layers with few rows (``tamis.chain``): one layer, or several in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
 
-from tamis.devices.base import BoundShape, Runner, Tensor
+import torch
+
+from tamis.devices.base import BoundShape, Runner, Slots, Tensor
+from tamis.devices.cpu import tensors
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError
+from tamis.formats import parse_pattern
+from tamis.kernels.cpu.linear import Chain, Layer, LinearSpec
+from tamis.kernels.cpu.linear import Step as EpilogueStep
 
 
 def bind(
     step: Step, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
 ) -> Runner:
-    """A runner for one ``tamis.*`` step."""
-    raise DeviceError(f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again")
+    """A runner for a ``tamis.chain`` step.
+
+    Attributes: ``layers`` (n, k, weight_dtype, pattern, epilogue, bias) and ``isa``, the level it was tuned for.
+    Constants: for each layer the packed weight, then the bias if any. Inputs: x, then the residuals in order.
+    """
+    if step.kernel != "tamis.chain":
+        raise DeviceError(f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again")
+    names = iter(step.constants)
+    layers = [_layer(entry, names, constants, inputs) for entry in step.attributes["layers"]]
+    chain = Chain(
+        layers,
+        threads=torch.get_num_threads(),
+        isa=step.attributes["isa"],
+        x_dtype=inputs[0].format.dtype.value,  # type: ignore[arg-type]
+        y_dtype=outputs[0].format.dtype.value,  # type: ignore[arg-type]
+    )
+    rows = prod(inputs[0].shape) // layers[0].spec.k
+    chain.reserve(rows)
+    return _runner(chain, rows, inputs, outputs[0])
+
+
+def _layer(
+    entry: Mapping[str, Any], names: Any, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape]
+) -> Layer:
+    epilogue = tuple(EpilogueStep(s["kind"], s["p0"], s["p1"]) for s in entry["epilogue"])
+    spec = LinearSpec(entry["n"], entry["k"], entry["weight_dtype"], parse_pattern(entry["pattern"]), epilogue)
+    packed = constants[next(names)].numpy()
+    bias = constants[next(names)].numpy() if entry["bias"] else None
+    residual = inputs[1].format.dtype.value if spec.adds_residual else "float32"
+    return Layer(spec, packed, bias, residual_dtype=residual)  # type: ignore[arg-type]
+
+
+def _runner(chain: Chain, rows: int, inputs: Sequence[BoundShape], output: BoundShape) -> Runner:
+    x, y, call = inputs[0].slot, output.slot, chain.run
+    residuals = tuple(bound.slot for bound in inputs[1:])
+    shape, format, preallocated = output.shape, output.format, output.preallocated
+
+    def run(slots: Slots) -> None:
+        if not preallocated:
+            slots[y] = tensors.empty(shape, format)
+        call(slots[x].data_ptr(), slots[y].data_ptr(), rows, [slots[slot].data_ptr() for slot in residuals])
+
+    return run

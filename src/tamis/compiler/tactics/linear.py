@@ -1,0 +1,143 @@
+"""Our own kernels for linear layers and 1x1 convolutions with few rows, dense and 2:4 sparse.
+
+With few rows a linear layer is bound by the bandwidth of its weights. The kernels stream each weight once;
+2:4 weights are stored compressed and expanded in registers, which saves 44 % of the bytes in bfloat16 and
+47 % in float32. With many rows the layer is bound by arithmetic, which sparsity does not save on a CPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.ops import Conv, Linear, Pointwise, epilogue_of
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
+from tamis.compiler.tactics.onednn import pointwise_step
+from tamis.engine.plan import DeviceInfo, Sparsity, Step
+from tamis.errors import MissingLibrary
+from tamis.formats import DENSE, TWO_FOUR
+from tamis.formats.dtype import DType
+from tamis.kernels.cpu.library import levels
+from tamis.kernels.cpu.linear import STEP_KINDS, LinearSpec, pack
+
+# Beyond this many rows every layer measured was bound by arithmetic, and the libraries were faster.
+MOST_ROWS = 512
+
+
+class TamisLinear:
+    """Linear layers with few rows."""
+
+    name = "tamis.linear"
+
+    def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Anything that is not a matrix product of few rows with a constant weight."""
+        return refuses_linear(layer, device)
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        """Dense and, for an eligible weight, 2:4; each precision; bfloat16 weights also between float32 values."""
+        channels_last = isinstance(layer.op, Conv)
+        patterns: tuple[Sparsity, ...] = ("dense", "2:4") if layer.eligible else ("dense",)
+        for precision in config.precisions:
+            for dtype in dict.fromkeys((precision, DType.FLOAT32)):
+                inputs = tuple(uniform_format(layer.types[v], dtype, channels_last) for v in layer.values)
+                outputs = tuple(uniform_format(layer.types[v], dtype, channels_last) for v in layer.node.outputs)
+                for sparsity in patterns:
+                    yield Choice(self.name, precision, inputs, outputs, sparsity, {"isa": levels()[-1]})
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        """One call, and a pointwise step for what the kernel cannot fuse."""
+        node = layer.node
+        fused, tail = split_program(layer)
+        entry, constants = packed_layer(layer, choice.precision, choice.sparsity, fused)
+        residuals = tuple(node.inputs[s.operand] for s in fused if s.operand is not None)
+        result = node.output if not tail else f"{node.output}/before_epilogue"
+        step = Step(
+            layer.name, "tamis.chain", (node.inputs[0], *residuals), (result,), tuple(constants),
+            {"layers": [entry], "isa": choice.parameters["isa"]}, (layer.name,), choice.precision, choice.sparsity,
+            flops_of(layer), moved_bytes_of(layer, choice),
+        )  # fmt: skip
+        if not tail:
+            return Lowered((step,), constants)
+        after, more = pointwise_step(layer, tail, result, choice)
+        shape = layer.types[node.output].shape
+        return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+
+
+def refuses_linear(layer: Layer, device: DeviceInfo) -> str | None:
+    """Why the kernels cannot run a layer, or None."""
+    op = layer.op
+    if device.kind != "cpu":
+        return "runs on the CPU only"
+    if not isinstance(op, Conv | Linear):
+        return f"{type(op).__name__} is not a linear layer"
+    weight = layer.constant(1)
+    if weight is None or (op.bias and layer.constant(2) is None):
+        return "the weight or the bias is computed at run time"
+    if isinstance(op, Conv):
+        if weight.ndim != 4 or weight.shape[2:] != (1, 1):
+            return f"a {'x'.join(map(str, weight.shape[2:]))} convolution is not a linear layer"
+        if set(op.strides) != {1} or set(op.pads) != {0} or op.groups != 1:
+            return "a strided, padded or grouped 1x1 convolution is not a linear layer"
+    rows = rows_of(layer)
+    if rows > MOST_ROWS:
+        return f"{rows} rows; these kernels are for at most {MOST_ROWS}, where bandwidth is the limit"
+    if importlib.util.find_spec("tamis.kernels.cpu.library") is None:
+        return "the CPU kernels are not installed"
+    try:
+        levels()
+    except MissingLibrary as error:
+        return error.cause
+    return None
+
+
+def rows_of(layer: Layer) -> int:
+    """Rows of the matrix product."""
+    weight = layer.type(1).shape
+    return layer.type(0).elements // prod(weight[1:])
+
+
+def split_program(layer: Layer) -> tuple[tuple[Pointwise, ...], tuple[Pointwise, ...]]:
+    """The steps of the epilogue that the kernel fuses, and the rest."""
+    program = epilogue_of(layer.op)
+    residuals = 0
+    for index, step in enumerate(program):
+        if step.operand is not None:
+            operand = layer.node.inputs[step.operand]
+            same = layer.types[operand].shape == layer.types[layer.node.output].shape
+            residuals += 1
+            if step.kind != "add" or not same or operand in layer.constants or residuals > 1:
+                return program[:index], program[index:]
+        elif step.kind not in STEP_KINDS or (step.kind == "clip" and len(step.params) != 2):
+            return program[:index], program[index:]
+    return program, ()
+
+
+def packed_layer(
+    layer: Layer, precision: DType, sparsity: Sparsity, program: tuple[Pointwise, ...]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A layer as the kernel's attributes, and its packed constants."""
+    weight = layer.constants[layer.node.inputs[1]]
+    matrix = np.ascontiguousarray(weight.reshape(weight.shape[0], -1), dtype=np.float32)
+    pattern = TWO_FOUR if sparsity == "2:4" else DENSE
+    spec = LinearSpec(*matrix.shape, weight_dtype=precision.value, pattern=pattern)  # type: ignore[arg-type]
+    constants = {f"{layer.name}.packed": pack(matrix, spec)}
+    if layer.op.bias:
+        constants[f"{layer.name}.bias"] = layer.constants[layer.node.inputs[2]].astype(np.float32)
+    epilogue = [
+        {
+            "kind": "add_residual" if step.operand is not None else step.kind,
+            "p0": float(step.params[0]) if step.params else 0.0,
+            "p1": float(step.params[1]) if len(step.params) > 1 else 0.0,
+        }
+        for step in program
+    ]
+    entry = {
+        "n": spec.n, "k": spec.k, "weight_dtype": precision.value, "pattern": str(pattern), "epilogue": epilogue,
+        "bias": bool(layer.op.bias),
+    }  # fmt: skip
+    return entry, constants
