@@ -27,10 +27,11 @@ class HeldMask(nn.Module):
 
     mask: torch.Tensor
 
-    def __init__(self, mask: torch.Tensor, pattern: NM) -> None:
+    def __init__(self, mask: torch.Tensor, pattern: NM, position: int) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
         self.pattern = pattern
+        self.position = position  # of the weight among its module's parameters
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight with its masked elements zero."""
@@ -106,15 +107,16 @@ def prune(model: nn.Module, pattern: str | NM = "2:4", *, exclude: Exclude = ())
     choices = prunable(model, wanted)
     excluded = {choice.identity for choice in choices if _excluded(choice, exclude)}
     masks: dict[int | str, torch.Tensor] = {}  # layers that share a weight share the mask
-    planned = []
+    planned: list[tuple[LayerChoice, HeldMask | None]] = []
     for choice in choices:
         layer = replace(choice, reason="excluded") if choice.identity in excluded else choice
         if layer.reason is None and layer.identity not in masks:
             masks[layer.identity] = _mask(layer, wanted)
-        planned.append((layer, masks.get(layer.identity)))
-    for layer, mask in planned:  # only now, so that an error above leaves the model as it was
-        if layer.reason is None and mask is not None:
-            parametrize.register_parametrization(layer.module, layer.parameter, HeldMask(mask, wanted))
+        mask = masks.get(layer.identity)
+        planned.append((layer, None if mask is None else HeldMask(mask, wanted, _position(layer))))
+    for layer, held in planned:  # only now, so that an error above leaves the model as it was
+        if held is not None:
+            parametrize.register_parametrization(layer.module, layer.parameter, held)
     return PruneReport(tuple(_describe(layer, wanted) for layer, _ in planned))
 
 
@@ -131,7 +133,7 @@ def finalize(model: nn.Module) -> PruneReport:
         held = held_mask(choice.module, choice.parameter)
         if held is None:
             continue
-        parametrize.remove_parametrizations(choice.module, choice.parameter, leave_parametrized=True)
+        _bake(choice.module, choice.parameter, held)
         if bool((choice.weight[~held.mask] != 0).any()):
             raise SparsityError(
                 "masked elements are not zero",
@@ -149,6 +151,26 @@ def held_mask(module: nn.Module, parameter: str) -> HeldMask | None:
     chains = module.parametrizations
     assert isinstance(chains, nn.ModuleDict)
     return next((entry for entry in chains[parameter].children() if isinstance(entry, HeldMask)), None)
+
+
+def _position(layer: LayerChoice) -> int:
+    """The place of a weight among the parameters of its module; the end if it is not a plain parameter."""
+    names = [name for name, _ in layer.module.named_parameters(recurse=False)]
+    return names.index(layer.parameter) if layer.parameter in names else len(names)
+
+
+def _bake(module: nn.Module, parameter: str, held: HeldMask) -> None:
+    """Replace the computed weight by a parameter of the same value, in the place it had before pruning."""
+    # A deep copy of a parametrised module shares the class that torch made for it, and torch removes the
+    # property from that class: without a class of its own, the copy would break the original.
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
+    behind = [name for name, _ in module.named_parameters(recurse=False) if name != parameter][
+        held.position :
+    ]
+    for name in behind:  # torch puts the parameter last; optimisers and state dicts know it by its place
+        module.register_parameter(name, module._parameters.pop(name))
 
 
 def _mask(layer: LayerChoice, pattern: NM) -> torch.Tensor:
