@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from aten_cases import CASES, Case
+from operator_cases import CASES, Case
 
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.ops import BINARY_KINDS, UNARY_KINDS, Elementwise, Op

@@ -1,16 +1,207 @@
-"""Regions of layers handed to OpenVINO (``openvino.region``)."""
+"""Regions of layers that OpenVINO runs: the kernel ``openvino.region``.
+
+Constants of a step: OpenVINO's graph (XML) and weights (binary), both uint8. Attributes: ``precision``, the
+type to compute in. Inputs and outputs are in the order of the region; whatever types they have at the border,
+OpenVINO converts them. Tensors are shared, never copied, as long as they are dense and row-major.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
 
-from tamis.devices.base import BoundShape, Runner, Tensor
+import numpy as np
+import torch
+
+from tamis.devices.base import BoundShape, Runner, Slots, Tensor
+from tamis.devices.cpu.tensors import empty, memory_format
 from tamis.engine.plan import Step
-from tamis.errors import DeviceError
+from tamis.errors import DeviceError, MissingLibrary
+from tamis.formats.dtype import DType
+
+KERNEL = "openvino.region"
+PROFILE_RUNS = 5
+_ELEMENT_TYPES = {
+    DType.FLOAT64: "f64",
+    DType.FLOAT32: "f32",
+    DType.FLOAT16: "f16",
+    DType.BFLOAT16: "bf16",
+    DType.INT64: "i64",
+    DType.INT32: "i32",
+    DType.INT16: "i16",
+    DType.INT8: "i8",
+    DType.UINT8: "u8",
+    DType.BOOL: "boolean",
+}
+
+
+@cache
+def _library() -> Any:
+    """The package ``openvino``. Raises ``MissingLibrary`` when it is not installed."""
+    try:
+        import openvino  # noqa: PLC0415  an optional library, loaded on use
+    except ImportError as error:
+        raise MissingLibrary(
+            "OpenVINO is not installed", remedy='install it with pip install "tamis[openvino]"'
+        ) from error
+    return openvino
+
+
+@cache
+def _core() -> Any:
+    """One OpenVINO for the process: loading its CPU plugin takes tens of milliseconds."""
+    return _library().Core()
+
+
+def _element_type(dtype: DType) -> Any:
+    name = _ELEMENT_TYPES.get(DType(dtype))
+    if name is None:
+        raise DeviceError(f"OpenVINO is not given tensors of type {dtype}")
+    return getattr(_library().Type, name)
+
+
+def _settings(precision: str, threads: int) -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+
+
+def _read(xml: bytes, weights: np.ndarray) -> Any:
+    """The model; its constants are views of ``weights``, which must live as long."""
+    openvino = _library()
+    if weights.size == 0:
+        weights = np.zeros(1, np.uint8)
+    return _core().read_model(xml, openvino.Tensor(weights, shared_memory=True))
+
+
+def _with_border(model: Any, inputs: Sequence[DType], outputs: Sequence[DType]) -> Any:
+    """The model with these element types at its border; OpenVINO adds the conversions."""
+    types_in = [_element_type(dtype) for dtype in inputs]
+    types_out = [_element_type(dtype) for dtype in outputs]
+    if len(model.inputs) != len(types_in) or len(model.outputs) != len(types_out):
+        raise DeviceError(
+            f"the region has {len(model.inputs)} inputs and {len(model.outputs)} outputs, "
+            f"the step {len(types_in)} and {len(types_out)}"
+        )
+    border = _library().preprocess.PrePostProcessor(model)
+    for index, (port, kind) in enumerate(zip(model.inputs, types_in, strict=True)):
+        if port.get_element_type() != kind:
+            border.input(index).tensor().set_element_type(kind)
+    for index, (port, kind) in enumerate(zip(model.outputs, types_out, strict=True)):
+        if port.get_element_type() != kind:
+            border.output(index).tensor().set_element_type(kind)
+    return border.build()
+
+
+def shared(tensor: torch.Tensor) -> Any:
+    """An OpenVINO tensor over the memory of a dense row-major torch tensor, which must outlive its use."""
+    openvino = _library()
+    if tensor.dtype is torch.bfloat16:
+        carrier = tensor.view(torch.int16).numpy()
+        return openvino.Tensor(carrier, list(tensor.shape), openvino.Type.bf16)
+    return openvino.Tensor(tensor.numpy(), shared_memory=True)
 
 
 def bind(
     step: Step, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
 ) -> Runner:
-    """A runner for one ``openvino.*`` step."""
-    raise DeviceError(f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again")
+    """A runner for one ``openvino.region`` step: the model is compiled here, for torch's number of threads.
+
+    A result that is not preallocated lies in memory of the runner: its next call overwrites it.
+    """
+    if step.kernel != KERNEL:
+        raise DeviceError(
+            f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again"
+        )
+    for bound in (*inputs, *outputs):
+        if memory_format(len(bound.shape), bound.format) is not torch.contiguous_format:
+            raise DeviceError("OpenVINO is given row-major tensors only", layer=step.name)
+    xml, weights = (constants[name].numpy() for name in step.constants)
+    try:
+        model = _with_border(
+            _read(xml.tobytes(), weights), [b.format.dtype for b in inputs], [b.format.dtype for b in outputs]
+        )
+        compiled = _core().compile_model(
+            model, "CPU", _settings(str(step.attributes["precision"]), torch.get_num_threads())
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DeviceError(f"OpenVINO cannot compile it ({reason})", layer=step.name) from error
+    return Region(compiled.create_infer_request(), weights, inputs, outputs)
+
+
+class Region:
+    """A compiled region as a runner. It sets the tensors whose address changed since its last call, and runs.
+
+    Args:
+        request: OpenVINO's inference request.
+        weights: the memory that the constants of the model lie in; kept alive here.
+        inputs: where the inputs are.
+        outputs: where the outputs go; those that are not preallocated get memory of the region.
+    """
+
+    def __init__(
+        self, request: Any, weights: np.ndarray, inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
+    ) -> None:
+        self._request = request
+        self._weights = weights
+        # The Python class around it converts inputs and collects outputs: 12 us a call, and we need neither.
+        self._infer: Callable[..., Any] = _library()._pyopenvino.InferRequest.infer
+        self._inputs = tuple((bound.slot, index) for index, bound in enumerate(inputs))
+        self._given = tuple((bound.slot, index) for index, bound in enumerate(outputs) if bound.preallocated)
+        self._own: list[tuple[int, torch.Tensor]] = []
+        for index, bound in enumerate(outputs):
+            if not bound.preallocated:
+                tensor = empty(bound.shape, bound.format)
+                request.set_output_tensor(index, shared(tensor))
+                self._own.append((bound.slot, tensor))
+        self._watched = tuple(slot for slot, _ in (*self._inputs, *self._given))
+        self._addresses: list[int] = []
+
+    def __call__(self, slots: Slots) -> None:
+        """Run on the tensors in the slots."""
+        addresses = [slots[slot].data_ptr() for slot in self._watched]
+        if addresses != self._addresses:
+            self._set_tensors(slots)
+            self._addresses = addresses
+        self._infer(self._request, {}, True, False)
+        for slot, tensor in self._own:
+            slots[slot] = tensor
+
+    def _set_tensors(self, slots: Slots) -> None:
+        for slot, index in self._inputs:
+            if not slots[slot].is_contiguous():
+                raise DeviceError("a region for OpenVINO was given a strided tensor")
+            self._request.set_input_tensor(index, shared(slots[slot]))
+        for slot, index in self._given:
+            self._request.set_output_tensor(index, shared(slots[slot]))
+
+
+def profile_region(
+    xml: bytes, weights: np.ndarray, precision: DType, threads: int, inputs: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Microseconds that each layer of a region takes, by OpenVINO's own counters in a compilation of its own.
+
+    A node that OpenVINO fused from several layers counts for the layer it is named after; the others then get
+    0. What belongs to no layer, such as a conversion at the border, is added up under the empty name. Each is
+    the median of ``PROFILE_RUNS`` runs.
+    """
+    openvino = _library()
+    settings = _settings(str(precision), threads) | {"PERF_COUNT": "YES"}
+    request = _core().compile_model(_read(xml, weights), "CPU", settings).create_infer_request()
+    tensors = {index: openvino.Tensor(np.ascontiguousarray(array)) for index, array in enumerate(inputs)}
+    samples: dict[str, list[float]] = {}
+    for turn in range(PROFILE_RUNS + 1):
+        request.infer(tensors)
+        totals: dict[str, float] = {}
+        for node in request.get_profiling_info():
+            layer = node.node_name.rpartition("#")[0]
+            totals[layer] = totals.get(layer, 0.0) + node.real_time.total_seconds() * 1e6
+        if turn:  # the first run also allocates
+            for layer, time in totals.items():
+                samples.setdefault(layer, []).append(time)
+    return {layer: float(np.median(times)) for layer, times in samples.items()}
