@@ -1,0 +1,1 @@
+"""The command line ``tamis``, one file for each command."""

@@ -1,7 +1,7 @@
 """What a build produces: the plan, the weights, and the one file that holds both."""
 
 from tamis.engine.check import check_plan
-from tamis.engine.file import Engine, read, replaced_file, save
+from tamis.engine.file import Engine, is_engine, read, replaced_file, save
 from tamis.engine.inspect import Summary, describe, is_sparse, summarize
 from tamis.engine.plan import (
     PLAN_VERSION,
@@ -40,6 +40,7 @@ __all__ = [
     "check_plan",
     "describe",
     "from_json",
+    "is_engine",
     "is_sparse",
     "read",
     "replaced_file",

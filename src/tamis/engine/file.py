@@ -115,6 +115,15 @@ def read(path: str | os.PathLike[str], *, verify: bool = True) -> Engine:
     return Engine(from_json(metadata["plan"]), tensors)
 
 
+def is_engine(path: str | os.PathLike[str]) -> bool:
+    """Whether a file starts like an engine; False for one that cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(_DIGEST_START)[8:] == _PREFIX
+    except OSError:
+        return False
+
+
 @contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of ``path`` at the end, or leaves no trace when anything fails.

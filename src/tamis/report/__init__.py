@@ -1,0 +1,42 @@
+"""Reports about engines and runs: rich text for people, plain data for machines."""
+
+from tamis.report.deviations import Deviation, deviation, deviation_data, deviation_table, first_beyond
+from tamis.report.measured import bench_data, bench_lines, profile_data, profile_table
+from tamis.report.races import explain, explain_data
+from tamis.report.sparsity import best, both_times, sparsity_data, sparsity_lines
+from tamis.report.summary import (
+    build_data,
+    build_summary,
+    difference_of_engines,
+    differing_layers,
+    inspect,
+)
+from tamis.report.tables import table
+from tamis.report.units import microseconds, shape, size
+
+__all__ = [
+    "Deviation",
+    "bench_data",
+    "bench_lines",
+    "best",
+    "both_times",
+    "build_data",
+    "build_summary",
+    "deviation",
+    "deviation_data",
+    "deviation_table",
+    "difference_of_engines",
+    "differing_layers",
+    "explain",
+    "explain_data",
+    "first_beyond",
+    "inspect",
+    "microseconds",
+    "profile_data",
+    "profile_table",
+    "shape",
+    "size",
+    "sparsity_data",
+    "sparsity_lines",
+    "table",
+]

@@ -1,6 +1,6 @@
 """Running engines: sessions, benchmarks and profiles."""
 
-from tamis.runtime.bench import BenchResult, bench, percentile
+from tamis.runtime.benchmark import BenchResult, bench, percentile
 from tamis.runtime.match import EngineWarning
 from tamis.runtime.profiler import Profile, StepTime, profile, timing_of
 from tamis.runtime.samples import random_inputs

@@ -1,0 +1,86 @@
+"""``tamis env``: what this machine offers, and what is missing."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+from tamis.cli.options import Json
+from tamis.cli.output import show, show_json
+
+# Libraries: what each is needed for, and how to get it.
+LIBRARIES = (
+    ("torch", "every CPU kernel but our own", "pip install torch"),
+    ("onnx", "reading models", "pip install onnx"),
+    ("onnx-ir", "reading models", "pip install onnx-ir"),
+    ("openvino", "the 'openvino' tactic: whole regions of dense layers", "pip install 'tamis[openvino]'"),
+    ("onnxruntime", "'tamis compare' and the demo", "pip install 'tamis[compare]'"),
+    ("onnxscript", "exporting models from PyTorch", "pip install 'tamis[export]'"),
+    ("scikit-learn", "the demo's images", "pip install 'tamis[demo]'"),
+)
+
+
+def command(json: Json = False) -> None:
+    """Show versions, CPU features, kernels, and what is missing and how to get it."""
+    data = _environment()
+    if json:
+        show_json(data)
+        return
+    from rich.text import Text
+
+    from tamis.report import table
+
+    device, kernels = data["device"], data["kernels"]
+    facts = (
+        ("Tamis", data["tamis"]),
+        ("Python", f"{data['python']} on {data['platform']}"),
+        ("CPU", f"{device['name']} ({device['architecture']}), {device['cores']} cores"),
+        ("Features", " ".join(device["features"]) or "none known"),
+        (
+            "Kernels",
+            f"levels {', '.join(kernels['levels'])}; OpenMP {kernels['openmp']}" if kernels else "missing",
+        ),
+    )
+    show(table(("", ""), facts), Text())
+    rows = ((name, version or "missing", needed) for name, version, needed in _libraries())
+    show(table(("library", "version", "needed for"), rows))
+    if data["missing"]:
+        show(Text(), table(("missing", "how to get it"), ((m["name"], m["remedy"]) for m in data["missing"])))
+
+
+def _environment() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    import tamis
+    from tamis.errors import MissingLibrary
+    from tamis.kernels.cpu import load
+    from tamis.runtime import open_device
+
+    missing = [{"name": name, "remedy": remedy} for name, _, remedy in LIBRARIES if _version(name) is None]
+    kernels: dict[str, Any] | None = None
+    try:
+        library = load()
+        kernels = {"path": str(library.path), "levels": list(library.levels), "openmp": library.openmp}
+    except MissingLibrary as error:
+        missing.append({"name": "Tamis's own CPU kernels", "remedy": str(error)})
+    return {
+        "tamis": tamis.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": asdict(open_device("cpu").info()),
+        "kernels": kernels,
+        "libraries": {name: version for name, version, _ in _libraries()},
+        "missing": missing,
+    }
+
+
+def _libraries() -> list[tuple[str, str | None, str]]:
+    return [(name, _version(name), needed) for name, needed, _ in LIBRARIES]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,81 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tamis.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)]
+EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine file.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", metavar="N", help="Cores to use.", show_default=False)
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random inputs.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=FILE.npy",
+        help="Values of an input; FILE.npz gives several by name. Others are random. May be repeated.",
+        show_default=False,
+    ),
+]
+
+_PRECISIONS = {"fp32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
+
+
+def read_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name from texts such as ``image=1x3x224x224``. Raises ``ConfigError``."""
+    shapes = {}
+    for text in texts or ():
+        name, separator, extents = text.rpartition("=")
+        if not separator or not name or not all(part.isdecimal() for part in extents.split("x")):
+            raise ConfigError(f"the shape '{text}' is not readable", remedy="write it as name=1x3x224x224")
+        shapes[name] = tuple(map(int, extents.split("x")))
+    return shapes
+
+
+def read_precisions(text: str) -> tuple[str, ...]:
+    """Precisions from a text such as ``fp32,bf16``. Raises ``ConfigError``."""
+    names = [part.strip().lower() for part in text.split(",") if part.strip()]
+    for name in names:
+        if name not in _PRECISIONS:
+            raise ConfigError(f"there is no precision '{name}'", remedy="choose among fp32 and bf16")
+    return tuple(dict.fromkeys(_PRECISIONS[name] for name in names))
+
+
+def read_inputs(texts: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Arrays by input name from ``name=file.npy`` and ``file.npz``. Raises ``InputError``."""
+    arrays: dict[str, np.ndarray] = {}
+    for text in texts or ():
+        name, _, file = text.rpartition("=")
+        arrays.update(_load(name, file))
+    return arrays
+
+
+def _load(name: str, file: str) -> Mapping[str, np.ndarray]:
+    import numpy as np
+
+    remedy = "give --input NAME=FILE.npy or --input FILE.npz"
+    try:
+        loaded: Any = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            if not name:
+                raise InputError(f"{file} holds one array without a name", remedy=remedy)
+            return {name: loaded}
+        with loaded:
+            arrays = {key: loaded[key] for key in loaded.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read the input file {file}: {error}", remedy=remedy) from error
+    if name and name not in arrays:
+        raise InputError(f"{file} holds {', '.join(arrays)}, not '{name}'", remedy=remedy)
+    return {name: arrays[name]} if name else arrays

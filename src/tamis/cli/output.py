@@ -1,0 +1,75 @@
+"""Where output goes: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Progress = Callable[[str, int, int, str], None]
+
+# Files and pipes have no width of their own; reports are then as wide as their tables need.
+_UNLIMITED = 10_000
+
+
+def show(*parts: RenderableType) -> None:
+    """Print reports on stdout; text is taken literally, without markup."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _UNLIMITED
+    console = Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    for part in parts:
+        console.print(part)
+
+
+def show_json(data: Any) -> None:
+    """Print data as JSON on stdout; a number that is not finite becomes null."""
+    sys.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
+
+
+def complain(line: str) -> None:
+    """Print one line on stderr."""
+    sys.stderr.write(line.replace("\n", " ") + "\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def progress_bar(enabled: bool) -> Iterator[Progress | None]:
+    """A function that moves a progress bar on stderr; None when stderr is no terminal or it is not wanted."""
+    if not enabled or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.fields[stage]}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
+        console=Console(stderr=True, highlight=False),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("", total=None, stage="", detail="")
+
+        def update(stage: str, done: int, total: int, detail: str) -> None:
+            bar.update(task, stage=stage, completed=done, total=total or None, detail=detail)
+
+        yield update
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not (float("-inf") < data < float("inf")):
+        return None
+    return data
