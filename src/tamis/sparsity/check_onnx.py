@@ -96,7 +96,8 @@ class _Graph:
         value = self._run(node, {tensor: constant.value for tensor, constant in known.items()})[name]
         if not known:
             return _Constant(value, name)
-        main = max(known.values(), key=lambda constant: constant.value.size)
+        # a mask is as large as its weight, but holds zeros already
+        main = max(known.values(), key=lambda entry: (entry.value.size, np.count_nonzero(entry.value)))
         masked_by = main.masked_by
         if node.op_type in _MASKING and np.count_nonzero(value) < np.count_nonzero(main.value):
             masked_by = f"{node.op_type} node '{node.name or name}'"

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.onnx import OnnxExporterError
 from torch.utils import _pytree
 
-from tamis.errors import ConfigError, SparsityError
+from tamis.errors import ConfigError, SparsityError, UnsupportedModel
 from tamis.formats import NM
 from tamis.sparsity.check import LayerCheck, check_module
 from tamis.sparsity.check_onnx import check_onnx
 from tamis.sparsity.hold import finalize
-from tamis.sparsity.masks import as_pattern
+from tamis.sparsity.masks import as_pattern, prunable
 
 OPSET = 20
 _ONE_FILE_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; stay clear of it
@@ -89,30 +90,18 @@ def export_onnx(
     Raises:
         SparsityLost: a weight is sparse in torch but not in the file.
         ExportMismatch: the file's outputs differ from torch's.
+        UnsupportedModel: PyTorch's exporter cannot trace the model.
         ConfigError: `compare` was asked for without ONNX Runtime.
     """
     wanted = as_pattern(pattern)
     if compare is None:
         compare = importlib.util.find_spec("onnxruntime") is not None
+    expected = _sparse_weights(model, wanted)
     frozen = copy.deepcopy(model).eval()
     finalize(frozen)
-    expected = [check for check in check_module(frozen, wanted) if check.groups == 1.0]
-    _refuse_run_time_masks(expected)
     by_name = dict(kwargs or {})
-    with torch.no_grad():
-        program = torch.onnx.export(
-            frozen,
-            args,
-            kwargs=by_name,
-            dynamo=True,
-            optimize=True,
-            opset_version=OPSET,
-            input_names=input_names,
-            output_names=output_names,
-            dynamic_shapes=dynamic_shapes,
-            verbose=False,
-        )
-    assert program is not None
+    names = {"input_names": input_names, "output_names": output_names}
+    program = _trace(frozen, args, kwargs=by_name, dynamic_shapes=dynamic_shapes, **names)
     target = Path(path)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         draft = Path(folder) / target.name
@@ -120,7 +109,7 @@ def export_onnx(
         stored = sum(entry.const_value.nbytes for entry in initializers if entry.const_value is not None)
         program.save(draft, external_data=stored > _ONE_FILE_BYTES)
         layers = check_onnx(draft, wanted)
-        unused = _compare_layers(expected, layers)
+        unused = _compare_layers(frozen, expected, layers)
         error = _compare_outputs(frozen, args, by_name, draft, tolerance) if compare else None
         # the data first: the model file never points to data that is not there
         for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
@@ -128,46 +117,61 @@ def export_onnx(
     return ExportReport(target, layers, unused, error)
 
 
-def _refuse_run_time_masks(expected: Sequence[LayerCheck]) -> None:
-    for check in expected:
-        if check.reason:
+def _sparse_weights(model: nn.Module, pattern: NM) -> list[LayerCheck]:
+    """The weights that follow the pattern in torch, and must in the file."""
+    checks = [check for check in check_module(model, pattern) if check.groups == 1.0]
+    for check in checks:
+        if check.reason:  # made when the model runs, by something that `finalize` cannot bake in
             raise SparsityLost(check.reason, layer=check.name)
+    return checks
 
 
-def _compare_layers(expected: Sequence[LayerCheck], layers: Sequence[LayerCheck]) -> tuple[str, ...]:
+def _trace(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.onnx.ONNXProgram:
+    """Run PyTorch's exporter; its errors run over pages, of which the first line is kept."""
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                model, args, dynamo=True, optimize=True, opset_version=OPSET, verbose=False, **options
+            )
+    except OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UnsupportedModel(
+            f"PyTorch cannot export the model: {cause}",
+            remedy="see the exception above for its whole message",
+        ) from error
+    assert program is not None
+    return program
+
+
+def _compare_layers(
+    model: nn.Module, expected: Sequence[LayerCheck], layers: Sequence[LayerCheck]
+) -> tuple[str, ...]:
     """Find each sparse weight of the torch model in the file; return the names of those that are not there.
 
-    A weight keeps its name unless the exporter transposed it; then the node says which module it came from. A
-    weight that is found neither way is unused, unless the file has a dense weight of its size that nobody
-    claims.
+    A weight keeps its name, or that of another layer that shares it, unless the exporter transposed it; then
+    the node says which module it came from. A weight that is found neither way is unused, unless the file has
+    a dense weight of its size that no layer of the model accounts for.
     """
-    names = {check.name for check in expected}
-    unclaimed = list(layers)
-    missing = []
+    owners = {choice.full_name: choice.identity for choice in prunable(model)}
+
+    def uses(layer: LayerCheck, name: str) -> bool:
+        if layer.name in owners:
+            return owners[layer.name] == owners[name]
+        return layer.scope == name.rpartition(".")[0]
+
+    unused = []
+    unclaimed = [layer for layer in layers if not any(uses(layer, name) for name in owners)]
     for check in expected:
-        module = check.name.rpartition(".")[0]
-        found = [layer for layer in layers if layer.name == check.name]
-        found = found or [layer for layer in layers if layer.scope == module and layer.name not in names]
+        found = [layer for layer in layers if uses(layer, check.name)]
+        if not found:
+            unused.append(check.name)
+            found = [layer for layer in unclaimed if np.prod(layer.shape) == np.prod(check.shape)]
         for layer in found:
             if not layer.eligible:
                 raise SparsityLost(
-                    f"sparse in torch, but in the file {layer.reason}",
-                    layer=check.name,
-                    remedy="report this with the model: the exporter changed the weight",
+                    f"sparse in torch, but in the file, as '{layer.name}': {layer.reason}", layer=check.name
                 )
-            if layer in unclaimed:
-                unclaimed.remove(layer)
-        if not found:
-            missing.append(check)
-    for check in missing:
-        for layer in unclaimed:
-            if not layer.eligible and np.prod(layer.shape) == np.prod(check.shape):
-                raise SparsityLost(
-                    f"sparse in torch, but the only weight of its size in the file ('{layer.name}') is not: "
-                    f"{layer.reason}",
-                    layer=check.name,
-                )
-    return tuple(check.name for check in missing)
+    return tuple(unused)
 
 
 def _compare_outputs(

@@ -112,7 +112,7 @@ def prune(model: nn.Module, pattern: str | NM = "2:4", *, exclude: Exclude = ())
         layer = replace(choice, reason="excluded") if choice.identity in excluded else choice
         if layer.reason is None and layer.identity not in masks:
             masks[layer.identity] = _mask(layer, wanted)
-        mask = masks.get(layer.identity)
+        mask = masks.get(layer.identity) if layer.reason is None else None
         planned.append((layer, None if mask is None else HeldMask(mask, wanted, _position(layer))))
     for layer, held in planned:  # only now, so that an error above leaves the model as it was
         if held is not None:
