@@ -188,3 +188,19 @@ def test_output_of_the_graph_that_is_its_input() -> None:
     x = net.input("x", 2, 3)
     net.node(Transpose((1, 0)), net.node(Transpose((1, 0)), x, name="a"), name="y")
     check(net.graph("y"), clean_transposes)
+
+
+def test_reshape_sinks_through_numbers_only() -> None:
+    net = Network()
+    y = net.conv(net.input("x", 1, 4, 4, 4), 4, name="conv")
+    y = net.node(Reshape((1, 2, 2, 16)), y, name="cut")
+    y = net.binary("mul", y, net.constant("half", np.full((1, 1, 1, 1), 0.5, np.float32)), name="halved")
+    y = net.unary("sigmoid", y, name="gate")
+    net.binary("add", y, net.weight("c", 16), name="y")
+    assert [line.split(" strides")[0] for line in body(check(net.graph("y"), clean_transposes))] == [
+        "conv = Conv(%x, conv.w)",
+        "halved.before = Elementwise(%conv) | *half.number",
+        "gate.before = Elementwise(%halved.before) | sigmoid",
+        "gate = Reshape(%gate.before) shape=1,2,2,16",
+        "y = Elementwise(%gate) | +c",
+    ]

@@ -139,3 +139,12 @@ def test_zeros_stay_positive_zeros_and_2_4() -> None:
     assert good_groups(folded, 1) == 1.0
     assert not np.signbit(folded[folded == 0]).any()
     assert np.count_nonzero(folded) == weight.size // 2
+
+
+def test_shift_alone_leaves_the_weight() -> None:
+    net = Network()
+    y = net.conv(net.input("x", 1, 4, 5, 5), 8, name="conv")
+    net.binary("add", y, net.weight("c", 8, 1, 1), name="y")
+    after = check(net.graph("y"), fold_scale)
+    assert after.nodes[0].inputs[1] == "conv.w"
+    assert after.constants["conv.w"] is net.constants["conv.w"]

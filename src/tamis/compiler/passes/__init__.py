@@ -3,12 +3,16 @@
 A pass is a function in a file of its own whose docstring lists its rules. ``PASSES`` is the order, and a pass
 may stand in it more than once:
 
-- First the graph is made plain: what is constant is computed, what is unused or does nothing goes, and
-  operands stand in one order. So the passes after it look for one spelling only.
-- Then batch normalisation becomes a scale and a shift, and those go into weights. This comes before
-  anything is fused into a layer, as weights can only take what directly follows the product.
+- First the graph is made plain: what is constant is computed, what is unused, repeated or does nothing goes,
+  and operands stand in one order. So the passes after it look for one spelling only.
+- Then products become Linear layers and attention is recognised, and the rearrangements around both are
+  tidied, which leaves new constants to compute and new duplicates to merge.
+- Then batch normalisation becomes a scale and a shift, and those go into weights. This comes before anything
+  is fused into a layer, as weights can only take what directly follows the product.
 - Then spelled-out functions are recognised, while their parts still are nodes of their own.
-- Then layers take their epilogues, before the remaining pointwise nodes are grouped among themselves.
+- Then layers take their epilogues, normalisations the sums that are left, and the remaining pointwise nodes
+  are grouped among themselves. Linear layers are joined after that: only now it is known which of
+  them have a residual of their own.
 - Last, the weights, final by now, are searched for zeros.
 """
 
@@ -27,7 +31,10 @@ from tamis.compiler.passes.fold_constants import fold_constants
 from tamis.compiler.passes.fold_matmul import fold_matmul
 from tamis.compiler.passes.fold_scale import fold_scale
 from tamis.compiler.passes.fuse_epilogue import fuse_epilogue
+from tamis.compiler.passes.fuse_pointwise import fuse_pointwise
+from tamis.compiler.passes.fuse_residual_layernorm import fuse_residual_layernorm
 from tamis.compiler.passes.merge_duplicates import merge_duplicates
+from tamis.compiler.passes.merge_parallel_linear import merge_parallel_linear
 from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.passes.order_operands import order_operands
 from tamis.compiler.passes.recognise_activation import recognise_activation
@@ -35,6 +42,7 @@ from tamis.compiler.passes.recognise_attention import recognise_attention
 from tamis.compiler.passes.recognise_layernorm import recognise_layernorm
 from tamis.compiler.passes.remove_dead import remove_dead
 from tamis.compiler.passes.remove_identities import remove_identities
+from tamis.compiler.passes.simplify_gathers import simplify_gathers
 from tamis.errors import OutputError
 
 Pass: TypeAlias = Callable[[Graph], Graph]
@@ -42,6 +50,7 @@ Pass: TypeAlias = Callable[[Graph], Graph]
 PASSES: tuple[Pass, ...] = (
     remove_dead,
     fold_constants,
+    simplify_gathers,
     remove_identities,
     merge_duplicates,
     order_operands,
@@ -56,6 +65,9 @@ PASSES: tuple[Pass, ...] = (
     recognise_activation,
     recognise_layernorm,
     fuse_epilogue,
+    fuse_residual_layernorm,
+    fuse_pointwise,
+    merge_parallel_linear,
     note_sparsity,
 )
 

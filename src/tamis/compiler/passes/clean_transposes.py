@@ -1,7 +1,8 @@
 """Tidy Reshape and Transpose nodes.
 
 1. A Transpose in front of a pointwise node or a Concat, on all of its computed inputs and in one order,
-   moves behind it; constants are turned instead. So transposes meet, and the pointwise node meets the layer.
+   moves behind it; constants are turned instead. So does a Reshape in front of a pointwise node whose other
+   inputs are single numbers. So transposes meet, and the pointwise node meets the layer.
 2. A chain of Reshape and Transpose becomes the shortest chain that does the same: pairs cancel, neighbours
    merge, a Transpose that only moves axes of size one becomes a Reshape. A value inside the chain that others
    read stays, and nothing is computed twice for that.
@@ -35,6 +36,8 @@ def _sink(graph: Graph) -> Graph:
     for node in graph.nodes:
         perm = _common_perm(view, node, moved)
         if perm is None:
+            if _sink_reshape(view, editor, node, moved):
+                moved |= {node.output, node.inputs[0]}
             continue
         sources, turns = {}, []
         for value in dict.fromkeys(node.inputs):
@@ -55,6 +58,35 @@ def _sink(graph: Graph) -> Graph:
         name = editor.fresh_node(f"{node.name}.turn")
         editor.add_node(Node(name, Transpose(perm), (before,), node.outputs, turns[0].origin))
     return editor.finish()
+
+
+def _sink_reshape(view: View, editor: GraphEditor, node: Node, moved: set[str]) -> bool:
+    """Rule 1 for a Reshape; whether it was moved."""
+    value = node.inputs[0]
+    reshape = view.producer(value)
+    if not isinstance(node.op, Elementwise) or reshape is None or not isinstance(reshape.op, Reshape):
+        return False
+    if view.sole_reader(value) is not node or view.shape(value) != view.shape(node.output):
+        return False
+    if (
+        value in moved
+        or reshape.inputs[0] in moved
+        or any(view.scalar(other) is None for other in node.inputs[1:])
+    ):
+        return False
+    source = reshape.inputs[0]
+    numbers = [
+        editor.add_constant(f"{other}.number", view.graph.constants[other].reshape(()))
+        if view.shape(other)
+        else other
+        for other in node.inputs[1:]
+    ]
+    before = editor.fresh(f"{node.output}.before")
+    editor.set_type(before, TensorType(view.shape(source), view.type(node.output).dtype))
+    editor.replace_node(node, replace(node, inputs=(source, *numbers), outputs=(before,)))
+    name = editor.fresh_node(f"{node.name}.reshape")
+    editor.add_node(Node(name, reshape.op, (before,), node.outputs, reshape.origin))
+    return True
 
 
 def _common_perm(view: View, node: Node, moved: set[str]) -> tuple[int, ...] | None:

@@ -76,23 +76,30 @@ def _fold_behind(view: View, editor: GraphEditor, layer: Node, node: Node) -> bo
     affine = affine_of(view, node, axis)
     if affine is None:
         return False
-    wide = weight.astype(np.float64)
-    if isinstance(op, ConvTranspose):
-        # [C, K/groups, ...]: the rows of group g make the output channels of group g.
-        by_group = wide.reshape(op.groups, -1, *wide.shape[1:])
-        factor = affine.scale.reshape(op.groups, 1, wide.shape[1], *(1,) * (wide.ndim - 2))
-        wide = (by_group * factor).reshape(wide.shape)
-    else:
-        wide = wide * affine.scale.reshape(-1, *(1,) * (wide.ndim - 1))
     bias: np.ndarray | None = None
     if op.bias or np.any(affine.shift):
-        old = (
-            view.graph.constants[layer.inputs[2]].astype(np.float64)
-            if op.bias
-            else np.zeros_like(affine.scale)
-        )
-        bias = old * affine.scale + affine.shift
+        bias = _bias_of(view, layer, len(affine.scale)) * affine.scale + affine.shift
+    wide = _with_scaled_outputs(op, weight, affine.scale)
     return _replace_layer(view, editor, layer, node, (layer.inputs[0], wide, bias))
+
+
+def _with_scaled_outputs(op: Layer, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The weight with each output channel scaled; the very same array when nothing is to do."""
+    if np.all(scale == 1):
+        return weight
+    wide = weight.astype(np.float64)
+    if not isinstance(op, ConvTranspose):
+        return np.asarray(wide * scale.reshape(-1, *(1,) * (wide.ndim - 1)))
+    # [C, K/groups, ...]: the rows of group g make the output channels of group g.
+    by_group = wide.reshape(op.groups, -1, *wide.shape[1:])
+    factor = scale.reshape(op.groups, 1, wide.shape[1], *(1,) * (wide.ndim - 2))
+    return np.asarray(by_group * factor).reshape(wide.shape)
+
+
+def _bias_of(view: View, layer: Node, channels: int) -> np.ndarray:
+    """The bias of a layer, zeros when it has none."""
+    assert isinstance(layer.op, Layer)
+    return view.graph.constants[layer.inputs[2]].astype(np.float64) if layer.op.bias else np.zeros(channels)
 
 
 def _fold_in_front(view: View, editor: GraphEditor, node: Node, layer: Node) -> bool:
@@ -116,9 +123,7 @@ def _fold_in_front(view: View, editor: GraphEditor, node: Node, layer: Node) -> 
         wide = weight * scale
     bias: np.ndarray | None = None
     if op.bias or shifts:
-        bias = (
-            view.graph.constants[layer.inputs[2]].astype(np.float64) if op.bias else np.zeros(weight.shape[0])
-        )
+        bias = _bias_of(view, layer, weight.shape[0])
         if shifts:
             bias = bias + (weight * shift).sum(axis=tuple(range(1, weight.ndim)))
     return _replace_layer(view, editor, layer, node, (node.inputs[0], wide, bias))
@@ -140,13 +145,18 @@ def _replace_layer(
     """Put a layer with new weights in the place of the layer and the affine node; False by rule 3."""
     source, weight, bias = parts
     dtype = view.type(layer.inputs[1]).dtype.numpy
+    same = weight is view.graph.constants[layer.inputs[1]]
     # Adding 0.0 turns the negative zeros that a negative scale makes of zeros into plain ones.
-    arrays = [(array + 0.0).astype(dtype) for array in (weight, bias) if array is not None]
-    if not all(np.isfinite(array.astype(np.float32)).all() for array in arrays):
+    scaled = weight if same else (weight + 0.0).astype(dtype)
+    shifted = None if bias is None else (bias + 0.0).astype(dtype)
+    if not all(
+        np.isfinite(array.astype(np.float32)).all() for array in (scaled, shifted) if array is not None
+    ):
         return False
     assert isinstance(layer.op, Layer)
-    names = [editor.add_constant(f"{layer.inputs[1]}.scaled", arrays[0])]
-    names += [editor.add_constant(f"{layer.name}.bias", array) for array in arrays[1:]]
+    names = [layer.inputs[1] if same else editor.add_constant(f"{layer.inputs[1]}.scaled", scaled)]
+    if shifted is not None:
+        names.append(editor.add_constant(f"{layer.name}.bias", shifted))
     fused = replace(
         layer,
         op=replace(layer.op, bias=bias is not None),

@@ -19,6 +19,8 @@ import numpy as np
 
 from tamis.compiler.ir.graph import Graph, Node, SparsityNote
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Linear
+from tamis.formats.nm import nonzeros_per_group
+from tamis.formats.pattern import TWO_FOUR
 
 
 def note_sparsity(graph: Graph) -> Graph:
@@ -50,6 +52,4 @@ def note_of(node: Node, weight: np.ndarray) -> SparsityNote:
 
 def good_groups(weight: np.ndarray, axis: int) -> float:
     """Fraction of the groups of four along ``axis`` with at most two non-zeros."""
-    nonzero = np.moveaxis(weight != 0, axis, 0)
-    counts = nonzero.reshape(-1, 4, *nonzero.shape[1:]).sum(axis=1, dtype=np.int8)
-    return float(np.mean(counts <= 2))
+    return float(np.mean(nonzeros_per_group(weight, TWO_FOUR.m, axis) <= TWO_FOUR.n))
