@@ -78,10 +78,9 @@ def _walk_back(
         )
 
     def total(item: tuple[State, _Arrival]) -> float:
-        formats = dict(zip(live[end], item[0], strict=True))
-        return item[1].cost_us + sum(
-            conversion(graph.types[v], formats[v], port_format(graph, v)) for v in graph.outputs if v in formats
-        )
+        wanted = {v: port_format(graph, v) for v in live[end]}
+        formats = zip(live[end], item[0], strict=True)
+        return item[1].cost_us + sum(conversion(graph.types[v], f, wanted[v]) for v, f in formats if f != wanted[v])
 
     best = min(frontier[end].items(), key=total)
     cost, arrival = total(best), best[1]

@@ -73,4 +73,4 @@ class OpenVino:
         """OpenVINO's own per-node counters, mapped back to our layers."""
         lowered = self.lower(graph, region, choice)
         xml, weights = lowered.constants.values()
-        return profile_region(xml.tobytes(), weights, choice.precision, threads, inputs)
+        return profile_region(xml.tobytes(), weights.copy(), choice.precision, threads, inputs)

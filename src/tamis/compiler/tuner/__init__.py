@@ -28,13 +28,15 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     device.set_threads(threads)
     cache = TimingCache(config.timing_cache, info, threads)
     weights = sum(array.nbytes for array in graph.constants.values())
+    reference = Reference(graph, device, config)
+    reference.samples()  # a sample that does not fit is told before anything is measured
     return Track(
         device=device,
         config=config,
         clock=Clock(cold=weights > _CACHE_BYTES),
         cache=cache,
         roof=measure_roof(cache, config.precisions),
-        reference=Reference(graph, device, config),
+        reference=reference,
         deadline=time.monotonic() + config.budget_seconds,
         threads=threads,
     )

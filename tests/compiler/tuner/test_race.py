@@ -1,0 +1,127 @@
+"""The race for one layer: wrong results are disqualified, failures and refusals keep their reasons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.graph import Graph, Node, TensorType
+from tamis.compiler.ir.ops import Linear
+from tamis.compiler.passes.note_sparsity import note_sparsity
+from tamis.compiler.tactics import TACTICS
+from tamis.compiler.tactics.aten import Aten
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
+from tamis.compiler.tuner import open_track
+from tamis.compiler.tuner.race import LayerRace, race_layer
+from tamis.devices.cpu.device import CpuDevice
+from tamis.engine.plan import DeviceInfo
+from tamis.errors import DeviceError
+from tamis.formats import TWO_FOUR, magnitude_mask
+from tamis.formats.dtype import DType
+
+
+class Spoiled(Aten):
+    """A fast tactic whose weights are off by a little."""
+
+    name = "spoiled"
+    factor = 1.01
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        for choice in super().choices(layer, device, config):
+            yield dataclasses.replace(choice, tactic=self.name)
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        lowered = super().lower(layer, choice)
+        constants = {name: array * np.float32(self.factor) for name, array in lowered.constants.items()}
+        return dataclasses.replace(lowered, constants=constants)
+
+
+class GivesNaN(Spoiled):
+    name = "nan"
+    factor = float("nan")
+
+
+class Breaks(Spoiled):
+    name = "breaks"
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        raise DeviceError("the library said no")
+
+
+class Shy(Aten):
+    name = "shy"
+
+    def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        return "only on Sundays"
+
+
+def linear_graph(n: int = 64, k: int = 32, rows: int = 4, *, sparse: bool = True) -> Graph:
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((n, k)).astype(np.float32)
+    if sparse:
+        weight *= magnitude_mask(weight, TWO_FOUR, 1)
+    types = {"x": TensorType((rows, k)), "w": TensorType((n, k)), "y": TensorType((rows, n))}
+    node = Node("fc", Linear(), ("x", "w"), ("y",))
+    return note_sparsity(Graph("g", ("x",), ("y",), (node,), types, {"w": weight}))
+
+
+def race(graph: Graph, tactics: tuple[Aten, ...], **options: object) -> LayerRace:
+    config = BuildConfig(repetitions=3, **options)  # type: ignore[arg-type]
+    track = open_track(graph, CpuDevice(2), config)
+    result = race_layer(layer_of(graph, graph.nodes[0]), tactics, track)
+    track.cache.save()
+    return result
+
+
+@pytest.mark.parametrize("tactic", [Spoiled(), GivesNaN()])
+def test_a_wrong_result_is_disqualified_and_says_so(tactic: Aten) -> None:
+    result = race(linear_graph(), (Aten(), tactic))
+    wrong = [e for e in result.entries if e.choice.tactic == tactic.name]
+    assert wrong
+    assert all(e.disqualified and "wrong" in e.reason for e in wrong)
+    assert {e.choice.tactic for e in result.finishers} == {"aten"}
+
+
+def test_a_failure_keeps_its_reason() -> None:
+    result = race(linear_graph(), (Aten(), Breaks()))
+    (broken,) = [e for e in result.entries if e.choice.tactic == "breaks"]
+    assert broken.timing is None
+    assert broken.disqualified
+    assert "the library said no" in broken.reason
+
+
+def test_refusals_are_recorded() -> None:
+    result = race(linear_graph(), (Aten(), Shy()))
+    assert result.refusals == (("shy", "only on Sundays"),)
+
+
+def test_excluded_tactics_do_not_race_but_the_reference_does() -> None:
+    result = race(linear_graph(), TACTICS, exclude_tactics=("onednn", "tamis", "aten"))
+    assert {e.choice.tactic for e in result.entries} == {"aten"}
+    assert dict(result.refusals) == {"onednn": "excluded by the user", "tamis.linear": "excluded by the user"}
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_sparse_tactics_race_exactly_where_the_weight_is_eligible(sparse: bool) -> None:
+    result = race(linear_graph(sparse=sparse), TACTICS, precisions=(DType.FLOAT32, DType.BFLOAT16))
+    assert ("2:4" in {e.choice.sparsity for e in result.finishers}) is sparse
+    assert {e.choice.precision for e in result.finishers} == {DType.FLOAT32, DType.BFLOAT16}
+    assert all(e.timing is not None and e.timing.median_us > 0 for e in result.finishers)
+
+
+def test_all_finishers_are_right_and_the_reference_is_among_them() -> None:
+    result = race(linear_graph(), TACTICS)
+    assert result.entries[0].choice.tactic == "aten"
+    assert all(e.accuracy is not None and e.accuracy.max_relative_error < 1e-5 for e in result.finishers)
+
+
+def test_a_second_race_with_the_cache_measures_nothing(tmp_path: Path) -> None:
+    cache = tmp_path / "times.json"
+    first = race(linear_graph(), TACTICS, timing_cache=cache)
+    again = race(linear_graph(), (*TACTICS,), timing_cache=cache)
+    assert [e.timing for e in first.entries] == [e.timing for e in again.entries]
