@@ -138,6 +138,17 @@ def test_no_work_is_doubled() -> None:
     assert clean_transposes(graph) is graph
 
 
+def test_no_work_is_doubled_for_a_shorter_chain() -> None:
+    """Four steps could be three, but two of them stay for another reader: only the last two are joined."""
+    net = Network()
+    x = net.input("x", 1, 4, 6, 8)
+    shared = chain(net, x, [Reshape((1, 2, 2, 2, 3, 8)), Transpose((0, 1, 3, 2, 4, 5))])
+    net.node(Reshape((4, 6, 8)), shared, name="z")
+    y = chain(net, shared, [Reshape((24, 8)), Reshape((12, 16))], "y")
+    after = check(net.graph(y, "z"), clean_transposes)
+    assert len(after.nodes) == 4
+
+
 def test_sinks_through_pointwise_and_cancels() -> None:
     """As in models that came from a framework with channels last."""
     net = Network()

@@ -42,6 +42,18 @@ def test_behind_linear_and_chain() -> None:
     assert after.nodes[0].origin == ("linear", "scaled", "negated", "y")
 
 
+def test_steps_of_one_program_compose() -> None:
+    kinds = ("add", "mul", "sub", "div", "sub")
+    steps = tuple(Pointwise(kind, operand=i, swap=i == 5) for i, kind in enumerate(kinds, start=1))
+    for reverse in (False, True):
+        net = Network()
+        y = net.conv(net.input("x", 1, 4, 5, 5), 8, name="conv")
+        constants = [net.constant(f"c{i}", net.random.random((8, 1, 1)) + 0.5) for i in range(5)]
+        program = tuple(Pointwise(s.kind, operand=i, swap=s.swap) for i, s in enumerate(steps[::-1], 1))
+        net.node(Elementwise(program if reverse else steps), y, *constants, name="y")
+        assert operators(check(net.graph("y"), fold_scale)) == ["Conv"]
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_behind_and_in_front_of_conv_transpose(groups: int) -> None:
     net = Network()

@@ -35,6 +35,17 @@ def test_film(tmp_path: Path) -> None:
     assert set(after.sparsity) == {"c1.w.scaled", "c2.w"}
 
 
+def test_activation_behind_a_layer_is_whole() -> None:
+    """The +3 of a spelled-out hard sigmoid does not vanish into the bias."""
+    net = Network()
+    y = net.conv(net.input("x", 1, 4, 6, 6), 4, name="conv")
+    y = net.binary("add", y, net.constant("three", np.float32(3)), name="shifted")
+    y = net.unary("clip", y, 0.0, 6.0, name="clipped")
+    net.binary("div", y, net.constant("six", np.float32(6)), name="y")
+    after = run_passes(net.graph("y"), verify=True)
+    assert [line.split("| ")[1] for line in body(after)] == ["+conv.b hardsigmoid(0.166667,0.5)"]
+
+
 def test_running_twice_changes_nothing() -> None:
     once = run_passes(block(), verify=True)
     twice = run_passes(once, verify=True)

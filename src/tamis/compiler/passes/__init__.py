@@ -7,9 +7,10 @@ may stand in it more than once:
   and operands stand in one order. So the passes after it look for one spelling only.
 - Then products become Linear layers and attention is recognised, and the rearrangements around both are
   tidied, which leaves new constants to compute and new duplicates to merge.
+- Then spelled-out functions are recognised, while their parts still are nodes of their own: the +3 of a
+  hard sigmoid would vanish into a bias.
 - Then batch normalisation becomes a scale and a shift, and those go into weights. This comes before anything
   is fused into a layer, as weights can only take what directly follows the product.
-- Then spelled-out functions are recognised, while their parts still are nodes of their own.
 - Then layers take their epilogues, normalisations the sums that are left, and the remaining pointwise nodes
   are grouped among themselves. Linear layers are joined after that: only now it is known which of
   them have a residual of their own.
@@ -60,10 +61,10 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     merge_duplicates,
     remove_identities,
-    fold_batchnorm,
-    fold_scale,
     recognise_activation,
     recognise_layernorm,
+    fold_batchnorm,
+    fold_scale,
     fuse_epilogue,
     fuse_residual_layernorm,
     fuse_pointwise,

@@ -6,7 +6,8 @@ possible along the chain of Elementwise nodes behind it:
 1. The layer's result, and each one between, has a single reader and is not a graph output.
 2. A unary step is always moved, unless it gives booleans.
 3. A binary step is moved when its operand is a residual: a computed value of exactly the layer's output
-   type, which does not depend on the layer, and the only operand of the epilogue.
+   type, and the only operand of the epilogue. It cannot depend on the layer, whose results by rule 1 go
+   nowhere else.
 4. A node is moved whole or not at all.
 
 Why one residual and no other operand: this is what the fused kernels of every library can do (a bias, one
@@ -85,9 +86,7 @@ def _chain_behind(view: View, layer: Node, taken: set[str]) -> _Chain:
 
 def _is_residual(view: View, layer: Node, operand: str) -> bool:
     """Rule 3."""
-    if view.graph.is_constant(operand) or view.type(operand) != view.type(layer.output):
-        return False
-    return not view.depends_on(operand, layer)
+    return not view.graph.is_constant(operand) and view.type(operand) == view.type(layer.output)
 
 
 def _fused(layer: Node, chain: _Chain) -> Node:

@@ -81,23 +81,6 @@ class View:
         first, second = node.inputs[0], node.inputs[found[1].operand]
         return (second, first) if step.swap else (first, second)
 
-    def depends_on(self, value: str, node: Node) -> bool:
-        """Whether a value is computed, directly or not, from what ``node`` makes.
-
-        Nodes stand in topological order, so only the producers between the two are looked at.
-        """
-        limit = self.position[node.name]
-        waiting, seen = [value], set()
-        while waiting:
-            producer = self.producer(waiting.pop())
-            if producer is None or producer.name in seen or self.position[producer.name] < limit:
-                continue
-            if producer.name == node.name:
-                return True
-            seen.add(producer.name)
-            waiting.extend(producer.inputs)
-        return False
-
 
 def to_fixed_point(graph: Graph, sweep: Sweep) -> Graph:
     """Repeat a sweep until it returns the graph it was given."""
