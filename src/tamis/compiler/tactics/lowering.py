@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from tamis.compiler.ir.graph import Graph, Node
-from tamis.compiler.ir.ops import Cast, Quantize, Reduce
+from tamis.compiler.ir.ops import Cast, LocalResponseNorm, Pool, Quantize, Reduce, Resize
 from tamis.compiler.tactics.lowering_layers import LAYERS
 from tamis.compiler.tactics.lowering_movement import MOVEMENTS
 from tamis.compiler.tactics.lowering_openvino import to_openvino
@@ -34,6 +34,26 @@ def refuses_lowering(node: Node) -> str | None:
         return "a reduction over no axes means something else in ONNX"
     if isinstance(op, Cast | Quantize) and op.to == DType.FLOAT8_E4M3:
         return "float8 is not lowered"
+    if isinstance(op, LocalResponseNorm) and op.size % 2 == 0:
+        return "OpenVINO centres an even window of channels elsewhere"
+    if isinstance(op, Pool) and op.ceil and any(op.pads):
+        return "OpenVINO counts partial windows beside padding differently"
+    if isinstance(op, Resize):
+        return _refuses_resize(op)
+    return None
+
+
+def _refuses_resize(op: Resize) -> str | None:
+    if any(scale != 1 for scale in op.scales[:2]):
+        return "OpenVINO resizes spatial axes only"
+    if op.coordinates == "half_pixel_symmetric":
+        return "OpenVINO has no half_pixel_symmetric coordinates"
+    if op.exclude_outside and op.mode != "nearest":
+        return "OpenVINO has no exclude_outside"
+    if op.coordinates == "align_corners":
+        sizes = [extent / scale for extent, scale in zip(op.shape, op.scales, strict=True)]
+        if any(abs(size - round(size)) > 1e-5 * size for size in sizes):
+            return "OpenVINO aligns corners to the rounded size"
     return None
 
 

@@ -113,11 +113,21 @@ def layer_norm(writer: Writer, node: Node, op: LayerNorm) -> None:
     if op.rms:
         _rms_norm(writer, node, op, x, parameters)
         return
+    shape = writer.shape(node.inputs[0])[op.axis :]
+    parameters = [_expanded(writer, parameter, shape) for parameter in parameters]
     if not op.scale:
         # ONNX wants a scale.
-        shape = writer.shape(node.inputs[0])[op.axis :]
         parameters.insert(0, writer.constant(np.ones(shape, np.float32)))
     writer.add("LayerNormalization", [x, *parameters], node.output, axis=op.axis, epsilon=op.epsilon)
+
+
+def _expanded(writer: Writer, value: str, shape: tuple[int, ...]) -> str:
+    """A parameter in the full shape, as OpenVINO wants it."""
+    if writer.shape(value) == shape:
+        return value
+    if value in writer.graph.constants:
+        return writer.constant(np.broadcast_to(writer.graph.constants[value], shape))
+    return writer.add("Expand", [value, writer.integers(shape)])
 
 
 def _rms_norm(writer: Writer, node: Node, op: LayerNorm, x: str, parameters: list[str]) -> None:

@@ -111,8 +111,14 @@ def gather(writer: Writer, node: Node, op: Gather) -> None:
 
 
 def gather_elements(writer: Writer, node: Node, op: GatherElements) -> None:
-    """GatherElements."""
-    writer.add("GatherElements", node.inputs, node.output, axis=op.axis)
+    """GatherElements, of no more data than the indices reach: OpenVINO wants the other axes equal."""
+    data, indices = node.inputs
+    shape, reach = writer.shape(data), writer.shape(indices)
+    axes = [axis for axis in range(len(shape)) if axis != op.axis % len(shape) and shape[axis] != reach[axis]]
+    for axis in axes:
+        # Not Slice: OpenVINO (2026.4) drops it before GatherElements and then finds the shapes wrong.
+        data = writer.add("Gather", [data, writer.integers(range(reach[axis]))], axis=axis)
+    writer.add("GatherElements", [data, indices], node.output, axis=op.axis)
 
 
 def gather_nd(writer: Writer, node: Node, op: GatherND) -> None:
@@ -141,11 +147,29 @@ def tile(writer: Writer, node: Node, op: Tile) -> None:
 
 
 def pad(writer: Writer, node: Node, op: Pad) -> None:
-    """Pad."""
+    """Pad; by gathering along each axis where the padding wraps around or reflects more than once."""
+    shape = writer.shape(node.inputs[0])
+    far = any(amount >= size for amount, size in zip(op.pads, shape * 2, strict=True))
+    if op.mode == "wrap" or (op.mode == "reflect" and far):
+        _pad_by_gather(writer, node, op, shape)
+        return
     inputs = [*node.inputs, writer.integers(op.pads)]
     if op.mode == "constant":
         inputs.append(writer.constant(np.array(op.value).astype(writer.dtype(node.inputs[0]).numpy)))
     writer.add("Pad", inputs, node.output, mode=op.mode)
+
+
+def _pad_by_gather(writer: Writer, node: Node, op: Pad, shape: tuple[int, ...]) -> None:
+    value, rank = node.inputs[0], len(shape)
+    padded = [axis for axis in range(rank) if op.pads[axis] or op.pads[axis + rank]]
+    for axis in padded:
+        begin, end = op.pads[axis], op.pads[axis + rank]
+        kept = np.arange(max(-begin, 0), shape[axis] - max(-end, 0))
+        index = np.pad(kept, (max(begin, 0), max(end, 0)), mode=op.mode)
+        last = node.output if axis == padded[-1] else None
+        value = writer.add("Gather", [value, writer.integers(index)], last, axis=axis)
+    if not padded:
+        writer.add("Identity", [value], node.output)
 
 
 def resize(writer: Writer, node: Node, op: Resize) -> None:

@@ -36,40 +36,52 @@ def to_openvino(model: onnx.ModelProto) -> tuple[bytes, bytes]:
         raise BuildError(
             f"OpenVINO cannot read the region '{model.graph.name}' ({reason})", remedy="exclude openvino"
         ) from error
-    known = {node.name for node in model.graph.node} | {item.name for item in model.graph.initializer}
-    _rename(network, known | {item.name for item in model.graph.input})
+    _rename(network, model.graph)
     with tempfile.TemporaryDirectory(prefix="tamis-") as folder:
         xml, weights = Path(folder, "region.xml"), Path(folder, "region.bin")
         openvino.serialize(network, str(xml), str(weights))
         return _stripped(xml.read_bytes()), weights.read_bytes()
 
 
-def _rename(network: Any, known: set[str]) -> None:
-    """Name what the front end added after the layer that reads it, in the order of the graph."""
+def _rename(network: Any, graph: onnx.GraphProto) -> None:
+    """Give every operation a name that depends on the graph alone.
+
+    An operation that stands for an ONNX node has its name, which contains the separator, as no name made by
+    OpenVINO does. Others belong to the layer that reads them; the node behind an output is named after that
+    output, so its layer is looked up.
+    """
     network.set_friendly_name("region")
     operations = network.get_ordered_ops()
-    owners: dict[str, str] = {}  # by the name the operation has now, which is unique in a process
+    owners = _owners_of_outputs(network, graph)
     for operation in reversed(operations):
-        name = operation.get_friendly_name()
-        owner = layer_of_name(name) if name in known else None
-        if owner is None:
-            readers = [
-                port.get_node() for output in operation.outputs() for port in output.get_target_inputs()
-            ]
-            found = sorted(owners[reader.get_name()] for reader in readers if reader.get_name() in owners)
-            producers = [
-                layer_of_name(value.get_node().get_friendly_name()) for value in operation.input_values()
-            ]
-            owner = next(iter(found or [layer for layer in producers if layer]), "")
-        owners[operation.get_name()] = owner
+        key = operation.get_name()  # unique in a process
+        if key not in owners:
+            owners[key] = layer_of_name(operation.get_friendly_name()) or _reader_of(operation, owners)
     counts: dict[str, int] = {}
     for operation in operations:
-        name = operation.get_friendly_name()
-        if name in known:
-            continue
-        base = f"{owners[operation.get_name()]}{SEPARATOR}{operation.get_type_name()}"
-        counts[base] = counts.get(base, -1) + 1
-        operation.set_friendly_name(f"{base}.{counts[base]}")
+        if layer_of_name(operation.get_friendly_name()) is None:
+            base = f"{owners[operation.get_name()]}{SEPARATOR}{operation.get_type_name()}"
+            counts[base] = counts.get(base, -1) + 1
+            operation.set_friendly_name(f"{base}.{counts[base]}")
+
+
+def _owners_of_outputs(network: Any, graph: onnx.GraphProto) -> dict[str, str]:
+    """The layers of the operations right before the outputs, and of the outputs themselves."""
+    layers = {value: layer_of_name(node.name) or "" for node in graph.node for value in node.output}
+    owners = {}
+    for output, result in zip(graph.output, network.get_results(), strict=True):
+        layer = layers.get(output.name, "")
+        owners[result.get_name()] = layer
+        owners[result.input_value(0).get_node().get_name()] = layer
+    return owners
+
+
+def _reader_of(operation: Any, owners: dict[str, str]) -> str:
+    """The layer that reads an operation, the first by name of several; empty for a dead end."""
+    readers = [
+        port.get_node().get_name() for output in operation.outputs() for port in output.get_target_inputs()
+    ]
+    return min((owners[reader] for reader in readers if reader in owners), default="")
 
 
 def _stripped(xml: bytes) -> bytes:

@@ -81,7 +81,7 @@ class Writer:
         self._store(name, array)
         return name
 
-    def integers(self, values: Sequence[int]) -> str:
+    def integers(self, values: Sequence[int] | np.ndarray) -> str:
         """A constant list of int64, as ONNX wants shapes and axes."""
         return self.constant(np.array(values, dtype=np.int64))
 
