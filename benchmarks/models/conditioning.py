@@ -90,8 +90,13 @@ def calibrate(model: nn.Module, sample: torch.Tensor) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average of all batches seen since the reset: here, of one
         norm.train()
-    with torch.no_grad():
-        model(sample)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the number of threads changes the order of sums, and with it the last bits
+    try:
+        with torch.no_grad():
+            model(sample)
+    finally:
+        torch.set_num_threads(threads)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
