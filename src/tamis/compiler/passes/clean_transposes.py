@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -134,13 +135,13 @@ def _shorten(graph: Graph) -> Graph:
         if not isinstance(node.op, Reshape | Transpose) or node.name in touched:
             continue
         chain = _chain_to(view, node, touched)
-        for length in range(len(chain), 0, -1):
-            part = chain[-length:]
-            steps = _better(view, part)
-            if steps is not None:
-                touched |= {member.name for member in part}
-                _rewrite(editor, part, steps)
-                break
+        found = [
+            better for start in range(len(chain)) if (better := _better(view, chain[start:])) is not None
+        ]
+        if found:
+            _, _, steps, part = max(found, key=lambda better: better[:2])
+            touched |= {member.name for member in part}
+            _rewrite(editor, part, steps)
     return editor.finish()
 
 
@@ -154,24 +155,32 @@ def _chain_to(view: View, node: Node, touched: set[str]) -> list[Node]:
         chain.insert(0, producer)
 
 
-def _better(view: View, chain: list[Node]) -> list[Step] | None:
-    """A shorter or cheaper chain of steps for the last value of a chain; None when there is none."""
+def _better(view: View, chain: list[Node]) -> tuple[int, int, list[Step], list[Node]] | None:
+    """A better chain of steps for the last value of a chain: nodes and steps saved, the steps, the chain."""
     old = [node.op for node in chain if isinstance(node.op, Reshape | Transpose)]
-    found = rearrangement(view.shape(chain[0].inputs[0]), old)
-    if found is None:
-        return None
-    new = shortest(found)
+    # Of Reshapes in a row only the last counts, whatever it does to the axes.
+    joined = [
+        step for step, after in zip_longest(old, old[1:]) if not (_is_reshape(step) and _is_reshape(after))
+    ]
+    found = rearrangement(view.shape(chain[0].inputs[0]), joined)
+    new = joined if found is None else shortest(found)
     if not new and chain[-1].output in view.outputs:
         return None  # the copy that gives an output its name is for remove_identities to judge
     freed = 1
     while freed < len(chain) and view.sole_reader(chain[-freed - 1].output) is chain[-freed]:
         freed += 1
+    result = (freed - len(new), len(old) - len(new), new, chain)
     if len(new) < len(old) and len(new) <= freed:
-        return new
+        return result
     cheaper = _turns(new) < _turns(old) or (
         _is_free(new) and not _is_free(old) and _turns(new) == _turns(old)
     )
-    return new if len(new) == len(old) == freed and cheaper else None
+    return result if len(new) == len(old) == freed and cheaper else None
+
+
+def _is_reshape(step: Step | None) -> bool:
+    """Whether a step is there and is a Reshape."""
+    return isinstance(step, Reshape)
 
 
 def _turns(steps: list[Step]) -> int:
