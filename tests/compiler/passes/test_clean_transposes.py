@@ -215,3 +215,16 @@ def test_reshape_sinks_through_numbers_only() -> None:
         "gate = Reshape(%gate.before) shape=1,2,2,16",
         "y = Elementwise(%gate) | +c",
     ]
+
+
+def test_shared_front_of_a_chain_that_could_be_shorter() -> None:
+    """Alone, the four steps to y would be three; with the second read by others, three more would be five."""
+    for shared in (False, True):
+        net = Network()
+        steps = [Reshape((2, 2, 6)), Transpose((0, 2, 1)), Reshape((12, 2)), Transpose((1, 0))]
+        y = chain(net, net.input("x", 4, 6), steps)
+        outputs = [net.node(Softmax(-1), y, name="y")]
+        if shared:
+            outputs.append(net.node(Softmax(-1), "s1", name="z"))
+        after = check(net.graph(*outputs), clean_transposes)
+        assert sum(not isinstance(node.op, Softmax) for node in after.nodes) == (4 if shared else 3)
