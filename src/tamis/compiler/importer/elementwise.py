@@ -13,7 +13,7 @@ from tamis.compiler.importer.convert import Convert
 from tamis.compiler.importer.network import Network
 from tamis.compiler.importer.tensors import element_type
 from tamis.compiler.ir.ops import Cast, Where
-from tamis.errors import InvalidModel, UnsupportedModel
+from tamis.errors import UnsupportedModel
 from tamis.formats.dtype import DType
 
 # ONNX operators that are one pointwise kind without parameters.
@@ -200,38 +200,12 @@ def where(net: Network, call: Call) -> str:
     return net.add(Where(), condition, a, b)
 
 
-def bitwise(net: Network, call: Call) -> str:
-    """Bitwise operators, on constants or on booleans only."""
-    x = call.input(0)
-    operands = [call.input(index) for index in range(1, len(call.inputs))]
-    if net.dtype(x) == DType.BOOL:
-        return net.pointwise(call.op_type.removeprefix("Bitwise").lower(), x, *operands)
-    arrays = [net.constant_of(value, f"input {index}") for index, value in enumerate((x, *operands))]
-    if call.op_type == "BitShift":
-        left = call.text("direction", "") == "LEFT"
-        return net.constant(np.left_shift(*arrays) if left else np.right_shift(*arrays))
-    functions = {
-        "BitwiseAnd": np.bitwise_and,
-        "BitwiseOr": np.bitwise_or,
-        "BitwiseXor": np.bitwise_xor,
-        "BitwiseNot": np.bitwise_not,
-    }
-    if call.op_type not in functions:
-        raise InvalidModel(f"{call.op_type} is no bitwise operator")
-    return net.constant(functions[call.op_type](*arrays))
-
-
 ELEMENTWISE: Mapping[str, Convert] = MappingProxyType(
     {
         **dict.fromkeys(UNARY, unary),
         **dict.fromkeys(PARAMETERISED, parameterised),
         **dict.fromkeys(BINARY, binary),
         **dict.fromkeys(VARIADIC, variadic),
-        "BitShift": bitwise,
-        "BitwiseAnd": bitwise,
-        "BitwiseNot": bitwise,
-        "BitwiseOr": bitwise,
-        "BitwiseXor": bitwise,
         "Cast": cast,
         "CastLike": cast_like,
         "Clip": clip,

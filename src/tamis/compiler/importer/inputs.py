@@ -41,11 +41,11 @@ def input_types(
     result: dict[str, TensorType] = {}
     for value in inputs:
         given = shapes.get(value.name)
-        shape = _filled(list(given) if given is not None else declared[value.name], sizes)
-        if shape is None:
+        concrete = _filled(list(given) if given is not None else declared[value.name], sizes)
+        if concrete is None:
             raise _missing_shapes(declared, shapes, sizes)
         element = value.type.tensor_type.elem_type
-        result[value.name] = TensorType(shape, element_type(element, f"input '{value.name}'"))
+        result[value.name] = TensorType(concrete, element_type(element, f"input '{value.name}'"))
     return result
 
 

@@ -64,9 +64,10 @@ def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     opsets = {
         "" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import
     }
-    if "" not in opsets:
-        # Models before IR version 3 had no list; a model of custom operators alone needs no default domain.
-        opsets[""] = 1 if not opsets else OLDEST_OPSET
+    if not opsets and model.ir_version >= 3:
+        raise InvalidModel("the model declares no opset, or is truncated")
+    # Models before IR version 3 had no list; a model of other domains alone needs no default one.
+    opsets.setdefault("", 1 if not opsets else OLDEST_OPSET)
     version = opsets[""]
     if version < OLDEST_OPSET:
         raise UnsupportedModel(

@@ -40,7 +40,13 @@ def standard_function(
             body = schema.get_context_dependent_function_with_opset_version(
                 max(versions), node.SerializeToString(), types
             )
-    return onnx.FunctionProto.FromString(body) if body else None
+    if not body:
+        return None
+    function = onnx.FunctionProto.FromString(body)
+    # Attributes that the node leaves out have the operator's defaults.
+    defaults = (attribute.default_value for attribute in schema.attributes.values())
+    function.attribute_proto.extend(value for value in defaults if value.type)
+    return function
 
 
 def _type_proto(type_: TensorType | None) -> onnx.TypeProto:

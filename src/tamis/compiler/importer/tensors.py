@@ -109,7 +109,7 @@ def widened(array: np.ndarray) -> tuple[np.ndarray, str]:
         return array.astype(np.int8), name
     if name in ("uint4", "uint2"):
         return array.astype(np.uint8), name
-    if name.startswith(("float4", "float6", "float8")) and name != "float8_e4m3fn":
+    if name.startswith(("float4_", "float6_", "float8_")) and name != "float8_e4m3fn":
         return array.astype(np.float32), name
     return array, ""
 

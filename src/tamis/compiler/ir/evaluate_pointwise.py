@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tamis.compiler.ir.evaluate_erf import erf
 from tamis.compiler.ir.ops import Program
 
 Unary = Callable[..., np.ndarray]
@@ -27,12 +28,6 @@ def apply_program(program: Program, value: np.ndarray, inputs: Sequence[np.ndarr
             operand = inputs[step.operand]
             value = np.asarray(BINARY[step.kind](*((operand, value) if step.swap else (value, operand))))
     return value
-
-
-def erf(x: np.ndarray) -> np.ndarray:
-    """The error function, to the precision of ``math.erf``."""
-    values = np.frompyfunc(math.erf, 1, 1)(np.asarray(x, dtype=np.float64))
-    return np.asarray(values, dtype=np.float64).astype(x.dtype)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -24,8 +24,9 @@ def source_coordinates(op: Resize, axis: int, size: int) -> np.ndarray:
     if op.coordinates == "pytorch_half_pixel":
         return (x + 0.5) / scale - 0.5 if count > 1 else np.zeros(1)
     if op.coordinates == "align_corners":
-        full = scale * size - 1  # not count - 1: the unrounded size, as the ONNX reference has it
-        return x * (size - 1) / full if count > 1 and full != 0 else np.zeros(count)
+        # The rounded size counts, as in torch, ONNX Runtime and TensorRT; ONNX's reference differs where a
+        # scale does not give a whole number.
+        return x * (size - 1) / (count - 1) if count > 1 else np.zeros(count)
     return x / scale
 
 
