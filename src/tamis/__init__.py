@@ -17,6 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import onnx
+
     from tamis import errors, sparsity
     from tamis.compiler.config import BuildConfig
     from tamis.engine import Engine
@@ -55,7 +57,7 @@ _LAZY = {
 
 
 def build(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     config: BuildConfig | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
@@ -65,7 +67,7 @@ def build(
     """Compile an ONNX model into an engine.
 
     Args:
-        model: path of the ONNX file.
+        model: path of the ONNX file, its bytes, or a parsed model.
         config: all options at once; None for the defaults.
         output: where to save the engine; None to keep it in memory.
         progress: called with the stage, how much of it is done, how much there is, and what is being done.
@@ -74,6 +76,7 @@ def build(
     Raises ``ConfigError``, ``ModelError``, ``BuildError`` or ``OutputError``.
     """
     from dataclasses import fields, replace
+    from pathlib import Path
 
     from tamis import compiler
     from tamis.compiler.config import BuildConfig as Config
@@ -83,6 +86,7 @@ def build(
     unknown = sorted(options.keys() - {field.name for field in fields(Config)})
     if unknown:
         raise ConfigError(f"there is no build option '{unknown[0]}'", remedy="see tamis.BuildConfig")
+    model = Path(model) if isinstance(model, os.PathLike) else model
     engine = compiler.build(model, replace(config or Config(), **options), progress)
     if output is not None:
         save(engine, output)

@@ -85,7 +85,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, _USAGE):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "tamis"
-        complain(f"error: {error.format_message()} See '{command} --help'.")
+        message = error.format_message().rstrip(".")
+        complain(f"error: {message}. See '{command} --help'.")
         return USAGE_ERROR
     if isinstance(error, BrokenPipeError):
         _forget_stdout()

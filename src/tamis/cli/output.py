@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +22,16 @@ def show(*parts: RenderableType) -> None:
     """Print reports on stdout; text is taken literally, without markup."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else _UNLIMITED
-    console = Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
-    for part in parts:
-        console.print(part)
+    if sys.stdout.isatty():
+        console = Console(markup=False, highlight=False, emoji=False)
+        for part in parts:
+            console.print(part)
+        return
+    console = Console(file=io.StringIO(), width=_UNLIMITED, markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def show_json(data: Any) -> None:

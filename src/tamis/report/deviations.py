@@ -59,9 +59,9 @@ def deviation_table(
     if layers is not None:
         parts += [table(("value", "shape", ">max abs", ">max rel", ">cosine", ""), map(_row, layers)), Text()]
     parts.append(table(("output", "shape", ">max abs", ">max rel", ">cosine", ""), map(_row, outputs)))
-    limits = f"cosine at least {cosine:g}, relative error at most {relative:g}"
+    bound = "" if relative == float("inf") else f", relative error at most {relative:g}"
     verdict = "agrees" if all(output.within for output in outputs) else "does not agree"
-    parts.append(Text(f"The engine {verdict} with ONNX Runtime ({limits})"))
+    parts.append(Text(f"The engine {verdict} with ONNX Runtime (cosine at least {cosine:g}{bound})"))
     first = first_beyond(layers or ())
     if layers is not None:
         found = f"The first value that deviates is '{first.name}'" if first else "No inner value deviates"

@@ -66,13 +66,18 @@ def _row(record: LayerRecord) -> tuple[str, ...]:
     time = microseconds(won[0].median_us) if won else ""
     return (
         record.name,
-        f"{record.kind} {record.description}",
+        _described(record),
         record.chosen_tactic,
         str(record.chosen_precision),
         _sparsity(record),
         time,
         record.why,
     )
+
+
+def _described(record: LayerRecord) -> str:
+    text = record.description
+    return text if text.startswith(record.kind) else f"{record.kind} {text}"
 
 
 def _sparsity(record: LayerRecord) -> str:
@@ -85,7 +90,7 @@ def _layer(record: LayerRecord) -> RenderableType:
     eligibility = "eligible for 2:4" if record.eligible else f"not eligible: {record.ineligible_reason}"
     choice = f"{record.chosen_tactic} in {record.chosen_precision}, {record.chosen_sparsity}"
     lines = [
-        f"{record.name}: {record.kind} {record.description}",
+        f"{record.name}: {_described(record)}",
         f"  from {', '.join(record.origin) or 'the compiler'}; step {record.step}",
         f"  weight {record.zeros:.0%} zeros, {eligibility}",
         f"  runs as {choice}: {record.why}",
@@ -94,7 +99,7 @@ def _layer(record: LayerRecord) -> RenderableType:
     candidates = sorted(record.candidates, key=_standing)
     return Group(
         *(Text(line) for line in lines),
-        Padding(table(columns, map(_candidate, candidates)), (0, 0, 0, 2)),
+        Padding(table(columns, map(_candidate, candidates)), (0, 0, 0, 2), expand=False),
         Text(),
     )
 

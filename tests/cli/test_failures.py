@@ -1,0 +1,230 @@
+"""Bad input: one line on stderr, the right exit code, and no file left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import tamis
+from sample_engines import make_engine
+from small_models import save_cnn
+from tamis.cli import inspect as inspect_command
+from tamis.cli.main import run_command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failures")
+    tamis.build(save_cnn(folder / "cnn.onnx"), output=folder / "cnn.tamis", sparsity="off")
+    return folder
+
+
+def fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str | Path) -> str:
+    """The one line that a failing command prints."""
+    capsys.readouterr()
+    assert run_command([str(argument) for argument in arguments]) == code, capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bild"],
+        ["build"],
+        ["bench", "a.tamis", "--fast"],
+        ["bench", "a.tamis", "--iterations", "many"],
+        ["bench", "a.tamis", "--iterations", "0"],
+        ["profile", "a.tamis", "--runs", "0"],
+        ["build", "a.onnx", "-o", "a.tamis", "--precision", "fp12"],
+        ["build", "a.onnx", "-o", "a.tamis", "--shape", "image"],
+        ["build", "a.onnx", "-o", "a.tamis", "--shape", "image=1x-1"],
+        ["build", "a.onnx", "-o", "a.tamis", "--threads", "0"],
+        ["build", "a.onnx", "-o", "a.tamis", "--sparsity", "maybe"],
+        ["build", "a.onnx", "-o", "missing/a.tamis"],
+    ],
+)
+def test_wrong_options(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, 2, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_cannot_be_read(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    content = (folder / "cnn.onnx").read_bytes()
+    models = {
+        "truncated": content[: len(content) // 2],
+        "empty": b"",
+        "text": b"not a model",
+        "png": b"\x89PNG\r\n\x1a\n" + bytes(64),
+    }
+    for name, data in models.items():
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(data)
+        fails(capsys, 3, "build", path, "-o", tmp_path / "out.tamis")
+    fails(capsys, 3, "build", tmp_path / "absent.onnx", "-o", tmp_path / "out.tamis")
+    fails(capsys, 3, "build", tmp_path, "-o", tmp_path / "out.tamis")
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(models)
+
+
+def test_a_model_with_unsupported_operators(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(folder / "cnn.onnx")
+    model.graph.node[1].op_type = "Frobnicate"
+    model.graph.node[5].op_type = "Twiddle"
+    onnx.save(model, tmp_path / "odd.onnx")
+    line = fails(capsys, 3, "build", tmp_path / "odd.onnx", "-o", tmp_path / "out.tamis")
+    assert "Frobnicate" in line and "Twiddle" in line
+    assert not (tmp_path / "out.tamis").exists()
+
+
+def test_a_model_without_its_weights(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(folder / "cnn.onnx")
+    path = tmp_path / "split.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
+    fails(capsys, 3, "build", path, "-o", tmp_path / "out.tamis")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["split.onnx"]
+
+
+def test_inputs_that_do_not_fit(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    engine = folder / "cnn.tamis"
+    arrays = {
+        "shape": np.zeros((1, 4, 8, 8), np.float32),
+        "type": np.zeros((2, 4, 8, 8), np.float64),
+        "objects": np.array([{}, None], dtype=object),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
+        for command in ("run", "bench", "profile"):
+            fails(capsys, 5, command, engine, "--input", f"image={tmp_path / name}.npy")
+    assert "image" in fails(capsys, 5, "run", engine, "--input", f"picture={tmp_path / 'shape.npy'}")
+    fails(capsys, 5, "run", engine, "--input", f"image={tmp_path / 'absent.npy'}")
+    fails(capsys, 5, "run", engine, "--input", str(tmp_path / "shape.npy"))
+    (tmp_path / "junk.npy").write_bytes(b"junk")
+    fails(capsys, 5, "run", engine, "--input", f"image={tmp_path / 'junk.npy'}")
+
+
+def test_engines_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    content = bytearray((folder / "cnn.tamis").read_bytes())
+    flipped, cut = tmp_path / "flipped.tamis", tmp_path / "cut.tamis"
+    content[-3] ^= 4
+    flipped.write_bytes(content)
+    cut.write_bytes(content[: len(content) // 3])
+    other = tmp_path / "other.tamis"
+    engine = make_engine()
+    tamis.save_engine(replace(engine, plan=replace(engine.plan, device=engine.plan.device)), other)
+    for command in ("inspect", "explain", "run", "bench", "profile"):
+        for path in (flipped, cut, tmp_path, tmp_path / "absent.tamis", folder / "cnn.onnx"):
+            fails(capsys, 4, command, path)
+    assert "built for" in fails(capsys, 4, "run", other)
+
+
+@pytest.mark.parametrize("place", ["folder", "missing/out.tamis"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    start = time.monotonic()
+    fails(capsys, 2, "build", folder / "cnn.onnx", "-o", tmp_path / place)
+    assert time.monotonic() - start < 1.0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_full_disk(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left" in fails(capsys, 7, "build", folder / "cnn.onnx", "-o", tmp_path / "a.tamis", "-q")
+    assert "No space left" in fails(
+        capsys, 7, "run", folder / "cnn.tamis", "-o", tmp_path / "a.npz", "--input", _image(folder)
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_model_than_the_engine_was_built_from(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(folder / "cnn.onnx")
+    model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
+    onnx.save(model, tmp_path / "other.onnx")
+    assert "picture" in fails(capsys, 5, "compare", tmp_path / "other.onnx", folder / "cnn.tamis")
+    fails(capsys, 3, "compare", tmp_path / "absent.onnx", folder / "cnn.tamis")
+
+
+def test_an_unexpected_error_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("the moon\nis full")
+
+    monkeypatch.setattr("tamis.engine.read", broken)
+    assert inspect_command.command
+    line = fails(capsys, 70, "inspect", folder / "cnn.tamis")
+    assert "RuntimeError: the moon is full" in line and "--traceback" in line
+    assert run_command(["inspect", str(folder / "cnn.tamis"), "--traceback"]) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tamis.engine.read", interrupted)
+    assert run_command(["inspect", str(folder / "cnn.tamis")]) == 130
+
+
+def in_a_process(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tamis.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_help_is_quick_and_loads_no_library() -> None:
+    start = time.monotonic()
+    done = in_a_process("--help")
+    assert done.returncode == 0
+    assert time.monotonic() - start < 2.0  # 0.15 s on an idle machine
+    program = "import sys, tamis.cli.main; print([m for m in ('torch', 'onnx', 'numpy') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_a_reader_that_leaves_early(folder: Path) -> None:
+    pipe = f"{sys.executable} -m tamis.cli inspect --json {folder / 'cnn.tamis'} | head -1"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_standard_output_that_is_full(folder: Path) -> None:
+    line = f"{sys.executable} -m tamis.cli inspect --json {folder / 'cnn.tamis'} > /dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 7
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
+
+
+def _image(folder: Path) -> str:
+    path = folder / "image.npy"
+    np.save(path, np.zeros((2, 4, 8, 8), np.float32))
+    return f"image={path}"

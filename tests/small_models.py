@@ -1,0 +1,55 @@
+"""Small ONNX models for tests of the whole way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+def two_of_four(weight: np.ndarray, axis: int) -> np.ndarray:
+    """The weight with the two smallest of every four along ``axis`` set to zero."""
+    moved = np.moveaxis(weight, axis, -1)
+    groups = moved.reshape(-1, 4).copy()
+    np.put_along_axis(groups, np.argsort(np.abs(groups), axis=1)[:, :2], 0.0, axis=1)
+    return np.ascontiguousarray(np.moveaxis(groups.reshape(moved.shape), -1, axis))
+
+
+def save_cnn(path: Path, *, batch: int | str = 2) -> Path:
+    """image [batch,4,8,8] -> conv -> relu -> pool -> linear (2:4) -> relu -> linear -> scores [batch,10]."""
+    random = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    weights = {
+        "conv.weight": draw(8, 4, 3, 3),
+        "hidden.weight": two_of_four(draw(64, 128), 1),
+        "hidden.bias": draw(64),
+        "scores.weight": draw(10, 64),
+        "scores.bias": draw(10),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "conv.weight"], ["conv"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["conv"], ["conv.relu"], "conv_relu"),
+        helper.make_node("MaxPool", ["conv.relu"], ["pool"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Flatten", ["pool"], ["flat"], "flat"),
+        helper.make_node("Gemm", ["flat", "hidden.weight", "hidden.bias"], ["hidden"], "hidden", transB=1),
+        helper.make_node("Relu", ["hidden"], ["hidden.relu"], "hidden_relu"),
+        helper.make_node(
+            "Gemm", ["hidden.relu", "scores.weight", "scores.bias"], ["scores"], "last", transB=1
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "cnn",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 4, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 10])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
