@@ -1,22 +1,19 @@
-"""Linear layers with few rows on the CPU: our dense and 2:4 kernels beside oneDNN, and chains beside OpenVINO.
+"""Linear layers with few rows on the CPU: our kernels beside oneDNN, and chains of them beside OpenVINO.
 
     python benchmarks/bench_cpu_linear.py --quick
-    python benchmarks/bench_cpu_linear.py --chains --out benchmarks/results/cpu_linear-mycpu.json
+    python benchmarks/bench_cpu_linear.py --chains
 
-Single layers rotate through copies of their weights, several times larger than the last-level cache, so weights
-come from memory. All implementations take turns in one process, so that noise hits them alike; medians, p10, p90.
-Chains run as a user would run them, on one copy of the model.
+Single layers rotate through copies of their weights, several times larger than the last-level cache, so that
+weights come from memory. All implementations take turns in one process, so that noise hits them alike;
+medians, p10, p90. Chains run as a user would run them, on one copy of the model. Rows go to
+``results/cpu_linear-<machine>.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
+import itertools
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +23,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import torch
+from results import Row, error_of, machine_name, merge, summarise
 
 from tamis.formats import DENSE, TWO_FOUR, magnitude_mask
 from tamis.kernels.cpu import Chain, Layer, LinearSpec, Step, load, pack
@@ -59,15 +57,14 @@ def _cache_bytes() -> int:
     return max(sizes)
 
 
-def _error(got: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(got.astype(np.float64) - expected).max() / np.abs(expected).max())
-
-
 def _two_four(weight: np.ndarray) -> np.ndarray:
-    return weight * magnitude_mask(weight, TWO_FOUR)
+    k = weight.shape[1]
+    mask = magnitude_mask(np.pad(weight, ((0, 0), (0, -k % 4))), TWO_FOUR)
+    return weight * mask[:, :k]
 
 
-def _own(weight, x, expected, dtype, pattern, copies, args) -> Contestant:
+def _own(weight, x, expected, layout, copies, args) -> Contestant:
+    dtype, pattern = layout
     n, k = weight.shape
     spec = LinearSpec(n, k, dtype, pattern)
     packed = pack(weight, spec)
@@ -84,7 +81,7 @@ def _own(weight, x, expected, dtype, pattern, copies, args) -> Contestant:
     calls = [lambda chain=chain, _keep=(source, target): chain.run(*addresses) for chain in chains]
     calls[0]()
     impl = "tamis-dense" if pattern == DENSE else "tamis"
-    return Contestant(impl, dtype, str(pattern), packed.size, calls, _error(target, expected), [])
+    return Contestant(impl, dtype, str(pattern), packed.size, calls, error_of(target, expected), [])
 
 
 def _onednn(weight, x, expected, dtype, copies) -> Contestant:
@@ -94,7 +91,7 @@ def _onednn(weight, x, expected, dtype, copies) -> Contestant:
     run = torch.ops.mkldnn._linear_pointwise
     weights = [torch.ops.mkldnn._reorder_linear_weight(plain.clone(), x.shape[0]) for _ in range(copies)]
     calls = [lambda w=w: run(source, w, None, "none", [], "") for w in weights]
-    error = _error(calls[0]().float().numpy(), expected)
+    error = error_of(calls[0]().float().numpy(), expected)
     return Contestant("onednn", dtype, "dense", plain.nbytes, calls, error, [])
 
 
@@ -106,12 +103,15 @@ def _onednn_int8(weight, x, expected, copies) -> Contestant:
     scale = (high - low) / 255
     zero = round(-low / scale)
     source = torch.from_numpy(np.clip(np.round(x / scale) + zero, 0, 255).astype(np.uint8))
-    scale_tensor, zeros = torch.from_numpy(scales.astype(np.float32)), torch.zeros(len(scales), dtype=torch.int64)
+    scale_tensor, zeros = (
+        torch.from_numpy(scales.astype(np.float32)),
+        torch.zeros(len(scales), dtype=torch.int64),
+    )
     packed = [torch.ops.onednn.qlinear_prepack(integers.clone(), list(x.shape)) for _ in range(copies)]
     run = torch.ops.onednn.qlinear_pointwise
     tail = (scale_tensor, zeros, None, 1.0, 0, torch.float32, "none", [], "")
     calls = [lambda w=w: run(source, scale, zero, w, *tail) for w in packed]
-    error = _error(calls[0]().numpy(), expected)
+    error = error_of(calls[0]().numpy(), expected)
     return Contestant("onednn", "int8", "dense", integers.nbytes, calls, error, [])
 
 
@@ -123,9 +123,9 @@ def _layer_contestants(n: int, k: int, rows: int, args) -> Iterator[Contestant]:
     dense_y, sparse_y = (x.astype(np.float64) @ w.T.astype(np.float64) for w in (weight, sparse))
     for dtype, size in (("bfloat16", 2), ("float32", 4)):
         copies = max(2, -(-args.working_set // (n * k * size)))
-        yield _own(weight, x, dense_y, dtype, DENSE, copies, args)
+        yield _own(weight, x, dense_y, (dtype, DENSE), copies, args)
         # as many bytes for the compressed weights, so that these come from memory too
-        yield _own(sparse, x, sparse_y, dtype, TWO_FOUR, copies * 16 // 9, args)
+        yield _own(sparse, x, sparse_y, (dtype, TWO_FOUR), copies * 16 // 9, args)
         yield _onednn(weight, x, dense_y, dtype, copies)
     yield _onednn_int8(weight, x, dense_y, max(2, -(-args.working_set // (n * k))))
 
@@ -144,24 +144,24 @@ def _take_turns(contestants: list[Contestant], rounds: int, seconds: float) -> N
                 done += 1
 
 
-def _row(case: str, batch: int, flops: int, contestant: Contestant) -> dict[str, object]:
-    times = np.array(contestant.times) * 1e6
-    return {
-        "bench": "cpu_linear", "case": case, "impl": contestant.impl, "precision": contestant.precision,
-        "sparsity": contestant.sparsity, "batch": batch, "median_us": round(float(np.median(times)), 2),
-        "p10_us": round(float(np.percentile(times, 10)), 2), "p90_us": round(float(np.percentile(times, 90)), 2),
-        "n": len(times), "flops": flops, "bytes": contestant.weight_bytes, "max_rel_error": contestant.error,
-    }  # fmt: skip
+def _row(case: str, batch: int, flops: int, contestant: Contestant) -> Row:
+    median, low, high, n = summarise(np.array(contestant.times) * 1e6)
+    return Row(
+        "cpu_linear", case, contestant.impl, contestant.precision, contestant.sparsity, batch, median, low,
+        high, n, flops, contestant.weight_bytes, contestant.error,
+    )  # fmt: skip
 
 
-def _line(row: dict[str, object]) -> str:
+def _line(row: Row) -> str:
     return (
-        f"{row['case']:>20} rows {row['batch']:>4}  {row['impl']:>12} {row['precision']:>8} {row['sparsity']:>5}  "
-        f"{row['p10_us']:>10} {row['median_us']:>10} {row['p90_us']:>10} us   error {row['max_rel_error']:.1e}"
+        f"{row.case:>20} rows {row.batch:>4}  {row.impl:>12} {row.precision:>8} {row.sparsity:>5}  "
+        f"{row.p10_us:>10} {row.median_us:>10} {row.p90_us:>10} us   error {row.max_rel_error:.1e}"
     )
 
 
-def _own_chains(widths, dtype, pattern, batch, args, weights, inputs) -> tuple[list[Chain], Callable[[], object]]:
+def _own_chains(
+    widths, dtype, pattern, batch, args, weights, inputs
+) -> tuple[list[Chain], Callable[[], object]]:
     chains, addresses, keep = [], [], []
     for sizes, layers, x in zip(widths, weights, inputs, strict=True):
         made = []
@@ -170,10 +170,10 @@ def _own_chains(widths, dtype, pattern, batch, args, weights, inputs) -> tuple[l
             spec = LinearSpec(*weight.shape, dtype, pattern, () if last else (Step("relu"),))
             made.append(Layer(spec, pack(weight, spec)))
         chain = Chain(made, threads=args.threads, isa=args.isa)
-        y = np.empty((batch, sizes[-1]), np.float32)
-        chain.reserve(batch)
+        y = np.empty((x.shape[0], layers[-1].shape[0]), np.float32)
+        chain.reserve(x.shape[0])
         chains.append(chain)
-        addresses.append((x.ctypes.data, y.ctypes.data, batch))
+        addresses.append((x.ctypes.data, y.ctypes.data, x.shape[0]))
         keep.append(y)
 
     def call() -> list[np.ndarray]:
@@ -184,13 +184,13 @@ def _own_chains(widths, dtype, pattern, batch, args, weights, inputs) -> tuple[l
     return chains, call
 
 
-def _openvino(widths, batch, precision, args, weights, inputs) -> Callable[[], object]:
-    import openvino as ov  # an optional peer
-    from openvino import opset13 as op
+def _openvino(precision, args, weights, inputs) -> Callable[[], object]:
+    import openvino as ov  # noqa: PLC0415  an optional peer
+    from openvino import opset13 as op  # noqa: PLC0415
 
     sources, results = [], []
-    for sizes, layers in zip(widths, weights, strict=True):
-        x = op.parameter([batch, sizes[0]], np.float32)
+    for layers, source in zip(weights, inputs, strict=True):
+        x = op.parameter(list(source.shape), np.float32)
         sources.append(x)
         h = x
         for i, weight in enumerate(layers):
@@ -213,11 +213,14 @@ def _openvino(widths, batch, precision, args, weights, inputs) -> Callable[[], o
     return call
 
 
-def _chain_case(case: str, widths, batch: int, args) -> list[dict[str, object]]:
+def _chain_case(case: str, widths, batch: int, args) -> list[Row]:
     rng = np.random.default_rng(batch)
-    dense = [[rng.standard_normal((n, k), dtype=np.float32) * np.float32((2 / k) ** 0.5) for k, n in
-              zip(sizes[:-1], sizes[1:], strict=True)] for sizes in widths]  # fmt: skip
-    sparse = [[_two_four(np.pad(w, ((0, 0), (0, -w.shape[1] % 4))))[:, : w.shape[1]] for w in ws] for ws in dense]
+    dense = [
+        [rng.standard_normal((n, k), dtype=np.float32) * np.float32((2 / k) ** 0.5)
+         for k, n in itertools.pairwise(sizes)]
+        for sizes in widths
+    ]  # fmt: skip
+    sparse = [[_two_four(weight) for weight in layers] for layers in dense]
     inputs = [rng.standard_normal((batch, sizes[0]), dtype=np.float32) for sizes in widths]
 
     def expected(weights) -> list[np.ndarray]:
@@ -233,18 +236,18 @@ def _chain_case(case: str, widths, batch: int, args) -> list[dict[str, object]]:
     contestants = []
     for dtype in ("bfloat16", "float32"):
         for pattern, weights in ((DENSE, dense), (TWO_FOUR, sparse)):
-            chains, call = _own_chains(widths, dtype, pattern, batch, args, weights, inputs)
-            error = max(_error(*pair) for pair in zip(call(), expected(weights), strict=True))
+            chains, call = _own_chains(dtype, pattern, args, weights, inputs)
+            error = max(error_of(*pair) for pair in zip(call(), expected(weights), strict=True))
             size = sum(layer.packed.size for chain in chains for layer in chain.layers)
             impl = "tamis-dense" if pattern == DENSE else "tamis"
             contestants.append(Contestant(impl, dtype, str(pattern), size, [call], error, []))
     for precision, dtype in (("bf16", "bfloat16"), ("f32", "float32")):
         try:
-            call = _openvino(widths, batch, precision, args, dense, inputs)
+            call = _openvino(precision, args, dense, inputs)
         except ImportError:
             print("openvino is not installed: left out")
             break
-        error = max(_error(*pair) for pair in zip(call(), expected(dense), strict=True))
+        error = max(error_of(*pair) for pair in zip(call(), expected(dense), strict=True))
         count = sum(w.size for ws in dense for w in ws)
         size = count * (2 if precision == "bf16" else 4)
         contestants.append(Contestant("openvino", dtype, "dense", size, [call], error, []))
@@ -253,31 +256,10 @@ def _chain_case(case: str, widths, batch: int, args) -> list[dict[str, object]]:
     return [_row(case, batch, flops, contestant) for contestant in contestants]
 
 
-def _meta(args) -> dict[str, object]:
-    def first_line(command: list[str]) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().split("\n")[0]
-
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*:\s*(.*)", info)
-    clocks = [float(mhz) for mhz in re.findall(r"cpu MHz\s*:\s*([\d.]+)", info)]
-    library = load()
-    return {
-        "commit": first_line(["git", "rev-parse", "HEAD"]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "cpu": model.group(1) if model else platform.machine(), "cores": os.cpu_count(),
-            "cache_bytes": _cache_bytes(), "levels": library.levels, "isa": args.isa or library.levels[-1],
-            "threads": args.threads,
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "clocks": {"mhz": clocks[:2]},
-        "command": " ".join(sys.argv[1:]),
-        "working_set_bytes": args.working_set,
-    }  # fmt: skip
-
-
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="two shapes, short turns")
     parser.add_argument("--chains", action="store_true", help="also whole MLPs, beside OpenVINO")
     parser.add_argument("--only-chains", action="store_true", help="no single layers")
@@ -286,9 +268,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--isa", help="highest instruction set level to use")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.0, help="length of a turn; 0: 0.2, or 0.05 when quick")
-    parser.add_argument("--working-set-mb", type=int, default=0, help="bytes of weight copies; 0: 4 x last cache")
-    parser.add_argument("--device", default="", help="name for the results file")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="length of a turn; 0: 0.2, or 0.05 when quick"
+    )
+    parser.add_argument(
+        "--working-set-mb", type=int, default=0, help="bytes of weight copies; 0: 4 x last cache"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.seconds = args.seconds or (0.05 if args.quick else 0.2)
@@ -299,12 +284,10 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
-    meta = _meta(args)
-    name = args.device or re.sub(r"[^a-z0-9]+", "-", str(meta["machine"]["cpu"]).lower()).strip("-")
     shapes = [tuple(int(size) for size in text.split("x")) for text in args.shape or []]
     shapes = shapes or (QUICK_SHAPES if args.quick else SHAPES)
     rows_list = args.rows or (QUICK_ROWS if args.quick else ROWS)
-    results: list[dict[str, object]] = []
+    results: list[Row] = []
     for n, k in [] if args.only_chains else shapes:
         for rows in rows_list:
             contestants = list(_layer_contestants(n, k, rows, args))
@@ -318,9 +301,12 @@ def main() -> None:
                 made = _chain_case(case, widths, batch, args)
                 results += made
                 print(*(_line(row) for row in made), sep="\n", flush=True)
-    out = args.out or Path(__file__).parent / "results" / f"cpu_linear-{name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"meta": meta, "rows": results}, indent=1) + "\n", encoding="utf-8")
+    out = args.out or Path(__file__).parent / "results" / f"cpu_linear-{machine_name()}.json"
+    extra = {
+        "command": " ".join(sys.argv), "threads": args.threads, "isa": args.isa or load().levels[-1],
+        "cache_bytes": _cache_bytes(), "working_set_bytes": args.working_set,
+    }  # fmt: skip
+    merge(out, results, extra)
     print(f"written: {out}")
 
 

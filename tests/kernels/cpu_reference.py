@@ -78,7 +78,9 @@ class Guarded:
     @classmethod
     def make(cls, rows: int, columns: int, stride: int, dtype: str, offset: int = 37) -> Guarded:
         count = offset + rows * stride + 64
-        buffer = np.full(count, np.nan, NUMPY[dtype])  # poisoned: a result that is not written is not a number
+        buffer = np.full(
+            count, np.nan, NUMPY[dtype]
+        )  # poisoned: a result that is not written is not a number
         matrix = buffer[offset : offset + rows * stride].reshape(rows, stride)[:, :columns]
         return cls(buffer, matrix, buffer.copy())
 
@@ -116,8 +118,8 @@ def run_layer(
     spec = LinearSpec(n, k, dtype, pattern, steps)
     layer = Layer(spec, pack(weight, spec), bias, residual_dtype, n + gap)
     chain = Chain(
-        [layer], threads=threads, isa=isa, x_dtype=x_dtype, y_dtype=y_dtype, x_stride=k + gap, y_stride=n + gap,
-        library=library,
+        [layer], threads=threads, isa=isa, x_dtype=x_dtype, y_dtype=y_dtype, x_stride=k + gap,
+        y_stride=n + gap, library=library,
     )  # fmt: skip
     source = Guarded.make(rows, k, k + gap, x_dtype)
     source.matrix[...] = x.astype(NUMPY[x_dtype])
@@ -140,7 +142,7 @@ def poison(chain: Chain, rows: int) -> None:
 
 
 def tolerance(x: np.ndarray, weight: np.ndarray, expected: np.ndarray, y_dtype: str) -> np.ndarray:
-    """How far a float32 sum of exact products may be from ``expected``, before and after rounding to y's type."""
+    """How far a float32 sum of exact products, rounded to y's type, may be from ``expected``."""
     magnitude = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T
     bound = 2e-6 * magnitude + 2e-6 * np.abs(expected) + 1e-36
     return bound + (2.0**-8 * np.abs(expected) if y_dtype == "bfloat16" else 0)

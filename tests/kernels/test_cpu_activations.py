@@ -19,7 +19,23 @@ def _inputs() -> np.ndarray:
     rng = np.random.default_rng(11)
     spread = np.concatenate([rng.uniform(-limit, limit, 3000) for limit in (0.01, 1, 6, 20, 110)])
     sizes = 10.0 ** rng.uniform(-37, 38, 3000) * rng.choice([-1, 1], 3000)
-    edges = [0.0, -0.0, 0.625, -0.625, 88.7, -88.7, 87.3, -87.3, 104, -104, 14.6, -14.6, 3.4e38, -3.4e38, 1e-45]
+    edges = [
+        0.0,
+        -0.0,
+        0.625,
+        -0.625,
+        88.7,
+        -88.7,
+        87.3,
+        -87.3,
+        104,
+        -104,
+        14.6,
+        -14.6,
+        3.4e38,
+        -3.4e38,
+        1e-45,
+    ]
     return np.concatenate([spread, sizes, edges]).astype(np.float32)
 
 

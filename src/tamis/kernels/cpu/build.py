@@ -24,7 +24,15 @@ _COMMON_FLAGS = (
     "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi",
     "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # GCC 12 warns about its own AVX-512 headers
 )  # fmt: skip
-_AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+_AVX512 = (
+    "-mavx2",
+    "-mfma",
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mprefer-vector-width=512",
+)
 # Sources for every machine, and those for one instruction set, with its flags.
 _SOURCES = ("cpu.cpp", "linear.cpp", "linear_portable.cpp", "threads.cpp")
 _X86_SOURCES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -56,7 +64,15 @@ def compiler() -> list[str]:
     for name in ("g++", "clang++", "c++"):
         if shutil.which(name):
             return [name]
-    raise CompilerError("Tamis needs a C++17 compiler to build its CPU kernels: install g++ or clang++, or set CXX")
+    raise CompilerError(
+        "Tamis needs a C++17 compiler to build its CPU kernels: install g++ or clang++, or set CXX"
+    )
+
+
+def sources() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The source files for this machine, each with its instruction set's flags (none: needed everywhere)."""
+    common = tuple((source, ()) for source in _SOURCES)
+    return common + (_X86_SOURCES if platform.machine() in ("x86_64", "AMD64") else ())
 
 
 def compile_library(output: Path, *, extra_flags: Sequence[str] = ()) -> tuple[str, ...]:
@@ -65,9 +81,7 @@ def compile_library(output: Path, *, extra_flags: Sequence[str] = ()) -> tuple[s
     ``extra_flags`` go to every compilation and to the link. ``CompilerError`` says what failed.
     """
     command = compiler()
-    units = [_Unit(source, (), optional=False) for source in _SOURCES]
-    if platform.machine() in ("x86_64", "AMD64"):
-        units += [_Unit(source, flags, optional=True) for source, flags in _X86_SOURCES]
+    units = [_Unit(source, flags, optional=bool(flags)) for source, flags in sources()]
     left_out: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -81,7 +95,9 @@ def compile_library(output: Path, *, extra_flags: Sequence[str] = ()) -> tuple[s
         link = ["-shared", "-Wl,--as-needed", "-o", str(finished)]
         _run([*command, *_optimisation(extra_flags), *objects, *link, "-pthread"])
         shutil.copy(finished, output.with_suffix(".partial"))
-        output.with_suffix(".partial").replace(output)  # never half a library, also for a process that has it open
+        output.with_suffix(".partial").replace(
+            output
+        )  # never half a library, also for a process that has it open
     return tuple(left_out)
 
 
@@ -93,9 +109,23 @@ def _compile(command: list[str], unit: _Unit, folder: Path, extra_flags: Sequenc
     here = Path(__file__).parent
     compiled = folder / f"{unit.source}.o"
     if unit.optional and not _accepts(command, unit.flags, folder):
-        print(f"the C++ compiler does not know {' '.join(unit.flags)}: leaving out {unit.source}", file=sys.stderr)
+        print(
+            f"the C++ compiler does not know {' '.join(unit.flags)}: leaving out {unit.source}",
+            file=sys.stderr,
+        )
         return None
-    _run([*command, *_COMMON_FLAGS, *unit.flags, *extra_flags, "-c", str(here / unit.source), "-o", str(compiled)])
+    _run(
+        [
+            *command,
+            *_COMMON_FLAGS,
+            *unit.flags,
+            *extra_flags,
+            "-c",
+            str(here / unit.source),
+            "-o",
+            str(compiled),
+        ]
+    )
     return compiled
 
 

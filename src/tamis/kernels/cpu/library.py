@@ -90,7 +90,8 @@ class Library:
         name = self.levels[-1] if isa is None else isa
         if name not in self.levels:
             raise DeviceError(
-                f"the CPU kernels cannot run at level '{name}' here", remedy=f"use one of {', '.join(self.levels)}"
+                f"the CPU kernels cannot run at level '{name}' here",
+                remedy=f"use one of {', '.join(self.levels)}",
             )
         return LEVELS.index(name)
 
@@ -153,10 +154,14 @@ def _openmp_candidates() -> list[str]:
     if spec and spec.origin:
         package = Path(spec.origin).parent
         for folder in (package / "lib", package.with_name("torch.libs")):
-            found += sorted(str(file) for file in folder.glob("lib*omp*.so*") if re.match(r"lib[gi]?omp\b", file.name))
+            found += sorted(
+                str(file) for file in folder.glob("lib*omp*.so*") if re.match(r"lib[gi]?omp\b", file.name)
+            )
     maps = Path("/proc/self/maps")
     if maps.is_file():
-        loaded = re.findall(r"(/\S*/lib[gi]?omp[\w.-]*\.so[\w.]*)$", maps.read_text(encoding="utf-8"), re.MULTILINE)
+        loaded = re.findall(
+            r"(/\S*/lib[gi]?omp[\w.-]*\.so[\w.]*)$", maps.read_text(encoding="utf-8"), re.MULTILINE
+        )
         found += dict.fromkeys(loaded)
     system = ctypes.util.find_library("gomp")
     return [*found, *([system] if system else [])]

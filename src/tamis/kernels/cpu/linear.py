@@ -43,7 +43,7 @@ _NUMPY = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 
 @dataclass(frozen=True)
 class Step:
-    """One step of an epilogue. ``clip`` takes (low, high), ``leaky_relu`` takes (slope); the others nothing."""
+    """One step of an epilogue. ``clip`` takes (low, high), ``leaky_relu`` (slope), the others nothing."""
 
     kind: str
     p0: float = 0.0
@@ -51,7 +51,9 @@ class Step:
 
     def __post_init__(self) -> None:
         if self.kind not in STEP_KINDS:
-            raise FormatError(f"'{self.kind}' is no epilogue step", remedy=f"use one of {', '.join(STEP_KINDS)}")
+            raise FormatError(
+                f"'{self.kind}' is no epilogue step", remedy=f"use one of {', '.join(STEP_KINDS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Layer:
         packed, bias = self.packed, self.bias
         if packed.dtype != np.uint8 or not packed.flags.c_contiguous or packed.size != self.spec.packed_bytes:
             raise FormatError(
-                f"the packed weight is {packed.size} bytes of {packed.dtype}, not {self.spec.packed_bytes} of uint8"
+                f"the packed weight is {packed.dtype}[{packed.size}], not uint8[{self.spec.packed_bytes}]"
             )
         if bias is not None and (bias.dtype != np.float32 or bias.shape != (self.spec.n,)):
             raise FormatError(f"the bias is {bias.dtype}{list(bias.shape)}, not float32[{self.spec.n}]")
@@ -144,7 +146,9 @@ class Chain:
             raise FormatError("a chain needs at least one layer")
         for first, second in itertools.pairwise(layers):
             if first.spec.n != second.spec.k:
-                raise FormatError(f"a layer with {first.spec.n} outputs cannot feed one with {second.spec.k} inputs")
+                raise FormatError(
+                    f"a layer with {first.spec.n} outputs cannot feed one with {second.spec.k} inputs"
+                )
         self.layers = tuple(layers)
         self.x_dtype: WeightType = x_dtype
         self.y_dtype: WeightType = y_dtype
@@ -161,10 +165,10 @@ class Chain:
         self._workspace = np.empty(0, np.uint8)
 
     def run(self, x: int, y: int, rows: int, residuals: Sequence[int] = ()) -> None:
-        """Run on raw addresses: ``x`` [rows, k], ``y`` [rows, n], and one residual for each layer that adds one.
+        """Run on raw addresses: ``x`` [rows, k], ``y`` [rows, n], a residual for each layer that adds one.
 
-        The last residuals given stay in place for calls without. ``y`` may not overlap ``x``. A first call with
-        more rows than before enlarges the workspace. ``DeviceError`` when the arguments make no sense.
+        The last residuals given stay in place for calls without. ``y`` may not overlap ``x``. A first call
+        with more rows than before enlarges the workspace. ``DeviceError`` for arguments that make no sense.
         """
         if residuals:
             for slot, address in zip(self._residual_slots, residuals, strict=True):
@@ -179,7 +183,9 @@ class Chain:
     def reserve(self, rows: int) -> int:
         """Make the workspace large enough for so many rows (no more is needed later); returns its bytes."""
         for slot in self._residual_slots:
-            self._residuals[slot].data = self._residuals[slot].data or self._address  # any address will do here
+            self._residuals[slot].data = (
+                self._residuals[slot].data or self._address
+            )  # any address will do here
         size = int(self._library.handle.tamis_chain_workspace(self._address, rows))
         self._library.check(max(0, -size))
         if size > self._workspace.size:
@@ -191,7 +197,9 @@ class Chain:
     def apply(self, x: NDArray[Any], residuals: Sequence[NDArray[Any]] = ()) -> NDArray[Any]:
         """Run on NumPy arrays (contiguous rows as declared) and return a new [rows, n] array; for tests."""
         if x.ndim != 2 or x.shape[1] != self.layers[0].spec.k or x.dtype != _NUMPY[self.x_dtype]:
-            raise InputError(f"the input is {x.dtype}{list(x.shape)}, not {self.x_dtype}[rows, {self.layers[0].spec.k}]")
+            raise InputError(
+                f"the input is {x.dtype}{list(x.shape)}, not {self.x_dtype}[rows, {self.layers[0].spec.k}]"
+            )
         x = np.ascontiguousarray(x)
         y = np.empty((x.shape[0], self.layers[-1].spec.n), _NUMPY[self.y_dtype])
         self.run(x.ctypes.data, y.ctypes.data, x.shape[0], [residual.ctypes.data for residual in residuals])

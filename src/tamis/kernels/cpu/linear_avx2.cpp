@@ -10,7 +10,7 @@
 namespace {
 
 struct Lanes {
-    enum { MAX_ROWS = 4, MAX_ACCUMULATORS = 4 };
+    enum { MAX_ROWS = 4, MAX_ACCUMULATORS = 4, FOUR_ROWS = 0 };
     struct Places {
         __m256i low, high;
     };

@@ -11,7 +11,7 @@
 namespace {
 
 struct Lanes {
-    enum { MAX_ROWS = 16, MAX_ACCUMULATORS = 16 };
+    enum { MAX_ROWS = 16, MAX_ACCUMULATORS = 16, FOUR_ROWS = 1 };
     using Places = __m512i;
     using Quad = __m512;
     __m512 v;
@@ -27,7 +27,13 @@ struct Lanes {
     static inline Places upper(Places p) { return _mm512_srli_epi32(p, 16); }
     static inline Places next(Places p) { return _mm512_srli_epi32(p, 2); }
     static inline Quad load_quad(const float *x) { return _mm512_broadcast_f32x4(_mm_loadu_ps(x)); }
-    static inline Lanes select(Quad quad, Places p) { return {_mm512_permutevar_ps(quad, p)}; }
+    static inline Quad load_four_quads(const float *x) { return _mm512_loadu_ps(x); }
+    /* The index of a place in the quad of row i of four: (p & 3) | 4 i. */
+    static inline Places in_row(Places p, int i) {
+        return _mm512_ternarylogic_epi32(p, _mm512_set1_epi32(3), _mm512_set1_epi32(4 * i), 0xea);
+    }
+    /* vpermps reads 4 bits; with one quad broadcast, the upper 2 choose between copies of the same. */
+    static inline Lanes select(Quad quads, Places p) { return {_mm512_permutexvar_ps(p, quads)}; }
     static inline Lanes broadcast(const float *x) { return {_mm512_set1_ps(*x)}; }
     static inline Lanes multiply_add(Lanes a, Lanes b, Lanes sum) { return {_mm512_fmadd_ps(a.v, b.v, sum.v)}; }
     static inline Lanes add(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }

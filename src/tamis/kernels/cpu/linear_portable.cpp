@@ -8,7 +8,7 @@
 namespace {
 
 struct Lanes {
-    enum { MAX_ROWS = 2, MAX_ACCUMULATORS = 2 };
+    enum { MAX_ROWS = 2, MAX_ACCUMULATORS = 2, FOUR_ROWS = 0 };
     struct Places {
         uint32_t word[16];
     };
