@@ -40,7 +40,6 @@ REFUSED = {
     "reduce-no-axes",
     "resize-cubic-outside",
     "resize-linear-all-axes",
-    "resize-linear-corners-odd",
     "resize-nearest-symmetric",
 }
 # ONNX Runtime refuses what OpenVINO and we can run.

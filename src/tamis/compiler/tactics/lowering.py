@@ -50,10 +50,6 @@ def _refuses_resize(op: Resize) -> str | None:
         return "OpenVINO has no half_pixel_symmetric coordinates"
     if op.exclude_outside and op.mode != "nearest":
         return "OpenVINO has no exclude_outside"
-    if op.coordinates == "align_corners":
-        sizes = [extent / scale for extent, scale in zip(op.shape, op.scales, strict=True)]
-        if any(abs(size - round(size)) > 1e-5 * size for size in sizes):
-            return "OpenVINO aligns corners to the rounded size"
     return None
 
 

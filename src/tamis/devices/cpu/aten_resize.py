@@ -77,8 +77,6 @@ def _by_torch(binding: Binding, axes: Sequence[_Axis]) -> Callable[[Any], Any] |
         )
         return (lambda x: nn.upsample_nearest2d(x, size)) if same else None
     corners = a["coordinates"] == "align_corners"
-    if corners and any(abs(axis.scale * axis.size - axis.count) > 1e-6 for axis in (rows, columns)):
-        return None
     if not corners and a["coordinates"] != "half_pixel":
         return None
     if a["mode"] == "linear" and not a.get("exclude_outside"):
@@ -100,17 +98,17 @@ def _coordinates(kind: str, axis: _Axis) -> np.ndarray:
     if kind == "pytorch_half_pixel":
         return half if axis.count > 1 else np.zeros(1)
     if kind == "align_corners":
-        full = axis.scale * axis.size - 1
-        degenerate = axis.count == 1 or full == 0
-        return np.zeros(axis.count) if degenerate else np.asarray(x * (axis.size - 1) / full)
+        # By the rounded size, whatever the scale says.
+        span = max(axis.count - 1, 1)
+        return np.asarray(x * (axis.size - 1) / span)
     return np.asarray(x / axis.scale)
 
 
 def _nearest(a: Any, axis: _Axis) -> np.ndarray:
     x = _coordinates(a["coordinates"], axis)
-    # Exact halves and integers may be off by rounding, and would then fall to the wrong side.
+    # Scales come in float32: exact halves and integers may be off by that much, and fall to the wrong side.
     snapped = np.round(x * 2) / 2
-    x = np.where(np.abs(x - snapped) < 1e-9 * np.maximum(np.abs(x), 1), snapped, x)
+    x = np.where(np.abs(x - snapped) < 1e-6 * np.maximum(np.abs(x), 1), snapped, x)
     rounding = {
         "round_prefer_floor": np.ceil(x - 0.5),
         "round_prefer_ceil": np.floor(x + 0.5),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from tamis.formats.dtype import DType
 
 KERNEL = "openvino.region"
 PROFILE_RUNS = 5
+# Between a layer's name and a number, in the names of the operations of a region.
+SEPARATOR = "#"
 _ELEMENT_TYPES = {
     DType.FLOAT64: "f64",
     DType.FLOAT32: "f32",
@@ -73,9 +76,10 @@ def _settings(precision: str, threads: int) -> dict[str, Any]:
 def _read(xml: bytes, weights: np.ndarray) -> Any:
     """The model; its constants are views of ``weights``, which must live as long."""
     openvino = _library()
-    if weights.size == 0:
-        weights = np.zeros(1, np.uint8)
-    return _core().read_model(xml, openvino.Tensor(weights, shared_memory=True))
+    weights = weights if weights.size else np.zeros(1, np.uint8)
+    # OpenVINO shares no read-only memory; a copy belongs to the model.
+    shared_memory = weights.size > 1 and bool(weights.flags.writeable)
+    return _core().read_model(xml, openvino.Tensor(weights, shared_memory=shared_memory))
 
 
 def _with_border(model: Any, inputs: Sequence[DType], outputs: Sequence[DType]) -> Any:
@@ -194,14 +198,22 @@ def profile_region(
     settings = _settings(str(precision), threads) | {"PERF_COUNT": "YES"}
     request = _core().compile_model(_read(xml, weights), "CPU", settings).create_infer_request()
     tensors = {index: openvino.Tensor(np.ascontiguousarray(array)) for index, array in enumerate(inputs)}
+    layers = _layers(xml)
     samples: dict[str, list[float]] = {}
     for turn in range(PROFILE_RUNS + 1):
         request.infer(tensors)
         totals: dict[str, float] = {}
         for node in request.get_profiling_info():
-            layer = node.node_name.rpartition("#")[0]
+            # A node that OpenVINO added is called <producer>_..., a part of another one <node>/...
+            layer = next((layer for layer in layers if node.node_name.startswith(layer + SEPARATOR)), "")
             totals[layer] = totals.get(layer, 0.0) + node.real_time.total_seconds() * 1e6
         if turn:  # the first run also allocates
             for layer, time in totals.items():
                 samples.setdefault(layer, []).append(time)
     return {layer: float(np.median(times)) for layer, times in samples.items()}
+
+
+def _layers(xml: bytes) -> list[str]:
+    """The layers of a region, long names first, from the names of its operations: ``<layer>#<number>``."""
+    names = {operation.get("name", "") for operation in ElementTree.fromstring(xml).iter("layer")}
+    return sorted({name.rpartition(SEPARATOR)[0] for name in names}, key=len, reverse=True)
