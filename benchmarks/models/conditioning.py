@@ -8,7 +8,8 @@ shifts of the normalisation layers drawn at random, and running statistics taken
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -18,6 +19,17 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For results that are equal to the last bit, which the number of threads would change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def images(batch: int, size: int, seed: int = 0) -> torch.Tensor:
     """Random images `[batch, 3, size, size]`, about zero mean and unit variance.
 
@@ -25,11 +37,12 @@ def images(batch: int, size: int, seed: int = 0) -> torch.Tensor:
     network that ends with a global average.
     """
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(batch, 3, size, size)
-    for cells in (2, 4, 16, size):
-        noise = torch.randn(batch, 3, cells, cells, generator=generator)
-        total += functional.interpolate(noise, size=(size, size), mode="bilinear", align_corners=False)
-    return total / total.std()
+    with one_thread():
+        total = torch.zeros(batch, 3, size, size)
+        for cells in (2, 4, 16, size):
+            noise = torch.randn(batch, 3, cells, cells, generator=generator)
+            total += functional.interpolate(noise, size=(size, size), mode="bilinear", align_corners=False)
+        return total / total.std()
 
 
 def sample_images(size: int) -> torch.Tensor:
@@ -90,13 +103,8 @@ def calibrate(model: nn.Module, sample: torch.Tensor) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average of all batches seen since the reset: here, of one
         norm.train()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the number of threads changes the order of sums, and with it the last bits
-    try:
-        with torch.no_grad():
-            model(sample)
-    finally:
-        torch.set_num_threads(threads)
+    with torch.no_grad(), one_thread():
+        model(sample)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
