@@ -23,8 +23,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import torch
-from results import Row, error_of, machine_name, merge, summarise
 
+from results import Row, error_of, machine_name, merge, summarise
 from tamis.formats import DENSE, TWO_FOUR, magnitude_mask
 from tamis.kernels.cpu import Chain, Layer, LinearSpec, Step, load, pack
 
@@ -57,15 +57,22 @@ def _cache_bytes() -> int:
     return max(sizes)
 
 
+def _copies(weight_bytes: int, args) -> int:
+    return max(2, -(-args.working_set // weight_bytes))
+
+
 def _two_four(weight: np.ndarray) -> np.ndarray:
     k = weight.shape[1]
     mask = magnitude_mask(np.pad(weight, ((0, 0), (0, -k % 4))), TWO_FOUR)
     return weight * mask[:, :k]
 
 
-def _own(weight, x, expected, layout, copies, args) -> Contestant:
+def _own(weight, x, expected, layout, args) -> Contestant:
     dtype, pattern = layout
     n, k = weight.shape
+    copies = _copies(n * k * (2 if dtype == "bfloat16" else 4), args)
+    if pattern != DENSE:  # as many bytes of compressed weights, so that these come from memory too
+        copies = copies * 16 // 9
     spec = LinearSpec(n, k, dtype, pattern)
     packed = pack(weight, spec)
     rows = x.shape[0]
@@ -122,12 +129,10 @@ def _layer_contestants(n: int, k: int, rows: int, args) -> Iterator[Contestant]:
     x = rng.standard_normal((rows, k), dtype=np.float32)
     dense_y, sparse_y = (x.astype(np.float64) @ w.T.astype(np.float64) for w in (weight, sparse))
     for dtype, size in (("bfloat16", 2), ("float32", 4)):
-        copies = max(2, -(-args.working_set // (n * k * size)))
-        yield _own(weight, x, dense_y, (dtype, DENSE), copies, args)
-        # as many bytes for the compressed weights, so that these come from memory too
-        yield _own(sparse, x, sparse_y, (dtype, TWO_FOUR), copies * 16 // 9, args)
-        yield _onednn(weight, x, dense_y, dtype, copies)
-    yield _onednn_int8(weight, x, dense_y, max(2, -(-args.working_set // (n * k))))
+        yield _own(weight, x, dense_y, (dtype, DENSE), args)
+        yield _own(sparse, x, sparse_y, (dtype, TWO_FOUR), args)
+        yield _onednn(weight, x, dense_y, dtype, _copies(n * k * size, args))
+    yield _onednn_int8(weight, x, dense_y, _copies(n * k, args))
 
 
 def _take_turns(contestants: list[Contestant], rounds: int, seconds: float) -> None:
@@ -159,11 +164,10 @@ def _line(row: Row) -> str:
     )
 
 
-def _own_chains(
-    widths, dtype, pattern, batch, args, weights, inputs
-) -> tuple[list[Chain], Callable[[], object]]:
+def _own_chains(layout, args, weights, inputs) -> tuple[list[Chain], Callable[[], object]]:
+    dtype, pattern = layout
     chains, addresses, keep = [], [], []
-    for sizes, layers, x in zip(widths, weights, inputs, strict=True):
+    for layers, x in zip(weights, inputs, strict=True):
         made = []
         for i, weight in enumerate(layers):
             last = i == len(layers) - 1
@@ -236,7 +240,7 @@ def _chain_case(case: str, widths, batch: int, args) -> list[Row]:
     contestants = []
     for dtype in ("bfloat16", "float32"):
         for pattern, weights in ((DENSE, dense), (TWO_FOUR, sparse)):
-            chains, call = _own_chains(dtype, pattern, args, weights, inputs)
+            chains, call = _own_chains((dtype, pattern), args, weights, inputs)
             error = max(error_of(*pair) for pair in zip(call(), expected(weights), strict=True))
             size = sum(layer.packed.size for chain in chains for layer in chain.layers)
             impl = "tamis-dense" if pattern == DENSE else "tamis"

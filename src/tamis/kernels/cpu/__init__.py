@@ -1,7 +1,8 @@
 """Linear layers with few rows on the CPU, dense and 2:4, alone and in chains.
 
 Sources: ``linear.cpp`` (the driver), ``linear_*.cpp`` (one instruction set each), ``panel.h`` and
-``activation.h`` (what surrounds the products); ``tamis_cpu.h`` is their C interface. Weights are packed by ``tamis.formats.tiles``.
+``activation.h`` (what surrounds the products); ``tamis_cpu.h`` is their C interface.
+Weights are packed by ``tamis.formats.tiles``.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@
  * caches finds them there in the next call) and then takes units from the end of others' ranges, so that a
  * thread that wakes late or is interrupted does not hold up the rest.
  *
- * BETWEEN LAYERS there is one barrier and nothing else: a layer stores its outputs as the next one's panel.
+ * BETWEEN LAYERS nothing is copied: a layer stores its outputs as the next one's panel. A thread goes on when all
+ * units of a layer are done, whoever did them; it never waits for a thread to arrive. So a worker that wakes late
+ * or loses its processor to another process costs its share of the work, not a time slice for each layer.
  */
 #include <sched.h>
 #include <string.h>
@@ -21,17 +23,23 @@
 
 namespace {
 
-enum { LINE = 64, PRIVATE_PACK_ELEMENTS = 16384, SMALLEST_PART_BYTES = 16384, MAX_PARTS = 64 };
+enum { LINE = 64, PRIVATE_PACK_ELEMENTS = 16384, SMALLEST_PART_BYTES = 16384, MAX_PARTS = 64, PACK_TILES = 32 };
 
 struct alignas(LINE) Range { /* units next..end of one thread, in one word so that both ends move at once */
     uint64_t ends;
 };
 
+struct Stage { /* work that must be done before the next stage starts */
+    int64_t units;
+    Range *ranges; /* one for each thread */
+    int64_t *done; /* units that are done, on a line of its own */
+};
+
 struct Layer {
     Task task;
     const Kernels *kernels;
+    Stage stage;
     int64_t group_tiles, groups, chunk_rows, chunks, parts, part_tiles;
-    Range *ranges;    /* one for each thread */
     int32_t *arrived; /* parts that are done, for each group and chunk */
     float *partial;   /* [group and chunk][part][rows][ld] */
 };
@@ -40,33 +48,17 @@ struct Chain {
     Layer layers[TAMIS_MAX_LAYERS];
     int count, threads;
     int64_t rows;
-    bool private_pack;        /* every thread packs all of X for itself: cheaper than a barrier when X is small */
+    bool private_pack;        /* every thread packs all of X for itself: cheaper than waiting when X is small */
     int64_t pack_stride;      /* bytes from one thread's panel to the next */
+    Stage pack;               /* of the first layer's inputs, when not private */
     char *thread_scratch;
     int64_t thread_stride, sum_bytes;
-    int32_t barrier_count, barrier_round;
 };
 
 inline void pause_briefly() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
-}
-
-void barrier(Chain *chain, int team) {
-    if (team == 1) return;
-    const int32_t round = __atomic_load_n(&chain->barrier_round, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&chain->barrier_count, 1, __ATOMIC_ACQ_REL) == team) {
-        __atomic_store_n(&chain->barrier_count, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&chain->barrier_round, round + 1, __ATOMIC_RELEASE);
-        return;
-    }
-    for (int spins = 0; __atomic_load_n(&chain->barrier_round, __ATOMIC_ACQUIRE) == round; spins++) {
-        if (spins < 4096)
-            pause_briefly();
-        else
-            sched_yield(); /* more threads than processors: let the others come here */
-    }
 }
 
 /* Take the first unit of a range, or its last one. -1: it is empty. */
@@ -78,6 +70,25 @@ int64_t take(Range *range, bool from_end) {
         const uint64_t less = from_end ? (end - 1) << 32 | next : end << 32 | (next + 1);
         if (__atomic_compare_exchange_n(&range->ends, &ends, less, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
             return (int64_t)(from_end ? end - 1 : next);
+    }
+}
+
+/* Do this thread's units, then others', then wait (unless this is the last stage) for those under way. */
+template <class Run>
+void run_stage(const Stage *stage, int threads, int thread, bool wait, Run run) {
+    int64_t mine = 0;
+    for (int64_t unit; (unit = take(&stage->ranges[thread], false)) >= 0; mine++) run(unit);
+    for (int other = 1; other < threads; other++) {
+        Range *range = &stage->ranges[(thread + other) % threads];
+        for (int64_t unit; (unit = take(range, true)) >= 0; mine++) run(unit);
+    }
+    if (mine) __atomic_add_fetch(stage->done, mine, __ATOMIC_ACQ_REL);
+    if (!wait) return;
+    for (int spins = 0; __atomic_load_n(stage->done, __ATOMIC_ACQUIRE) < stage->units; spins++) {
+        if (spins < 4096)
+            pause_briefly();
+        else
+            sched_yield(); /* the processor may be what the other thread waits for */
     }
 }
 
@@ -109,21 +120,11 @@ void run_unit(const Layer *layer, int64_t index, float *sum, void *scratch) {
     layer->kernels->finish(task, &unit, sum, ld);
 }
 
-void pack_input(const Chain *chain, const tamis_matrix *x, int64_t columns, int thread, int team, Panel *panel) {
-    const Kernels *kernels = chain->layers[0].kernels;
-    const int64_t blocks = (chain->rows + BLOCK_ROWS - 1) / BLOCK_ROWS, tiles = panel->k / TILE_K;
-    int64_t first = 0, last = blocks * tiles;
-    if (chain->private_pack) {
-        panel->data = (char *)panel->data + thread * chain->pack_stride;
-    } else {
-        first = blocks * tiles * thread / team;
-        last = blocks * tiles * (thread + 1) / team;
-    }
-    while (first < last) {
-        const int64_t block = first / tiles, k0 = first % tiles, k1 = smaller(tiles, k0 + last - first);
-        kernels->pack(x, columns, panel, block, k0, k1);
-        first += k1 - k0;
-    }
+/* A unit of packing: PACK_TILES tiles of k of one block of rows. */
+void run_pack(const Chain *chain, const tamis_matrix *x, int64_t columns, const Panel *panel, int64_t index) {
+    const int64_t tiles = panel->k / TILE_K, pieces = (tiles + PACK_TILES - 1) / PACK_TILES;
+    const int64_t k0 = index % pieces * PACK_TILES;
+    chain->layers[0].kernels->pack(x, columns, panel, index / pieces, k0, smaller(k0 + PACK_TILES, tiles));
 }
 
 struct Call {
@@ -132,7 +133,7 @@ struct Call {
     int64_t columns;
 };
 
-void run_thread(void *argument, int thread, int team) {
+void run_thread(void *argument, int thread, int) {
     const Call *call = (const Call *)argument;
     Chain *chain = call->chain;
     alignas(LINE) char saved[LINE];
@@ -144,16 +145,19 @@ void run_thread(void *argument, int thread, int team) {
     float *sum = (float *)(chain->thread_scratch + thread * chain->thread_stride);
     void *scratch = (char *)sum + chain->sum_bytes;
     Layer first = chain->layers[0]; /* with this thread's own panel */
-    pack_input(chain, call->x, call->columns, thread, team, &first.task.in);
-    if (!chain->private_pack) barrier(chain, team);
+    Panel *input = &first.task.in;
+    auto pack = [&](int64_t unit) { run_pack(chain, call->x, call->columns, input, unit); };
+    if (chain->private_pack) {
+        input->data = (char *)input->data + thread * chain->pack_stride;
+        for (int64_t unit = 0; unit < chain->pack.units; unit++) pack(unit);
+    } else {
+        run_stage(&chain->pack, chain->threads, thread, true, pack);
+    }
     for (int i = 0; i < chain->count; i++) {
         const Layer *layer = i ? &chain->layers[i] : &first;
-        for (int64_t unit; (unit = take(&layer->ranges[thread], false)) >= 0;) run_unit(layer, unit, sum, scratch);
-        for (int other = 1; other < chain->threads; other++) {
-            Range *range = &layer->ranges[(thread + other) % chain->threads];
-            for (int64_t unit; (unit = take(range, true)) >= 0;) run_unit(layer, unit, sum, scratch);
-        }
-        if (i + 1 < chain->count) barrier(chain, team);
+        const bool last = i + 1 == chain->count; /* the end of the region waits for all */
+        run_stage(&layer->stage, chain->threads, thread, !last,
+                  [&](int64_t unit) { run_unit(layer, unit, sum, scratch); });
     }
     if (special) special->leave(saved);
 }
@@ -226,29 +230,43 @@ struct Allocator {
 
 int64_t panel_bytes(const Panel *panel) { return panel_size(panel) * bytes_of(panel->dtype); }
 
+void place_stage(Stage *stage, int64_t units, int threads, Allocator *space) {
+    stage->units = units;
+    stage->ranges = (Range *)space->take((int64_t)sizeof(Range) * threads);
+    stage->done = (int64_t *)space->take(sizeof(int64_t));
+}
+
 void place_layer(Layer *layer, int threads, Allocator *space) {
     const int64_t places = layer->groups * layer->chunks, units = places * layer->parts;
-    layer->ranges = (Range *)space->take((int64_t)sizeof(Range) * threads);
+    place_stage(&layer->stage, units, threads, space);
     layer->arrived = layer->parts > 1 ? (int32_t *)space->take(places * 4) : nullptr;
     const int64_t size = round_up(layer->chunk_rows, 32) * layer->group_tiles * TILE_N * 4;
     layer->partial = layer->parts > 1 ? (float *)space->take(units * size) : nullptr;
 }
 
 /* Writes the counters; the plan itself writes nothing, for the workspace may prove too small. */
-void reset_layer(Layer *layer, int threads) {
-    const int64_t places = layer->groups * layer->chunks, units = places * layer->parts;
+void reset_stage(Stage *stage, int threads) {
     for (int t = 0; t < threads; t++) {
-        const uint64_t next = (uint64_t)(units * t / threads), end = (uint64_t)(units * (t + 1) / threads);
-        layer->ranges[t].ends = end << 32 | next;
+        const uint64_t next = (uint64_t)(stage->units * t / threads);
+        const uint64_t end = (uint64_t)(stage->units * (t + 1) / threads);
+        stage->ranges[t].ends = end << 32 | next;
     }
-    if (layer->arrived) memset(layer->arrived, 0, (size_t)places * 4);
+    *stage->done = 0;
+}
+
+void reset_chain(Chain *chain) {
+    reset_stage(&chain->pack, chain->threads);
+    for (int i = 0; i < chain->count; i++) {
+        Layer *layer = &chain->layers[i];
+        reset_stage(&layer->stage, chain->threads);
+        if (layer->arrived) memset(layer->arrived, 0, (size_t)(layer->groups * layer->chunks) * 4);
+    }
 }
 
 void plan_chain(const tamis_chain *given, int64_t rows, Chain *chain, Allocator *space) {
     chain->count = given->layer_count;
     chain->threads = given->threads;
     chain->rows = rows;
-    chain->barrier_count = chain->barrier_round = 0;
     chain->sum_bytes = chain->thread_stride = 0;
     int64_t scratch_bytes = 0;
     for (int i = 0; i < chain->count; i++) {
@@ -266,6 +284,8 @@ void plan_chain(const tamis_chain *given, int64_t rows, Chain *chain, Allocator 
     chain->thread_scratch = space->take(chain->thread_stride * chain->threads);
     chain->private_pack = chain->threads > 1 && rows * chain->layers[0].task.in.k <= PRIVATE_PACK_ELEMENTS;
     chain->pack_stride = round_up(panel_bytes(&chain->layers[0].task.in), LINE);
+    const int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, tiles = chain->layers[0].task.k_blocks;
+    place_stage(&chain->pack, blocks * ((tiles + PACK_TILES - 1) / PACK_TILES), chain->threads, space);
     const int64_t copies = chain->private_pack ? chain->threads : 1;
     chain->layers[0].task.in.data = space->take(chain->pack_stride * copies);
     for (int i = 1; i < chain->count; i++) {
@@ -340,7 +360,7 @@ int32_t tamis_chain_run(const tamis_chain *given, const void *x, void *y, int64_
     Allocator space = {(char *)round_up((int64_t)given->workspace, LINE), 0};
     plan_chain(given, rows, &chain, &space);
     if (!given->workspace || given->workspace_bytes < space.used + LINE) return TAMIS_SMALL_WORKSPACE;
-    for (int i = 0; i < chain.count; i++) reset_layer(&chain.layers[i], chain.threads);
+    reset_chain(&chain);
     Task *last = &chain.layers[chain.count - 1].task;
     last->y = given->y;
     last->y.data = y;
