@@ -40,7 +40,7 @@ def attention(net: Network, call: Call) -> str | None:
         q4, k4, v4 = (_split_heads(net, value, heads) for value in (q, k, v))
     else:
         q4, k4, v4 = q, k, v
-    if net.rank(q4) != 4 or net.shape(q4)[1] != net.shape(k4)[1]:
+    if {net.rank(q4), net.rank(k4), net.rank(v4)} != {4} or net.shape(q4)[1] != net.shape(k4)[1]:
         return None
     given = call.optional(3)
     mask = _constant_mask(net, call, given, (net.shape(q4)[2], net.shape(k4)[2]))

@@ -68,6 +68,11 @@ class Call:
             raise InvalidModel(f"{self.op_type} lacks its attribute '{name}'", layer=self.name)
         return self.attributes[name]
 
+    def required_integer(self, name: str) -> int:
+        """An integer attribute that must be there."""
+        self.required(name)
+        return self.integer(name, 0)
+
     def _attribute(self, name: str, default: Any, kind: Any) -> Any:
         value = self.attributes.get(name, default)
         if value is not default and not isinstance(value, kind):

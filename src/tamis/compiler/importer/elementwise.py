@@ -102,8 +102,8 @@ def clip(net: Network, call: Call) -> str:
         low, high = call.number("min", -math.inf), call.number("max", math.inf)
         return net.pointwise("clip", x, params=(low, high))
     bounds = [call.optional(1), call.optional(2)]
-    known = [None if bound is None else net.known(bound) for bound in bounds]
-    constant = all(bound is None or array is not None for bound, array in zip(bounds, known, strict=True))
+    constant = all(bound is None or net.known(bound) is not None for bound in bounds)
+    known = [net.scalar_of(bound, "a bound") if bound and constant else None for bound in bounds]
     # A parameter is a double: integers beyond 2^53 stay operands.
     exact = all(array is None or array.dtype.kind == "f" or abs(int(array.item())) < 2**53 for array in known)
     if constant and exact:
@@ -150,7 +150,7 @@ def dropout(net: Network, call: Call) -> tuple[str, ...]:
     ratio = call.optional(1)
     training = call.optional(2)
     trains = training is not None and bool(np.any(net.constant_of(training, "training_mode")))
-    if trains and (ratio is None or float(net.constant_of(ratio, "ratio").item()) != 0):
+    if trains and (ratio is None or float(net.scalar_of(ratio, "ratio")) != 0):
         raise UnsupportedModel("Dropout is in training mode; export the model in evaluation mode")
     if not call.wants(1):
         return (x,)
@@ -171,7 +171,7 @@ def cast_to(net: Network, x: str, to: DType) -> str:
 
 def cast(net: Network, call: Call) -> str:
     """Cast."""
-    to = element_type(int(call.required("to")), "the result")
+    to = element_type(call.required_integer("to"), "the result")
     _check_saturates(call, to)
     return cast_to(net, call.input(0), to)
 

@@ -42,8 +42,8 @@ def constant_of_shape(net: Network, call: Call) -> str:
 def arange(net: Network, call: Call) -> str:
     """Range of constants."""
     names = ("start", "limit", "delta")
-    start, limit, delta = (net.constant_of(call.input(i), name) for i, name in enumerate(names))
-    if delta.item() == 0:
+    start, limit, delta = (net.scalar_of(call.input(i), name) for i, name in enumerate(names))
+    if delta == 0:
         raise InvalidModel("Range with a step of 0")
     count = max(math.ceil((limit.item() - start.item()) / delta.item()), 0)
     return net.constant((start + np.arange(count) * delta).astype(start.dtype).reshape(-1))
@@ -74,7 +74,7 @@ def eye_like(net: Network, call: Call) -> str:
 def one_hot(net: Network, call: Call) -> str:
     """OneHot with a constant depth."""
     indices = call.input(0)
-    depth = int(net.constant_of(call.input(1), "depth").item())
+    depth = int(net.scalar_of(call.input(1), "depth"))
     axis = call.integer("axis", -1)
     rank = net.rank(indices) + 1
     if not -rank <= axis < rank:

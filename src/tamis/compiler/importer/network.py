@@ -97,6 +97,13 @@ class Network:
         """A constant as a tuple of integers."""
         return tuple(int(entry) for entry in self.constant_of(value, what).reshape(-1))
 
+    def scalar_of(self, value: str, what: str) -> np.ndarray:
+        """A constant of one element, in rank 0."""
+        array = self.constant_of(value, what)
+        if array.size != 1:
+            raise InvalidModel(f"{what} ('{value}') must be one number, but is {self.types[value]}")
+        return array.reshape(())
+
     # --- adding -------------------------------------------------------------------------------------------
 
     def fresh(self, hint: str, *, public: bool = False) -> str:

@@ -68,7 +68,7 @@ def instance_normalization(net: Network, call: Call) -> str:
 
 def group_normalization(net: Network, call: Call) -> str:
     """Group normalisation; before opset 21 scale and bias are given for each group."""
-    x, groups = call.input(0), int(call.required("num_groups"))
+    x, groups = call.input(0), call.required_integer("num_groups")
     if net.rank(x) < 2 or groups < 1 or net.shape(x)[1] % groups:
         raise InvalidModel(f"x {net.types[x]} cannot be cut into {groups} groups of channels")
     channels = net.shape(x)[1]
@@ -86,7 +86,7 @@ def _per_channel(net: Network, value: str, groups: int, channels: int) -> str:
 def local_response_normalization(net: Network, call: Call) -> str:
     """LRN."""
     op = LocalResponseNorm(
-        int(call.required("size")),
+        call.required_integer("size"),
         call.number("alpha", 1e-4),
         call.number("beta", 0.75),
         call.number("bias", 1.0),

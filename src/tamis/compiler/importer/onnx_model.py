@@ -81,20 +81,22 @@ def _opsets(model: onnx.ModelProto) -> dict[str, int]:
 
 def _check_newer(model: onnx.ModelProto, version: int) -> None:
     """Accept a newer opset as long as every operator still means what it did in the newest known one."""
-    changed = []
-    for operator in sorted({node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")}):
-        try:
-            since = onnx.defs.get_schema(operator, version).since_version
-        except onnx.defs.SchemaError:
-            since = version
-        if since > NEWEST_OPSET or version > onnx.defs.onnx_opset_version():
-            changed.append(operator)
+    operators = sorted({node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")})
+    known = version <= onnx.defs.onnx_opset_version()
+    changed = [operator for operator in operators if not known or _since(operator, version) > NEWEST_OPSET]
     if changed:
         raise UnsupportedModel(
             f"the model uses opset {version}, where the meaning of {', '.join(changed)} is not known "
             f"(newest known: {NEWEST_OPSET})",
             remedy=f"export it with opset {NEWEST_OPSET} or older",
         )
+
+
+def _since(operator: str, version: int) -> int:
+    """The opset in which an operator got the meaning that it has in ``version``."""
+    if not onnx.defs.has(operator):
+        return version
+    return int(onnx.defs.get_schema(operator, version).since_version)
 
 
 def _output(output: onnx.ValueInfoProto, walk: Walk, scope: Scope) -> tuple[str, DType | None]:

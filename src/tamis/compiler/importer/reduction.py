@@ -61,7 +61,7 @@ def arg_reduce(net: Network, call: Call) -> str:
 def top_k(net: Network, call: Call) -> tuple[str, ...]:
     """TopK; an unsorted one is sorted all the same, which ONNX allows."""
     x = call.input(0)
-    k = int(net.integers_of(call.input(1), "k")[0]) if call.opset >= 10 else int(call.required("k"))
+    k = int(net.integers_of(call.input(1), "k")[0]) if call.opset >= 10 else call.required_integer("k")
     return net.add_all(TopK(k, net.axis(x, call.integer("axis", -1)), bool(call.integer("largest", 1))), x)
 
 

@@ -106,7 +106,7 @@ def transpose(net: Network, call: Call) -> str:
 def concat(net: Network, call: Call) -> str:
     """Concatenation along one axis."""
     inputs = [call.input(index) for index in range(len(call.inputs))]
-    axis = net.axis(call.input(0), int(call.required("axis")))
+    axis = net.axis(call.input(0), call.required_integer("axis"))
     return inputs[0] if len(inputs) == 1 else net.add(Concat(axis), *inputs)
 
 
@@ -179,7 +179,7 @@ def pad(net: Network, call: Call) -> str:
     else:
         pads = net.integers_of(call.input(1), "pads")
         given = call.optional(2)
-        value = float(net.constant_of(given, "the padding value").item()) if given is not None else 0.0
+        value = float(net.scalar_of(given, "the padding value")) if given is not None else 0.0
         if call.optional(3) is not None:
             axes = [net.axis(x, axis) for axis in net.integers_of(call.input(3), "axes")]
             full = [0] * (2 * rank)
@@ -210,13 +210,13 @@ def depth_to_space(net: Network, call: Call) -> str:
     if mode not in ("DCR", "CRD"):
         raise InvalidModel(f"DepthToSpace with mode '{mode}'")
     return net.add(
-        DepthToSpace(int(call.required("blocksize")), cast(Literal["DCR", "CRD"], mode)), call.input(0)
+        DepthToSpace(call.required_integer("blocksize"), cast(Literal["DCR", "CRD"], mode)), call.input(0)
     )
 
 
 def space_to_depth(net: Network, call: Call) -> str:
     """SpaceToDepth; its channel-major order (opset 28) is a permutation."""
-    x, block = call.input(0), int(call.required("blocksize"))
+    x, block = call.input(0), call.required_integer("blocksize")
     if call.text("mode", "DCR") == "DCR":
         return net.add(SpaceToDepth(block), x)
     n, c, h, w = net.shape(x)

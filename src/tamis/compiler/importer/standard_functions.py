@@ -23,7 +23,7 @@ def standard_function(
     """
     domain = "" if node.domain == "ai.onnx" else node.domain
     version = opsets.get(domain)
-    if version is None or node.op_type in OPAQUE:
+    if version is None or not 0 < version < 1 << 31 or node.op_type in OPAQUE:
         return None
     try:
         schema: Any = onnx.defs.get_schema(node.op_type, version, domain)
@@ -42,7 +42,7 @@ def standard_function(
             )
     if not body:
         return None
-    function = onnx.FunctionProto.FromString(body)
+    function: onnx.FunctionProto = onnx.FunctionProto.FromString(body)
     # Attributes that the node leaves out have the operator's defaults.
     defaults = (attribute.default_value for attribute in schema.attributes.values())
     function.attribute_proto.extend(value for value in defaults if value.type)

@@ -191,6 +191,8 @@ class Walk:
         if attribute.type == AttributeProto.STRINGS:
             return tuple(text.decode("utf-8", "replace") for text in attribute.strings)
         value = onnx.helper.get_attribute_value(attribute)
+        if value is None:
+            raise InvalidModel(f"attribute '{attribute.name}' has no value")
         many = (AttributeProto.INTS, AttributeProto.FLOATS, AttributeProto.TENSORS, AttributeProto.GRAPHS)
         return tuple(value) if attribute.type in many else value
 
