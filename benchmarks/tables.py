@@ -1,0 +1,127 @@
+"""Write the tables of README and docs from the results files; ``--check`` only says whether they are old.
+
+    python benchmarks/tables.py [--check]
+
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+PEERS = ("onnxruntime", "openvino", "torch.compile")
+MODEL_HEADER = (
+    *("model", "precision", "ONNX Runtime", "OpenVINO", "torch.compile"),
+    *("Tamis", "Tamis runs", "best peer / Tamis"),
+)
+WRONG = 1e29  # results.error_of marks what is not finite, or of the wrong shape, with 1e30
+
+Row = Mapping[str, Any]
+
+
+def model_table(results: Path) -> str:
+    """Latency of whole models beside their peers, one table for each machine."""
+    parts = []
+    for path in sorted(results.glob("cpu-models-*.json")):
+        content = json.loads(path.read_text())
+        rows = [row for row in content["rows"] if row["bench"] == "cpu-models" and usable(row)]
+        parts += [caption(content["meta"]), "", markdown(MODEL_HEADER, model_lines(rows)), ""]
+    return "\n".join(parts or ["No results yet: run `python benchmarks/bench_cpu.py`.", ""])
+
+
+def usable(row: Row) -> bool:
+    return not str(row.get("note", "")).startswith("failed") and row["max_rel_error"] < WRONG
+
+
+def model_lines(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
+    for case in dict.fromkeys(row["case"] for row in rows):
+        for precision in ("float32", "bfloat16"):
+            found = {r["impl"]: r for r in rows if r["case"] == case and r["precision"] == precision}
+            if "tamis" not in found:
+                continue
+            ours = found["tamis"]
+            peers = [found[peer]["median_us"] for peer in PEERS if peer in found]
+            ratio = f"{min(peers) / ours['median_us']:.2f}" if peers else ""
+            times = (milliseconds(found[peer]["median_us"]) if peer in found else "" for peer in PEERS)
+            yield (case, precision, *times, milliseconds(ours["median_us"]), ours["sparsity"], ratio)
+
+
+def runtime_table(results: Path) -> str:
+    """What the runtime itself costs."""
+    parts = []
+    for path in sorted(results.glob("runtime-*.json")):
+        content = json.loads(path.read_text())
+        found = {row["case"]: row for row in content["rows"]}
+        speed = found["read-verified"]["bytes"] / found["read-verified"]["median_us"] / 1e3
+        lines = [
+            ("one step of the loop", f"{found['step']['median_us'] / 1e3:.3f} us"),
+            ("a run of one step, bound (`Session.bind`)", f"{found['bound-run']['median_us']:.2f} us"),
+            ("a run of one step, checked (`Session.run`)", f"{found['checked-run']['median_us']:.2f} us"),
+            ("reading an engine, digest verified", f"{speed:.2f} GB/s"),
+            ("reading an engine of 256 MiB, not verified", f"{found['read-unverified']['median_us']:.0f} us"),
+        ]
+        parts += [caption(content["meta"]), "", markdown(("what", "cost"), lines), ""]
+    return "\n".join(parts or ["No results yet: run `python benchmarks/bench_runtime.py`.", ""])
+
+
+TABLES: Mapping[str, Callable[[Path], str]] = {"cpu": model_table, "runtime": runtime_table}
+
+
+def caption(meta: Mapping[str, Any]) -> str:
+    """Machine, threads, versions and date of a results file."""
+    cpu = meta["machine"]["cpu"]
+    versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items() if name != "numpy")
+    threads = f", {meta['threads']} threads" if "threads" in meta else ""
+    return f"{cpu}, {meta['machine']['cores']} cores{threads}; {versions}; {meta['date']}."
+
+
+def milliseconds(microseconds: float) -> str:
+    return f"{microseconds / 1e3:.3g} ms" if microseconds >= 100 else f"{microseconds:.1f} us"
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def rendered(text: str, results: Path = RESULTS) -> str:
+    """A document with all of its tables made anew."""
+    for name, make in TABLES.items():
+        start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
+        pattern = re.compile(f"{re.escape(start)}\n.*?{re.escape(end)}", re.DOTALL)
+        if start in text:
+            table = f"{start}\n{make(results)}{end}"
+            text = pattern.sub(lambda _, table=table: table, text)  # type: ignore[misc]
+    return text
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a table is old")
+    options = parser.parse_args()
+    old = [path for path in documents() if rendered(path.read_text()) != path.read_text()]
+    for path in old:
+        if options.check:
+            print(f"{path.relative_to(ROOT)} has an old table: run 'make docs'")
+        else:
+            path.write_text(rendered(path.read_text()))
+            print(f"wrote {path.relative_to(ROOT)}")
+    return 1 if old and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
