@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from models import build as build_model
 from models import export, get
 from results import Row, error_of, machine_name, merge, summarise
@@ -88,17 +89,18 @@ def run_case(options: argparse.Namespace) -> None:
         samples = race(contestants, options.rounds)
         reference = next(c for c in contestants if c.impl == "onnxruntime" and c.precision == "float32").call()
         rows = [
-            Row(
-                "cpu-models", case, c.impl, c.precision, c.sparsity, batch,
-                *summarise(samples[index]), flops=0, bytes=0,
-                max_rel_error=error_of(c.call(), reference), note=c.note,
-            )  # fmt: skip
-            for index, c in enumerate(contestants)
+            row_of(case, batch, contestant, samples[index], reference) for index, contestant in enumerate(contestants)
         ]
     for row in rows:
         print(f"{case:14} {row.impl:14} {row.precision:9} {row.sparsity:6} {row.median_us:12.1f} us "
               f"[{row.p10_us:.1f}, {row.p90_us:.1f}] error {row.max_rel_error:.2e} {row.note}", flush=True)  # fmt: skip
     options.output.write_text(json.dumps([vars(row) for row in rows]))
+
+
+def row_of(case: str, batch: int, c: Contestant, samples: list[float], reference: np.ndarray) -> Row:
+    error = error_of(c.call(), reference)
+    times = summarise(samples)
+    return Row("cpu-models", case, c.impl, c.precision, c.sparsity, batch, *times, 0, 0, error, c.note)
 
 
 def gather(

@@ -146,5 +146,3 @@ def test_zero_budget_still_builds_a_right_engine() -> None:
     np.testing.assert_allclose(Session(engine).run(feeds())["y"], by_onnxruntime(model), rtol=1e-4, atol=1e-5)
     skipped = [c for layer in engine.plan.layers for c in layer.candidates if "budget" in c.reason]
     assert skipped
-
-

@@ -20,9 +20,7 @@ from tamis.runtime.session import open_device
 Progress: TypeAlias = Callable[[str, int, int, str], None]
 
 
-def build(
-    model: str | Path | bytes | onnx.ModelProto, config: BuildConfig, progress: Progress | None = None
-) -> Engine:
+def build(model: str | Path | bytes | onnx.ModelProto, config: BuildConfig, progress: Progress | None = None) -> Engine:
     """Compile an ONNX model for a device.
 
     Args:

@@ -86,9 +86,7 @@ def run(graph: Graph, inputs: Mapping[str, np.ndarray], *, exact: bool = False) 
     last_use = {value: index for index, node in enumerate(graph.nodes) for value in node.inputs}
     keep = set(graph.outputs)
     for index, node in enumerate(graph.nodes):
-        arguments = [
-            values[name] if name in values else _promote(graph.constants[name], exact) for name in node.inputs
-        ]
+        arguments = [values[name] if name in values else _promote(graph.constants[name], exact) for name in node.inputs]
         vanishes = exact and isinstance(node.op, Cast) and node.op.to.is_float
         results = (arguments[0],) if vanishes else evaluate(node.op, arguments)
         for name, array in zip(node.outputs, results, strict=False):

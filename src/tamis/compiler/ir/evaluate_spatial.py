@@ -61,9 +61,7 @@ def _conv(op: Conv, inputs: Arrays) -> np.ndarray:
     filters, per_group, *kernel = weight.shape
     rank, groups = len(kernel), op.groups
     sizes = [
-        window_count(
-            x.shape[2 + i], kernel[i], op.strides[i], op.pads[i] + op.pads[i + rank], op.dilations[i]
-        )
+        window_count(x.shape[2 + i], kernel[i], op.strides[i], op.pads[i] + op.pads[i + rank], op.dilations[i])
         for i in range(rank)
     ]
     padded = _spatial_pad(x, op.pads[:rank], op.pads[rank:])
@@ -83,8 +81,7 @@ def _conv_transpose(op: ConvTranspose, inputs: Arrays) -> np.ndarray:
     _, filters, *kernel = weight.shape
     rank, groups = len(kernel), op.groups
     full = [
-        op.strides[i] * (sizes[i] - 1) + op.dilations[i] * (kernel[i] - 1) + 1 + op.output_pads[i]
-        for i in range(rank)
+        op.strides[i] * (sizes[i] - 1) + op.dilations[i] * (kernel[i] - 1) + 1 + op.output_pads[i] for i in range(rank)
     ]
     result = np.zeros((n, groups * filters, *full), np.result_type(x, weight))
     taps = np.swapaxes(weight.reshape(groups, channels // groups, filters, *kernel), 1, 2)

@@ -186,9 +186,7 @@ def _per_channel(op: Op, inputs: Types) -> Types:
         raise refuse(op, f"x {x} must be [N,C,...]")
     for extra in inputs[1:]:
         if extra.shape != (x.shape[1],):
-            raise refuse(
-                op, f"a parameter {extra} must have one element for each of the {x.shape[1]} channels"
-            )
+            raise refuse(op, f"a parameter {extra} must have one element for each of the {x.shape[1]} channels")
     return (x,)
 
 
@@ -268,9 +266,7 @@ def _scale_fits(op: Quantize | Dequantize, inputs: Types) -> None:
         return
     axis = axis_of(op, op.axis, len(x.shape))
     if scale.shape != (x.shape[axis],):
-        raise refuse(
-            op, f"scale {scale} must have one element for each of the {x.shape[axis]} along axis {axis}"
-        )
+        raise refuse(op, f"scale {scale} must have one element for each of the {x.shape[axis]} along axis {axis}")
 
 
 def _quantize(op: Quantize, inputs: Types) -> Types:

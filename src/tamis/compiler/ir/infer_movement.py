@@ -100,8 +100,7 @@ def _gather_elements(op: GatherElements, inputs: Types) -> Types:
     axis = axis_of(op, op.axis, len(data.shape))
     _index(op, indices)
     if len(indices.shape) != len(data.shape) or any(
-        i != axis and small > big
-        for i, (small, big) in enumerate(zip(indices.shape, data.shape, strict=True))
+        i != axis and small > big for i, (small, big) in enumerate(zip(indices.shape, data.shape, strict=True))
     ):
         raise refuse(op, f"indices {indices} do not fit data {data} along axis {axis}")
     return (TensorType(indices.shape, data.dtype),)

@@ -36,9 +36,7 @@ def broadcast(op: Op, *shapes: tuple[int, ...]) -> tuple[int, ...]:
             if size == 1 or size == result[axis]:
                 continue
             if result[axis] != 1:
-                raise refuse(
-                    op, f"shapes {', '.join(str(list(s)) for s in shapes)} do not broadcast together"
-                )
+                raise refuse(op, f"shapes {', '.join(str(list(s)) for s in shapes)} do not broadcast together")
             result[axis] = size
     return tuple(result)
 

@@ -246,7 +246,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Slice:
-    """``x[start:stop:step]`` on the named axes, Python's rules; ``stop`` may be None for 'to the end' (also backward)."""
+    """``x[start:stop:step]`` on the named axes, Python's rules; a ``stop`` of None means to the end, also backward."""
 
     axes: tuple[int, ...]
     starts: tuple[int, ...]

@@ -42,18 +42,14 @@ def to_text(graph: Graph) -> str:
     rows += [("output", _name(graph, value), str(graph.types[value]), "") for value in graph.outputs]
     first = min(WIDEST, max((len(row[1]) for row in rows), default=0))
     second = min(WIDEST, max((len(row[2]) for row in rows if row[3]), default=0))
-    lines = [
-        f"{kind:<8}{name:<{first}}  {type_:<{second}}  {text}".rstrip() for kind, name, type_, text in rows
-    ]
+    lines = [f"{kind:<8}{name:<{first}}  {type_:<{second}}  {text}".rstrip() for kind, name, type_, text in rows]
     return "\n".join([f"graph {graph.name}", *lines]) + "\n"
 
 
 def summary(graph: Graph) -> str:
     """The number of nodes of each operator, the most frequent first: ``12 nodes: 8 Conv, 4 Pool``."""
     counts = Counter(type(node.op).__name__ for node in graph.nodes)
-    parts = [
-        f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    ]
+    parts = [f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     word = "node" if len(graph.nodes) == 1 else "nodes"
     return f"{len(graph.nodes)} {word}" + (f": {', '.join(parts)}" if parts else "")
 

@@ -53,9 +53,7 @@ def _check_values(graph: Graph, node: Node, known: set[str]) -> None:
             cause = "before it is produced" if later else "which nothing produces"
             raise VerificationError(f"reads '{value}', {cause}", layer=node.name)
     if not node.outputs or len(set(node.outputs)) != len(node.outputs):
-        raise VerificationError(
-            f"outputs {node.outputs} must be at least one, and different", layer=node.name
-        )
+        raise VerificationError(f"outputs {node.outputs} must be at least one, and different", layer=node.name)
     for value in node.outputs:
         if value in known:
             raise VerificationError(f"makes '{value}', which exists already", layer=node.name)
@@ -87,14 +85,10 @@ def _check_types(graph: Graph, node: Node) -> None:
     except BuildError as error:
         raise VerificationError(error.cause, layer=node.name) from error
     if len(node.outputs) > len(found):
-        raise VerificationError(
-            f"has {len(node.outputs)} outputs, its operator makes {len(found)}", layer=node.name
-        )
+        raise VerificationError(f"has {len(node.outputs)} outputs, its operator makes {len(found)}", layer=node.name)
     for value, type_ in zip(node.outputs, found, strict=False):
         if graph.types[value] != type_:
-            raise VerificationError(
-                f"'{value}' is recorded as {graph.types[value]}, but is {type_}", layer=node.name
-            )
+            raise VerificationError(f"'{value}' is recorded as {graph.types[value]}, but is {type_}", layer=node.name)
 
 
 def _check_ends(graph: Graph, known: set[str]) -> None:

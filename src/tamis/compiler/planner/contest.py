@@ -8,6 +8,7 @@ asking for sparsity never costs speed.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ import torch
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.planner.lower import Draft
 from tamis.compiler.tuner.accuracy import compare, objection, worst
-from tamis.compiler.tuner.cache import Measurement, TimingCache, short_hash
+from tamis.compiler.tuner.cache import Measurement, TimingCache, digest_of, short_hash
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.timing import Clock, Contender, beats
 from tamis.devices.base import Device
@@ -27,6 +28,8 @@ from tamis.formats.dtype import DType
 from tamis.runtime.session import Session
 
 _TURNS = 21
+# The turns of a contest end after this time (but not before the third one).
+_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,14 @@ class Contest:
         self._cache = cache
         self._reference = reference
         self._keys: dict[int, str] = {}
+        self._sessions: dict[int, Session] = {}
 
     def accuracy(self, draft: Draft) -> Accuracy:
         """How far the outputs of a draft are from the reference on the sample inputs."""
         key = self._key(draft) + " accuracy"
         found = self._cache.get(key)
         if found is None or found.accuracy is None:
-            session = Session(self._assemble(draft), device=self._device)
-            results = session.run(self._reference.samples())
+            results = self._session(draft).run(self._reference.samples())
             expected = self._reference.outputs()
             accuracy = worst(
                 [compare(np.asarray(results[name]), expected[name]) for name in self._reference.graph.outputs]
@@ -91,6 +94,7 @@ class Contest:
         results = [Result(n, d, timings[n], self.accuracy(d)) for n, d in drafts.items()]
         fastest = min(results, key=lambda r: r.timing.median_us)
         winner = next(r for r in results if not beats(fastest.timing, r.timing))
+        self._sessions.clear()
         return winner, tuple(_record(r, winner, fastest) for r in results)
 
     def _timings(self, drafts: Mapping[str, Draft]) -> dict[str, Timing]:
@@ -101,21 +105,23 @@ class Contest:
             samples = self._reference.samples()
             contenders = {}
             for name, draft in drafts.items():
-                session = Session(self._assemble(draft), device=self._device)
-                contenders[name] = Contender(_in_inference_mode(session.bind(samples)))
-            measured = Clock(cold=False).race(contenders, _TURNS)
+                contenders[name] = Contender(_in_inference_mode(self._session(draft).bind(samples)))
+            measured = Clock(cold=False).race(contenders, _TURNS, time.monotonic() + _SECONDS)
             found = {n: self._cache.put(keys[n], Measurement(timing)) for n, timing in measured.items()}
         return {name: m.timing for name, m in found.items() if m is not None and m.timing is not None}
+
+    def _session(self, draft: Draft) -> Session:
+        """The draft, loaded; it stays loaded until the end of the contest."""
+        if id(draft) not in self._sessions:
+            self._sessions[id(draft)] = Session(self._assemble(draft), device=self._device)
+        return self._sessions[id(draft)]
 
     def _key(self, draft: Draft) -> str:
         if id(draft) not in self._keys:
             steps = to_json(replace(self._assemble(draft).plan, config={}))
-            constants = [short_hash(name, array.tobytes()) for name, array in sorted(draft.constants.items())]
-            samples = [
-                short_hash(name, np.ascontiguousarray(array).tobytes())
-                for name, array in sorted((self._config.samples or {}).items())
-            ]
-            seed = json.dumps([self._config.seed, samples])
+            constants = [f"{name} {digest}" for name, digest in sorted(draft.digests.items())]
+            samples = sorted((self._config.samples or {}).items())
+            seed = json.dumps([self._config.seed, [f"{name} {digest_of(array)}" for name, array in samples]])
             self._keys[id(draft)] = f"engine: {len(draft.steps)} steps #{short_hash(steps, seed, *constants)}"
         return self._keys[id(draft)]
 

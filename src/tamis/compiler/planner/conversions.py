@@ -44,7 +44,5 @@ class Conversions:
         with torch.inference_mode():
             tensor = device.empty(type_.shape, source)
             tensor.copy_(torch.rand(type_.shape))
-            trial = bind_trial(
-                device, Lowered((step,), {}), {"in": (tensor, source)}, {"out": (type_, target)}
-            )
+            trial = bind_trial(device, Lowered((step,), {}), {"in": (tensor, source)}, {"out": (type_, target)})
             return Measurement(self._clock.race({"": trial.contender()}, _TURNS)[""])

@@ -6,7 +6,6 @@ row-major value costs nothing and becomes a view. Constants with equal content a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.select import port_format
 from tamis.compiler.tactics.base import Lowered, Tactic, layer_of
 from tamis.compiler.tactics.region import RegionTactic, region_of
+from tamis.compiler.tuner.cache import digest_of
 from tamis.devices.base import Device
 from tamis.engine.plan import Buffer, Format, Step
 
@@ -30,6 +30,7 @@ class Draft:
     steps: tuple[Step, ...]
     buffers: tuple[Buffer, ...]
     constants: Mapping[str, np.ndarray]
+    digests: Mapping[str, str]
     output_values: tuple[str, ...]
     arena_bytes: int
     peak_bytes: int
@@ -46,13 +47,15 @@ class Lowering:
         self.device = device
         self._tactics = {tactic.name: tactic for tactic in tactics}
         self._regions = {tactic.name: tactic for tactic in regions}
-        self._lowered: dict[tuple[int, int, str], Lowered] = {}
+        self._lowered: dict[tuple[int, int, str], tuple[Lowered, dict[str, str]]] = {}
 
-    def lower(self, option: Option) -> Lowered:
-        """Packed constants and steps of one option."""
+    def lower(self, option: Option) -> tuple[Lowered, dict[str, str]]:
+        """Packed constants and steps of one option, and the digests of those constants."""
         key = (option.start, option.stop, option.choice.key())
         if key not in self._lowered:
-            self._lowered[key] = self._lower(option)
+            lowered = self._lower(option)
+            digests = {name: digest_of(array) for name, array in lowered.constants.items()}
+            self._lowered[key] = (lowered, digests)
         return self._lowered[key]
 
     def _lower(self, option: Option) -> Lowered:
@@ -67,12 +70,13 @@ class Lowering:
         """The engine that runs ``options`` one after the other."""
         writer = _Writer(self.graph)
         for option in options:
-            writer.add(option, self.lower(option))
+            writer.add(option, *self.lower(option))
         outputs = tuple(writer.converted(v, port_format(self.graph, v)) for v in self.graph.outputs)
         buffers, arena, peak = _buffers(writer, self.graph, outputs, self.device)
         return Draft(
-            options, tuple(writer.steps), buffers, writer.constants, outputs, arena, peak, writer.step_of
-        )
+            options, tuple(writer.steps), buffers, writer.constants, writer.digests, outputs, arena, peak,
+            writer.step_of,
+        )  # fmt: skip
 
 
 class _Writer:
@@ -82,6 +86,7 @@ class _Writer:
         self.graph = graph
         self.steps: list[Step] = []
         self.constants: dict[str, np.ndarray] = {}
+        self.digests: dict[str, str] = {}
         self.step_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[tuple[int, ...], Format]] = {}
         self.views: dict[str, str] = {}
@@ -89,10 +94,10 @@ class _Writer:
         for value in graph.inputs:
             self.shapes[value] = (graph.types[value].shape, port_format(graph, value))
 
-    def add(self, option: Option, lowered: Lowered) -> None:
+    def add(self, option: Option, lowered: Lowered, digests: Mapping[str, str]) -> None:
         """Append the steps of an option, with the conversions that its inputs need."""
         sources = {v: self.converted(v, f) for v, f in option.inputs}
-        stored = {name: self._store(name, array) for name, array in lowered.constants.items()}
+        stored = {name: self._store(name, array, digests[name]) for name, array in lowered.constants.items()}
         self.shapes |= dict(lowered.temporaries)
         for value, format in option.outputs:
             self.shapes[value] = (self.graph.types[value].shape, format)
@@ -103,9 +108,7 @@ class _Writer:
             if self._is_view(step, inputs):
                 self.views[step.outputs[0]] = inputs[0]
                 continue
-            self.steps.append(
-                replace(step, inputs=inputs, constants=tuple(stored[name] for name in step.constants))
-            )
+            self.steps.append(replace(step, inputs=inputs, constants=tuple(stored[name] for name in step.constants)))
 
     def converted(self, value: str, format: Format) -> str:
         """The name of a value in a format, converting it if it does not lie so yet."""
@@ -128,20 +131,17 @@ class _Writer:
         source, target = self.shapes[inputs[0]][1], self.shapes[step.outputs[0]][1]
         return source == target and source.layout == "row_major"
 
-    def _store(self, name: str, array: np.ndarray) -> str:
+    def _store(self, name: str, array: np.ndarray, digest: str) -> str:
         """The name under which a constant is stored; equal content is stored once."""
-        array = np.ascontiguousarray(array)
-        digest = hashlib.blake2b(array.view(np.uint8).reshape(-1) if array.size else b"", digest_size=16)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        content = digest.hexdigest()
-        if content not in self._names:
+        if digest not in self._names:
             unique, count = name, 1
             while unique in self.constants:
                 count += 1
                 unique = f"{name}.{count}"
-            self._names[content] = unique
-            self.constants[unique] = array
-        return self._names[content]
+            self._names[digest] = unique
+            self.constants[unique] = np.ascontiguousarray(array)
+            self.digests[unique] = digest
+        return self._names[digest]
 
 
 def _buffers(
@@ -175,23 +175,26 @@ def _buffers(
             root = parent[root]
             kept[root] = max(kept[root], last[value])
     sizes = {v: int(np.prod(s, dtype=np.int64)) * f.dtype.size_bytes for v, (s, f) in writer.shapes.items()}
-    lifetimes = [
-        Lifetime(v, sizes[v], made[v], max(kept[v], made[v]))
-        for v in made
-        if v not in parent
-    ]
+    lifetimes = [Lifetime(v, sizes[v], made[v], max(kept[v], made[v])) for v in made if v not in parent]
     in_arena = [x for x in lifetimes if device.writes_into_memory(writers[x.name]) and x.size_bytes]
     offsets, arena = place(in_arena)
     buffers = []
-    for value in owner:
+    for value, held_by in owner.items():
         shape, format = writer.shapes[value]
         kind = "input" if value in graph.inputs else "arena" if value in offsets else "device"
         if value in writer.views:
             kind = "alias"
         buffers.append(
             Buffer(
-                value, shape, format, kind, made.get(value, made.get(owner[value], 0)), max(kept[value], 0), sizes[value],  # type: ignore[arg-type]
-                offsets.get(value, 0), writer.views.get(value, ""),
-            )  # fmt: skip
+                value,
+                shape,
+                format,
+                kind,  # type: ignore[arg-type]
+                made.get(value, made.get(held_by, 0)),
+                max(kept[value], 0),
+                sizes[value],
+                offsets.get(value, 0),
+                writer.views.get(value, ""),
+            )
         )
     return tuple(buffers), arena, peak_bytes(lifetimes, end)

@@ -59,4 +59,3 @@ def peak_bytes(lifetimes: Iterable[Lifetime], steps: int) -> int:
 def aligned(size_bytes: int) -> int:
     """The size rounded up to the alignment of the arena."""
     return -(-size_bytes // ALIGNMENT) * ALIGNMENT
-

@@ -88,8 +88,13 @@ def _guarded(make: Callable[[Filter], Draft], allowed: Filter, contest: Contest)
     for threshold in _GUARD_STEPS_DB:
         if contest.objection(draft) is None:
             break
-        draft = make(lambda o, t=threshold: allowed(o) and (o.choice.precision == DType.FLOAT32 or o.sqnr_db >= t))
+        draft = make(_at_least(threshold, allowed))
     return draft
+
+
+def _at_least(sqnr_db: float, allowed: Filter) -> Filter:
+    """Of what is allowed, float32 and whatever is at least this accurate by itself."""
+    return lambda o: allowed(o) and (o.choice.precision == DType.FLOAT32 or o.sqnr_db >= sqnr_db)
 
 
 def _assemble(

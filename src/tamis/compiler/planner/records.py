@@ -9,7 +9,7 @@ from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.regions import RegionTrial
 from tamis.compiler.tuner.describe import description_of, kind_of
 from tamis.compiler.tuner.race import Entry, LayerRace
-from tamis.engine.plan import Candidate, LayerRecord, RegionRecord
+from tamis.engine.plan import Candidate, LayerRecord, RegionRecord, Sparsity
 
 
 def layer_records(races: Sequence[LayerRace], draft: Draft) -> tuple[LayerRecord, ...]:
@@ -18,9 +18,7 @@ def layer_records(races: Sequence[LayerRace], draft: Draft) -> tuple[LayerRecord
     return tuple(_layer_record(race, chosen[index], draft) for index, race in enumerate(races))
 
 
-def region_records(
-    trials: Sequence[RegionTrial], races: Sequence[LayerRace], draft: Draft
-) -> tuple[RegionRecord, ...]:
+def region_records(trials: Sequence[RegionTrial], races: Sequence[LayerRace], draft: Draft) -> tuple[RegionRecord, ...]:
     """One record for each region measured, beside the sum of its layers' fastest tactics."""
     fastest = [min((e.timing.median_us for e in r.finishers if e.timing), default=0.0) for r in races]
     used = {(o.start, o.stop, o.choice.key()) for o in draft.options}
@@ -36,12 +34,17 @@ def region_records(
                 if is_used
                 else f"{trial.timing.median_us:.1f} us here; the engine runs these layers otherwise"
             )
-        records.append(
-            RegionRecord(
-                trial.choice.tactic, trial.choice.precision, tuple(n.name for n in region.nodes), trial.timing,
-                parts, is_used, reason, trial.accuracy,
-            )  # fmt: skip
+        record = RegionRecord(
+            trial.choice.tactic,
+            trial.choice.precision,
+            tuple(n.name for n in region.nodes),
+            trial.timing,
+            parts,
+            is_used,
+            reason,
+            trial.accuracy,
         )
+        records.append(record)
     return tuple(records)
 
 
@@ -68,8 +71,8 @@ def _layer_record(race: LayerRace, option: Option, draft: Draft) -> LayerRecord:
     )
 
 
-def _sparsity(option: Option, layer: str) -> str:  # type: ignore[return]
-    by_layer: Mapping[str, str] = option.choice.parameters.get("sparsity_by_layer", {})
+def _sparsity(option: Option, layer: str) -> Sparsity:
+    by_layer: Mapping[str, Sparsity] = option.choice.parameters.get("sparsity_by_layer", {})
     return by_layer.get(layer, option.choice.sparsity)
 
 

@@ -12,7 +12,7 @@ from tamis.compiler.planner.options import Option, region_option
 from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tactics.region import Region, RegionTactic
 from tamis.compiler.tuner.accuracy import compare, objection, worst
-from tamis.compiler.tuner.cache import Measurement, short_hash
+from tamis.compiler.tuner.cache import Measurement, digest_of, short_hash
 from tamis.compiler.tuner.race import Track
 from tamis.compiler.tuner.trial import bind_trial, download_all
 from tamis.engine.plan import Accuracy, Timing
@@ -38,7 +38,7 @@ class RegionRaces:
         self.track = track
         self.tactics = {tactic.name: tactic for tactic in tactics}
         self.trials: dict[tuple[int, int, str], RegionTrial] = {}
-        self._digests = {name: short_hash(array.tobytes()) for name, array in graph.constants.items()}
+        self._digests = {name: digest_of(array) for name, array in graph.constants.items()}
 
     def measure(self, region: Region, choice: Choice) -> RegionTrial:
         """Time a region, check it against the reference, and remember both."""
@@ -102,12 +102,9 @@ class RegionRaces:
             with torch.inference_mode():
                 lowered = self.tactics[choice.tactic].lower(graph, region, choice)
                 inputs = {
-                    v: (track.reference.formatted(v, f), f)
-                    for v, f in zip(region.inputs, choice.inputs, strict=True)
+                    v: (track.reference.formatted(v, f), f) for v, f in zip(region.inputs, choice.inputs, strict=True)
                 }
-                outputs = {
-                    v: (graph.types[v], f) for v, f in zip(region.outputs, choice.outputs, strict=True)
-                }
+                outputs = {v: (graph.types[v], f) for v, f in zip(region.outputs, choice.outputs, strict=True)}
                 trial = bind_trial(track.device, lowered, inputs, outputs)
                 trial.run()
                 results = download_all(track.device, trial)

@@ -53,9 +53,7 @@ def select(graph: Graph, options: Iterable[Option], conversion: ConversionCost) 
             formats = dict(zip(live[position], state, strict=True))
             for option in by_start.get(position, ()):
                 cost = arrival.cost_us + option.cost_us
-                cost += sum(
-                    conversion(graph.types[v], formats[v], f) for v, f in option.inputs if formats[v] != f
-                )
+                cost += sum(conversion(graph.types[v], formats[v], f) for v, f in option.inputs if formats[v] != f)
                 after = formats | dict(option.outputs)
                 target: State = tuple(after[v] for v in live[option.stop])
                 arrivals = frontier.setdefault(option.stop, {})
@@ -100,9 +98,9 @@ def live_values(graph: Graph) -> list[tuple[str, ...]]:
             last[value] = index
     for value in graph.outputs:
         last[value] = len(graph.nodes)
-    born = {value: 0 for value in graph.inputs}
+    born = dict.fromkeys(graph.inputs, 0)
     for index, node in enumerate(graph.nodes):
-        born |= {value: index + 1 for value in node.outputs}
+        born |= dict.fromkeys(node.outputs, index + 1)
     live: list[list[str]] = [[] for _ in range(len(graph.nodes) + 1)]
     for value, start in born.items():
         for position in range(start, last.get(value, -1) + 1):

@@ -161,12 +161,9 @@ def flops_of(layer: Layer) -> int:
 
 def moved_bytes_of(layer: Layer, choice: Choice) -> int:
     """The least memory traffic of a layer: every input read once, every output written once."""
-    total = sum(
-        layer.types[v].elements * f.dtype.size_bytes for v, f in zip(layer.values, choice.inputs, strict=True)
-    )
+    total = sum(layer.types[v].elements * f.dtype.size_bytes for v, f in zip(layer.values, choice.inputs, strict=True))
     total += sum(
-        layer.types[v].elements * f.dtype.size_bytes
-        for v, f in zip(layer.node.outputs, choice.outputs, strict=True)
+        layer.types[v].elements * f.dtype.size_bytes for v, f in zip(layer.node.outputs, choice.outputs, strict=True)
     )
     for array in layer.constants.values():
         width = choice.precision.size_bytes if array.dtype.kind == "f" else array.itemsize

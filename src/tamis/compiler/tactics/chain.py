@@ -82,7 +82,8 @@ class TamisChain:
 
     def lower(self, graph: Graph, region: Region, choice: Choice) -> Lowered:
         """One step for the whole chain."""
-        entries, constants, flops, moved = [], {}, 0, 0
+        entries, flops, moved = [], 0, 0
+        constants: dict[str, np.ndarray] = {}
         for node in region.nodes:
             layer = layer_of(graph, node)
             sparsity = choice.parameters["sparsity_by_layer"][node.name]

@@ -124,7 +124,8 @@ def packed_layer(
     weight = layer.constants[layer.node.inputs[1]]
     matrix = np.ascontiguousarray(weight.reshape(weight.shape[0], -1), dtype=np.float32)
     pattern = TWO_FOUR if sparsity == "2:4" else DENSE
-    spec = LinearSpec(*matrix.shape, weight_dtype=precision.value, pattern=pattern)  # type: ignore[arg-type]
+    n, k = matrix.shape
+    spec = LinearSpec(n, k, precision.value, pattern)  # type: ignore[arg-type]
     constants = {f"{layer.name}.packed": pack(matrix, spec)}
     if layer.op.bias:
         constants[f"{layer.name}.bias"] = layer.constants[layer.node.inputs[2]].astype(np.float32)

@@ -60,9 +60,7 @@ def reduce(writer: Writer, node: Node, op: Reduce) -> None:
 def arg_reduce(writer: Writer, node: Node, op: ArgReduce) -> None:
     """ArgMax or ArgMin."""
     kind = "ArgMax" if op.kind == "max" else "ArgMin"
-    writer.add(
-        kind, node.inputs, node.output, axis=op.axis, keepdims=int(op.keep), select_last_index=int(op.last)
-    )
+    writer.add(kind, node.inputs, node.output, axis=op.axis, keepdims=int(op.keep), select_last_index=int(op.last))
 
 
 def top_k(writer: Writer, node: Node, op: TopK) -> None:

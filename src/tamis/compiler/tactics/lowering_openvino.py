@@ -78,9 +78,7 @@ def _owners_of_outputs(network: Any, graph: onnx.GraphProto) -> dict[str, str]:
 
 def _reader_of(operation: Any, owners: dict[str, str]) -> str:
     """The layer that reads an operation, the first by name of several; empty for a dead end."""
-    readers = [
-        port.get_node().get_name() for output in operation.outputs() for port in output.get_target_inputs()
-    ]
+    readers = [port.get_node().get_name() for output in operation.outputs() for port in output.get_target_inputs()]
     return min((owners[reader] for reader in readers if reader in owners), default="")
 
 

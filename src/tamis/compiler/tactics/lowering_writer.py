@@ -89,9 +89,7 @@ class Writer:
         """An ONNX node with one output; returns that output's name, a fresh one by default."""
         return self.add_many(kind, inputs, [output or self._fresh()], **attributes)[0]
 
-    def add_many(
-        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
-    ) -> Sequence[str]:
+    def add_many(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Sequence[str]:
         """An ONNX node with any number of outputs."""
         name = f"{self._layer}{SEPARATOR}{self._count}"
         self._count += 1
@@ -104,6 +102,4 @@ class Writer:
         return name
 
     def _store(self, name: str, array: np.ndarray) -> None:
-        self.initializers[name] = numpy_helper.from_array(
-            np.ascontiguousarray(array).reshape(array.shape), name
-        )
+        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)

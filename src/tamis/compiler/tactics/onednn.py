@@ -143,9 +143,7 @@ def pointwise_step(
             arguments.append(f"in{values.index(name)}")
         moved.append(replace(step, operand=len(arguments) - 1))
     attributes = {
-        "program": [
-            {"kind": s.kind, "params": list(s.params), "operand": s.operand, "swap": s.swap} for s in moved
-        ],
+        "program": [{"kind": s.kind, "params": list(s.params), "operand": s.operand, "swap": s.swap} for s in moved],
         "arguments": arguments,
     }
     packed = {name: to_precision(layer.constants[name], choice.precision) for name in constants}
@@ -155,4 +153,3 @@ def pointwise_step(
         (layer.name,), choice.precision, moved_bytes=bytes_moved,
     )  # fmt: skip
     return step_, packed
-

@@ -20,6 +20,6 @@ def to_precision(array: np.ndarray, dtype: DType) -> np.ndarray:
         return array
     if dtype == DType.FLOAT32:
         return array.astype(np.float32)
-    limit = float(ml_dtypes.finfo(dtype.numpy).max)
+    limit = float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
     clipped = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
     return clipped.astype(dtype.numpy)

@@ -67,9 +67,7 @@ def region_of(graph: Graph, start: int, stop: int) -> Region:
     """The region of nodes ``start`` to ``stop``; constants belong to it and do not cross its border."""
     nodes = graph.nodes[start:stop]
     made = {value for node in nodes for value in node.outputs}
-    inputs = dict.fromkeys(
-        v for node in nodes for v in node.inputs if v and v not in made and v not in graph.constants
-    )
+    inputs = dict.fromkeys(v for node in nodes for v in node.inputs if v and v not in made and v not in graph.constants)
     later = {v for node in graph.nodes[stop:] for v in node.inputs} | set(graph.outputs)
     outputs = dict.fromkeys(v for node in nodes for v in node.outputs if v in later)
     return Region(start, stop, nodes, tuple(inputs), tuple(outputs))

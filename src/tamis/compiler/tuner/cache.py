@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tamis.engine.plan import Accuracy, DeviceInfo, Timing
 from tamis.errors import ConfigError, OutputError
 
@@ -102,6 +104,15 @@ def short_hash(*parts: str | bytes) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()[:16]
+
+
+def digest_of(array: np.ndarray) -> str:
+    """Sixteen hexadecimal digits that stand for an array's type, shape and content."""
+    content = np.ascontiguousarray(array)
+    digest = hashlib.blake2b(f"{content.dtype}{content.shape}".encode(), digest_size=8)
+    if content.size:
+        digest.update(content.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _read(path: Path | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ above what another candidate already reached is not measured.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Roof:
     bytes_per_us: float
 
     def bound_us(self, flops: int, moved_bytes: int, precision: DType) -> float:
-        """A time that no implementation will beat; traffic is taken to come from the nearest cache that was measured."""
+        """A time that no implementation will beat, even with all of the traffic in the nearest cache."""
         arithmetic = flops / (self.flops_per_us[precision] * _HEADROOM)
         return max(arithmetic, moved_bytes / (self.bytes_per_us * _HEADROOM * 4))
 
@@ -38,7 +39,8 @@ def measure_roof(cache: TimingCache, precisions: tuple[DType, ...]) -> Roof:
     """The device's ceilings, from the timing cache or measured now (a few hundred milliseconds)."""
     rates = {}
     for precision in precisions:
-        rates[precision] = _number(cache, f"roof: matrix product in {precision}", lambda p=precision: _product_rate(p))
+        key = f"roof: matrix product in {precision}"
+        rates[precision] = _number(cache, key, functools.partial(_product_rate, precision))
     return Roof(rates, _number(cache, "roof: copy", _copy_rate))
 
 

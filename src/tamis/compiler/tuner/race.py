@@ -153,12 +153,8 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
 
 
 def _start(layer: Layer, tactic: Tactic, choice: Choice, track: Track) -> Trial:
-    inputs = {
-        v: (track.reference.formatted(v, f), f) for v, f in zip(layer.values, choice.inputs, strict=True)
-    }
-    outputs = {
-        v: (layer.types[v], f) for v, f in zip(layer.node.outputs, choice.outputs, strict=True)
-    }
+    inputs = {v: (track.reference.formatted(v, f), f) for v, f in zip(layer.values, choice.inputs, strict=True)}
+    outputs = {v: (layer.types[v], f) for v, f in zip(layer.node.outputs, choice.outputs, strict=True)}
     return bind_trial(track.device, tactic.lower(layer, choice), inputs, outputs)
 
 
@@ -169,4 +165,3 @@ def _check(layer: Layer, trial: Trial, track: Track) -> Accuracy:
         if result.shape != reference.shape:
             raise TamisError(f"result '{value}' has shape {result.shape}, expected {reference.shape}")
     return worst([compare(r, t) for r, t in zip(results, references, strict=True)])
-

@@ -84,12 +84,8 @@ class Reference:
                 layer = layer_of(graph, node)
                 choice = next(iter(aten.choices(layer, self.device.info(), BuildConfig())))
                 lowered = aten.lower(layer, choice)
-                inputs = {
-                    v: (values[v], f) for v, f in zip(layer.values, choice.inputs, strict=True)
-                }
-                outputs = {
-                    v: (graph.types[v], f) for v, f in zip(node.outputs, choice.outputs, strict=True)
-                }
+                inputs = {v: (values[v], f) for v, f in zip(layer.values, choice.inputs, strict=True)}
+                outputs = {v: (graph.types[v], f) for v, f in zip(node.outputs, choice.outputs, strict=True)}
                 trial = bind_trial(self.device, lowered, inputs, outputs)
                 trial.run()
                 values |= {v: trial.slots[s] for v, s in zip(node.outputs, trial.outputs, strict=True)}

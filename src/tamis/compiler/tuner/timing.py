@@ -92,6 +92,4 @@ def beats(challenger: Timing, holder: Timing) -> bool:
     was busy for half of the turns, the fast end alone at that of a few lucky calls.
     """
     limit = 1.0 - NOISE
-    return (
-        challenger.median_us < limit * holder.median_us and challenger.p10_us < limit * holder.p10_us
-    )
+    return challenger.median_us < limit * holder.median_us and challenger.p10_us < limit * holder.p10_us

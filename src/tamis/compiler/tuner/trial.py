@@ -60,14 +60,10 @@ def bind_trial(
         tensor = poison(device.empty(shape, format)) if given else None
         place(name, tensor, shape, format, given)
     runners = tuple(bind_step(device, step, constants, where) for step in lowered.steps)
-    return Trial(
-        runners, slots, tuple(where[n].slot for n in inputs), tuple(where[n].slot for n in outputs)
-    )
+    return Trial(runners, slots, tuple(where[n].slot for n in inputs), tuple(where[n].slot for n in outputs))
 
 
-def bind_step(
-    device: Device, step: Step, constants: Mapping[str, Tensor], where: Mapping[str, BoundShape]
-) -> Runner:
+def bind_step(device: Device, step: Step, constants: Mapping[str, Tensor], where: Mapping[str, BoundShape]) -> Runner:
     """Bind one step whose values lie where ``where`` says."""
     return device.bind(
         step,

@@ -162,6 +162,15 @@ def make_runner(prepared: Prepared, outputs: Sequence[BoundShape], strided: bool
             slots[slot] = result if result.dtype is dtype else result.to(dtype)
 
         return store_view
+    if order is torch.contiguous_format:
+
+        def store_dense(slots: Slots) -> None:
+            result = call(slots)
+            if result.dtype is not dtype or not result.is_contiguous():
+                result = result.to(dtype).contiguous()
+            slots[slot] = result
+
+        return store_dense
 
     def store(slots: Slots) -> None:
         result = call(slots)

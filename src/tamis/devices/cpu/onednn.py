@@ -21,7 +21,7 @@ def bind(
     step: Step, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
 ) -> Runner:
     """A runner for one ``onednn.*`` step. Constants: weight, then bias if any. Inputs: x, then the residual."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         raise DeviceError(
             "this PyTorch has no oneDNN", layer=step.name, remedy="install the official CPU build of PyTorch"
         )
@@ -38,9 +38,7 @@ def _unary(step: Step) -> tuple[str, list[float], str]:
     return (unary["name"], list(unary["scalars"]), unary["algorithm"]) if unary else ("none", [], "")
 
 
-def _conv(
-    step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], result: int
-) -> Runner:
+def _conv(step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], result: int) -> Runner:
     a = step.attributes
     pads, strides, dilations, groups = list(a["pads"]), list(a["strides"]), list(a["dilations"]), int(a["groups"])
     weight = torch.ops.mkldnn._reorder_convolution_weight(
@@ -52,9 +50,7 @@ def _conv(
         plain = torch.ops.mkldnn._convolution_pointwise.default
 
         def run(slots: Slots) -> None:
-            slots[result] = plain(
-                slots[x], weight, bias, pads, strides, dilations, groups, name, scalars, algorithm
-            )
+            slots[result] = plain(slots[x], weight, bias, pads, strides, dilations, groups, name, scalars, algorithm)
 
         return run
     fused = torch.ops.mkldnn._convolution_pointwise.binary
@@ -83,16 +79,12 @@ def _conv_transpose(
     call = torch.ops.mkldnn._convolution_transpose_pointwise.default
 
     def run(slots: Slots) -> None:
-        slots[result] = call(
-            slots[x], weight, bias, pads, extra, strides, dilations, groups, name, scalars, algorithm
-        )
+        slots[result] = call(slots[x], weight, bias, pads, extra, strides, dilations, groups, name, scalars, algorithm)
 
     return run
 
 
-def _linear(
-    step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], result: int
-) -> Runner:
+def _linear(step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], result: int) -> Runner:
     rows = 1
     for extent in inputs[0].shape[:-1]:
         rows *= extent

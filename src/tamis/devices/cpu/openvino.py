@@ -70,6 +70,8 @@ def _settings(precision: str, threads: int) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": threads,
+        # Pinned threads wait for milliseconds behind the spinning OpenMP workers of torch operators.
+        "ENABLE_CPU_PINNING": False,
     }
 
 
