@@ -73,7 +73,7 @@ def lower_to_onnx(
         "region",
         [value_info(name, graph.types[name]) for name in inputs],
         [value_info(name, graph.types[name]) for name in outputs],
-        list(writer.initializers.values()),
+        writer.initializers(),
     )
     return helper.make_model(
         body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="tamis"

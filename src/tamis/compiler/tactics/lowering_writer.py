@@ -55,16 +55,14 @@ class Writer:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
+        self._arrays: dict[str, np.ndarray] = {}
         self._layer = ""
         self._count = 0
 
     def begin(self, node: Node) -> None:
-        """Name the following ONNX nodes after this layer, and store the constants that it reads."""
+        """Name the following ONNX nodes after this layer, and know the constants that it may read."""
         self._layer, self._count = node.name, 0
-        for value in node.inputs:
-            if value in self.graph.constants and value not in self.initializers:
-                self._store(value, self.graph.constants[value])
+        self._arrays |= {v: self.graph.constants[v] for v in node.inputs if v in self.graph.constants}
 
     def shape(self, value: str) -> tuple[int, ...]:
         """The shape of a value of the graph."""
@@ -78,7 +76,7 @@ class Writer:
         """A constant that belongs to the current layer."""
         name = f"{self._layer}{SEPARATOR}{self._count}.constant"
         self._count += 1
-        self._store(name, array)
+        self._arrays[name] = array
         return name
 
     def integers(self, values: Sequence[int] | np.ndarray) -> str:
@@ -101,5 +99,11 @@ class Writer:
         self._count += 1
         return name
 
-    def _store(self, name: str, array: np.ndarray) -> None:
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+    def initializers(self) -> list[onnx.TensorProto]:
+        """The constants that some node reads."""
+        read = {value for node in self.nodes for value in node.input}
+        return [
+            numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+            for name, array in self._arrays.items()
+            if name in read
+        ]

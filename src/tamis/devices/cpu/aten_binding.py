@@ -183,8 +183,7 @@ def make_runner(prepared: Prepared, outputs: Sequence[BoundShape], strided: bool
 
 def _many_runner(call: Callable[[Slots], Any], outputs: Sequence[BoundShape], strided: bool) -> Runner:
     places = [
-        (o.slot, o.preallocated, torch_dtype(o.format.dtype), memory_format(len(o.shape), o.format))
-        for o in outputs
+        (o.slot, o.preallocated, torch_dtype(o.format.dtype), memory_format(len(o.shape), o.format)) for o in outputs
     ]
 
     def run(slots: Slots) -> None:

@@ -120,9 +120,7 @@ def bind(
     A result that is not preallocated lies in memory of the runner: its next call overwrites it.
     """
     if step.kernel != KERNEL:
-        raise DeviceError(
-            f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again"
-        )
+        raise DeviceError(f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again")
     for bound in (*inputs, *outputs):
         if memory_format(len(bound.shape), bound.format) is not torch.contiguous_format:
             raise DeviceError("OpenVINO is given row-major tensors only", layer=step.name)
