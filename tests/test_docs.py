@@ -6,6 +6,7 @@ Blocks that start with ```python run or ```console run are run, those of a page 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -21,9 +22,10 @@ from tamis.cli.reference import reference
 from tamis.errors import TamisError
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("docs", "examples", "benchmarks", "src")
 PAGES = sorted(
     path
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/**/*.md")]
+    for path in [*ROOT.glob("*.md"), *(p for f in FOLDERS for p in ROOT.glob(f"{f}/**/*.md"))]
     if ".venv" not in path.parts
 )
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -95,7 +97,7 @@ def test_tables_are_made_from_results(tmp_path: Path) -> None:
         {**row, "impl": "tamis", "median_us": 1250.0, "max_rel_error": 1e-6, "sparsity": "2:4"},
     ]
     meta = {"machine": {"cpu": "a cpu", "cores": 2}, "versions": {"torch": "2"}, "date": "2000-01-01"}
-    (tmp_path / "cpu-models-x.json").write_text(__import__("json").dumps({"meta": meta, "rows": rows}))
+    (tmp_path / "cpu-models-x.json").write_text(json.dumps({"meta": meta, "rows": rows}))
     text = tables.rendered("a\n<!-- table:cpu -->\nold\n<!-- /table:cpu -->\nb\n", tmp_path)
     assert "| net-b1 | float32 | 2.5 ms | 3 ms |  | 1.25 ms | 2:4 | 2.00 |" in text
     assert "old" not in text and text.startswith("a\n") and text.endswith("b\n")

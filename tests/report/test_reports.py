@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console, RenderableType
+
+from sample_engines import make_engine, sample_layer
+from tamis.engine import Candidate, Engine, Timing
+from tamis.errors import InputError
+from tamis.report import (
+    both_times,
+    build_data,
+    build_summary,
+    deviation,
+    deviation_data,
+    deviation_table,
+    difference_of_engines,
+    differing_layers,
+    explain,
+    explain_data,
+    first_beyond,
+    inspect,
+    microseconds,
+    shape,
+    size,
+    sparsity_data,
+    sparsity_lines,
+)
+
+
+def text(report: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=400, markup=False, highlight=False)
+    with console.capture() as captured:
+        console.print(report)
+    return captured.get()
+
+
+def with_layer(**changes: object) -> Engine:
+    engine = make_engine()
+    layer = replace(sample_layer(), **changes)
+    return replace(engine, plan=replace(engine.plan, layers=(layer,)))
+
+
+def test_sparsity_lines_name_layers_and_both_times() -> None:
+    assert sparsity_lines([sample_layer()]) == [
+        "(Sparsity) Found 1 layer(s) eligible to use sparse tactics: scale",
+        "(Sparsity) Chose 1 layer(s) using sparse tactics: scale",
+        "(Sparsity)   scale: dense 5.00 us (onednn.linear, float32), 2:4 2.50 us (stream.linear, float32), "
+        "sparse is 2.00x as fast",
+    ]
+    dense = replace(sample_layer(), eligible=False, chosen_sparsity="dense")
+    assert sparsity_lines([dense]) == [
+        "(Sparsity) Found 0 layer(s) eligible to use sparse tactics",
+        "(Sparsity) Chose 0 layer(s) using sparse tactics",
+    ]
+
+
+def test_the_reason_stands_where_there_is_no_sparse_time() -> None:
+    layer = sample_layer()
+    refused = Candidate("stream.linear", "refused", reason="no sparse kernel for 3x3")
+    layer = replace(layer, candidates=(layer.candidates[0], refused), chosen_sparsity="dense")
+    assert both_times(layer).endswith("no sparse time: stream.linear refused: no sparse kernel for 3x3")
+
+
+def test_disqualified_candidates_have_no_say() -> None:
+    wrong = Candidate("fast", "disqualified", sparsity="2:4", timing=Timing(0.1, 0.1, 0.1, 5), reason="wrong")
+    layer = replace(sample_layer(), candidates=(*sample_layer().candidates, wrong))
+    assert sparsity_data([layer])["times"] == [{"layer": "scale", "dense_us": 5.0, "sparse_us": 2.5}]
+
+
+def test_explain_shows_every_candidate_of_a_layer() -> None:
+    engine = make_engine()
+    overview = text(explain(engine))
+    assert "stream.linear" in overview and "2.50 us" in overview and "openvino" in overview
+    detail = text(explain(engine, layer="scale"))
+    for piece in ("refused", "not installed", "lost", "5.00 us (4.50 us - 6.00 us)", "50% zeros"):
+        assert piece in detail
+    assert text(explain(engine, layer="node_1")) == detail == text(explain(engine, every=True))
+    with pytest.raises(InputError, match="no layer 'nothing'"):
+        explain(engine, layer="nothing")
+    with pytest.raises(InputError, match="no layer 'nothing'"):
+        explain_data(engine, layer="nothing")
+
+
+def test_names_with_markup_are_shown_as_they_are() -> None:
+    engine = with_layer(name="layers[0][bold]x[/bold]")
+    assert "layers[0][bold]x[/bold]" in text(explain(engine))
+    assert "layers[0][bold]x[/bold]" in text(explain(engine, every=True))
+
+
+def test_explain_data_is_the_record() -> None:
+    data = json.loads(json.dumps(explain_data(make_engine()), allow_nan=False))
+    assert data["layers"][0]["candidates"][1]["timing"]["median_us"] == 2.5
+    assert data["engines"][0]["chosen"] and data["regions"][0]["reason"] == "slower"
+
+
+def test_build_summary_warns_of_pruning_by_force() -> None:
+    engine = make_engine(usable_for_accuracy=False)
+    assert "do not use its results" in text(build_summary(engine, 1.0, "a.tamis", 100))
+    assert "do not use its results" in text(inspect(engine))
+    assert "do not use its results" not in text(build_summary(make_engine(), 1.0, "a.tamis", 100))
+    assert json.loads(json.dumps(build_data(engine, 1.0, "a.tamis", 100)))["usable_for_accuracy"] is False
+
+
+def test_engines_are_compared_layer_by_layer() -> None:
+    other = with_layer(chosen_sparsity="dense", chosen_tactic="onednn.linear")
+    assert differing_layers(make_engine(), make_engine()) == []
+    assert differing_layers(make_engine(), other) == [
+        ("scale", "stream.linear float32 2:4", "onednn.linear float32 dense")
+    ]
+    renamed = with_layer(name="new")
+    assert [row[0] for row in differing_layers(make_engine(), renamed)] == ["scale", "new"]
+    assert "(none)" in text(difference_of_engines(make_engine(), renamed))
+
+
+X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+
+
+def judged(result: np.ndarray, reference: np.ndarray) -> tuple[bool, float, float, float]:
+    found = deviation("x", result, reference, cosine=0.999, relative=1e-3)
+    return found.within, found.absolute, found.relative, found.cosine
+
+
+def test_deviation_of_equal_tensors_is_nothing() -> None:
+    assert judged(X, X) == (True, 0.0, 0.0, 1.0)
+    assert judged(np.zeros(3), np.zeros(3)) == (True, 0.0, 0.0, 1.0)
+
+
+def test_deviation_against_plain_formulas() -> None:
+    other = X + np.float32(1e-4)
+    within, absolute, relative, cosine = judged(other, X)
+    a, b = other.astype(np.float64).ravel(), X.astype(np.float64).ravel()
+    assert within
+    assert absolute == pytest.approx(np.max(np.abs(a - b)))
+    assert relative == pytest.approx(absolute / 1.0)
+    assert cosine == pytest.approx(np.dot(a, b) / np.sqrt(np.dot(a, a) * np.dot(b, b)))
+
+
+@pytest.mark.parametrize(
+    ("result", "reference"),
+    [
+        (X * np.nan, X),
+        (np.where(X[0, 0] == X, np.inf, X), X),
+        (X, X * np.nan),
+        (X * np.nan, X * np.nan),
+        (X[:2], X),
+        (-X, X),
+        (X * 1.01, X),
+        (np.zeros_like(X), X),
+        (X, np.zeros_like(X)),
+    ],
+    ids=["nan", "inf", "nan reference", "both nan", "shape", "sign", "scale", "zeros", "zero reference"],
+)
+def test_what_must_not_pass(result: np.ndarray, reference: np.ndarray) -> None:
+    assert not judged(result, reference)[0]
+
+
+def test_equal_infinities_pass() -> None:
+    masked = np.where(X < 0, -np.inf, X)
+    assert judged(masked, masked.copy())[0]
+    assert judged(np.where(X < 0, -np.inf, X + np.float32(1e-5)), masked)[0]
+
+
+def test_the_verdict_and_the_first_deviation() -> None:
+    good = deviation("good", X, X, cosine=0.999, relative=1e-3)
+    bad = deviation("bad", X * np.nan, X, cosine=0.999, relative=1e-3)
+    assert first_beyond([good]) is None
+    assert first_beyond([good, bad, good]) is bad
+    report = text(deviation_table([bad], [good, bad], cosine=0.999, relative=1e-3))
+    assert "does not agree" in report and "first value that deviates is 'bad'" in report
+    data = json.loads(json.dumps(deviation_data([bad], [good, bad]), allow_nan=False))
+    assert data["agrees"] is False and data["first_deviation"] == "bad" and data["outputs"][0]["relative"] is None
+    assert "agrees" in text(deviation_table([good], None, cosine=0.999, relative=float("inf")))
+
+
+def test_units() -> None:
+    assert [microseconds(v) for v in (0.5, 12.34, 456.7, 12_345.0)] == ["0.50 us", "12.3 us", "457 us", "12.3 ms"]
+    assert [size(v) for v in (7, 2048, 3 << 20)] == ["7 B", "2.0 KiB", "3.0 MiB"]
+    assert shape((1, 3)) == "1x3" and shape(()) == "scalar"
