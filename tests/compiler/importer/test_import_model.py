@@ -96,6 +96,18 @@ def test_a_weight_used_twice_is_transposed_once() -> None:
     assert len(graph.constants) == 1 and kinds(graph) == ["Linear", "Linear"]
 
 
+def test_an_initializer_shared_through_identity() -> None:
+    """Exporters share equal weights so: the first use must not take the initializer's name away."""
+    nodes = [
+        helper.make_node("Identity", ["w"], ["v"]),
+        helper.make_node("Add", ["x", "v"], ["a"]),
+        helper.make_node("Mul", ["a", "w"], ["y"]),
+    ]
+    graph = imported(build(nodes, {"w": np.full(4, 2, np.float32)}))
+    assert list(graph.constants) == ["w"]
+    np.testing.assert_array_equal(run(graph, {"x": X})["y"], (X + 2) * 2)
+
+
 def test_gemm_puts_alpha_and_beta_into_its_constants() -> None:
     node = helper.make_node("Gemm", ["x", "w", "c"], ["y"], alpha=2.0, beta=0.5)
     weight, row = np.arange(12, dtype=np.float32).reshape(4, 3), np.asarray([[1, 2, 3]], np.float32)
@@ -122,9 +134,7 @@ def test_arithmetic_on_constants_keeps_its_precision() -> None:
 def test_finite_stays_finite() -> None:
     """The lowest float64, which exporters put into masks, must not become an infinity (0 * inf is NaN)."""
     low = np.asarray(np.finfo(np.float64).min)
-    graph = imported(
-        build([helper.make_node("Mul", ["x", "low"], ["y"])], {"low": low}, element=TensorProto.DOUBLE)
-    )
+    graph = imported(build([helper.make_node("Mul", ["x", "low"], ["y"])], {"low": low}, element=TensorProto.DOUBLE))
     assert all(np.isfinite(array).all() for array in graph.constants.values())
 
 
@@ -235,9 +245,7 @@ def test_model_local_functions_are_inlined() -> None:
         [helper.make_node("Constant", [], ["f"]), helper.make_node("Mul", ["a", "f"], ["b"])],
         [helper.make_opsetid("", 17)], ["factor"],
     )  # fmt: skip
-    reference = onnx.AttributeProto(
-        name="value_float", ref_attr_name="factor", type=onnx.AttributeProto.FLOAT
-    )
+    reference = onnx.AttributeProto(name="value_float", ref_attr_name="factor", type=onnx.AttributeProto.FLOAT)
     inner.node[0].attribute.append(reference)
     outer = helper.make_function(
         "own", "Twice", ["x", "unused"], ["y"],
@@ -333,9 +341,7 @@ def test_four_bit_weights_in_blocks() -> None:
 
 
 def test_constant_on_the_left_swaps() -> None:
-    graph = imported(
-        build([helper.make_node("Sub", ["one", "x"], ["y"])], {"one": np.asarray(1.0, np.float32)})
-    )
+    graph = imported(build([helper.make_node("Sub", ["one", "x"], ["y"])], {"one": np.asarray(1.0, np.float32)}))
     (node,) = graph.nodes
     assert isinstance(node.op, Elementwise) and node.op.program[0].swap and node.inputs[0] == "x"
     np.testing.assert_array_equal(run(graph, {"x": X})["y"], 1 - X)

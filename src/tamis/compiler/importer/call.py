@@ -76,7 +76,5 @@ class Call:
     def _attribute(self, name: str, default: Any, kind: Any) -> Any:
         value = self.attributes.get(name, default)
         if value is not default and not isinstance(value, kind):
-            raise InvalidModel(
-                f"attribute '{name}' of {self.op_type} is a {type(value).__name__}", layer=self.name
-            )
+            raise InvalidModel(f"attribute '{name}' of {self.op_type} is a {type(value).__name__}", layer=self.name)
         return value

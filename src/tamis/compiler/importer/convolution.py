@@ -58,9 +58,7 @@ def window_pads(
 def _kernel(net: Network, call: Call) -> tuple[str, str, tuple[int, ...]]:
     x, weight = call.input(0), call.input(1)
     if net.rank(x) < 3 or net.rank(weight) != net.rank(x):
-        raise InvalidModel(
-            f"x {net.types[x]} and weight {net.types[weight]} must have one rank, at least three"
-        )
+        raise InvalidModel(f"x {net.types[x]} and weight {net.types[weight]} must have one rank, at least three")
     if net.rank(x) > 5:
         raise UnsupportedModel(f"a convolution of {net.rank(x) - 2} spatial axes; three is the most")
     kernel = net.shape(weight)[2:]
@@ -87,10 +85,7 @@ def conv_transpose(net: Network, call: Call) -> str:
     strides, dilations = per_axis(call, "strides", rank, 1), per_axis(call, "dilations", rank, 1)
     extra = per_axis(call, "output_padding", rank, 0)
     mode, wanted = auto_pad(call), call.integers("output_shape")
-    full = [
-        strides[i] * (net.shape(x)[2 + i] - 1) + extra[i] + dilations[i] * (kernel[i] - 1) + 1
-        for i in range(rank)
-    ]
+    full = [strides[i] * (net.shape(x)[2 + i] - 1) + extra[i] + dilations[i] * (kernel[i] - 1) + 1 for i in range(rank)]
     if wanted is None and mode in ("SAME_UPPER", "SAME_LOWER"):
         wanted = tuple(size * stride for size, stride in zip(net.shape(x)[2:], strides, strict=True))
     if wanted is not None:

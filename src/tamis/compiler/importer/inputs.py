@@ -13,9 +13,7 @@ from tamis.errors import ConfigError, InvalidModel, UnsupportedModel
 Dimension = int | str
 
 
-def input_types(
-    inputs: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, TensorType]:
+def input_types(inputs: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorType]:
     """The type of every input.
 
     A dimension with a name ("batch") that a given shape fixes for one input is fixed for all of them.
@@ -32,9 +30,7 @@ def input_types(
         declared[value.name] = _declared_shape(value)
     unknown = sorted(set(shapes) - set(declared))
     if unknown:
-        raise ConfigError(
-            f"the model has no input '{unknown[0]}'", remedy=f"its inputs are: {', '.join(declared)}"
-        )
+        raise ConfigError(f"the model has no input '{unknown[0]}'", remedy=f"its inputs are: {', '.join(declared)}")
     sizes: dict[str, tuple[int, str]] = {}
     for name, shape in shapes.items():
         _check_given(name, tuple(shape), declared[name], sizes)
@@ -123,9 +119,7 @@ def _missing_shapes(
             options.append(f"--shape {name}=1x3x224x224")
             continue
         open_inputs.append(f"{name} [{', '.join(map(str, dimensions))}]")
-        example = [
-            _example(dimension, axis, len(dimensions), sizes) for axis, dimension in enumerate(dimensions)
-        ]
+        example = [_example(dimension, axis, len(dimensions), sizes) for axis, dimension in enumerate(dimensions)]
         options.append(f"--shape {name}={'x'.join(map(str, example))}")
     return ConfigError(
         f"these inputs have dimensions without a fixed size: {'; '.join(open_inputs)}",

@@ -62,9 +62,7 @@ def _parse(data: bytes, what: str) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except Exception:  # protobuf's DecodeError, whichever implementation of protobuf there is
-        raise InvalidModel(
-            f"{what} is not an ONNX model, or is truncated ({len(data)} bytes)", remedy=EXPORT
-        ) from None
+        raise InvalidModel(f"{what} is not an ONNX model, or is truncated ({len(data)} bytes)", remedy=EXPORT) from None
     _check_is_model(model, what)
     return model
 

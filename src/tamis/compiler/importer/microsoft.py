@@ -112,9 +112,7 @@ def skip_layer_normalization(net: Network, call: Call) -> tuple[str, ...]:
     return result, "", "", total
 
 
-SIMPLIFIED: Mapping[str, Convert] = MappingProxyType(
-    {"SimplifiedLayerNormalization": simplified_layer_normalization}
-)
+SIMPLIFIED: Mapping[str, Convert] = MappingProxyType({"SimplifiedLayerNormalization": simplified_layer_normalization})
 MICROSOFT: Mapping[str, Convert] = MappingProxyType(
     {
         "BiasGelu": gelu,

@@ -128,6 +128,12 @@ class Network:
         self._made.add(name)
         return name
 
+    def initializer(self, array: np.ndarray, name: str) -> str:
+        """Add a constant of the model itself, whose name stays: it is no result of the current call."""
+        name = self.constant(array, name)
+        self._made.discard(name)
+        return name
+
     def scalar(self, number: float, like: str) -> str:
         """A constant of rank 0 in the element type of the value ``like``."""
         return self.constant(np.asarray(number, self.dtype(like).numpy))
@@ -196,9 +202,7 @@ class Network:
         self._node_names.add(name)
         return name
 
-    def close_call(
-        self, origin: str, results: Sequence[str], names: Sequence[str], public: bool
-    ) -> list[str]:
+    def close_call(self, origin: str, results: Sequence[str], names: Sequence[str], public: bool) -> list[str]:
         """Name what the last operator function added.
 
         The last node takes the ONNX node's name, helpers before it a name made from it; results that are new

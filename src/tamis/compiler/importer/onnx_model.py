@@ -61,9 +61,7 @@ def import_onnx(source: Source, shapes: Mapping[str, tuple[int, ...]] = MappingP
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
-    opsets = {
-        "" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import
-    }
+    opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
     if not opsets and model.ir_version >= 3:
         raise InvalidModel("the model declares no opset, or is truncated")
     # Models before IR version 3 had no list; a model of other domains alone needs no default one.

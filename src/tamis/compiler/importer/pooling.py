@@ -35,9 +35,7 @@ def max_pool(net: Network, call: Call) -> str:
 
 
 def _average(window: Pool, count_pads: bool) -> Pool:
-    return Pool(
-        "average", window.kernel, window.strides, window.pads, window.dilations, window.ceil, count_pads
-    )
+    return Pool("average", window.kernel, window.strides, window.pads, window.dilations, window.ceil, count_pads)
 
 
 def average_pool(net: Network, call: Call) -> str:

@@ -117,10 +117,7 @@ def _resample(
         raise InvalidModel(f"scales {scales} do not fit {net.types[x]}")
     if sizes is None:
         # Scales are stored in float32: 1.3333334 * 3 must still be 4, and 1.9999999 is 2.
-        sizes = [
-            int(np.floor(np.float32(size) * np.float32(scale)))
-            for size, scale in zip(shape, scales, strict=True)
-        ]
+        sizes = [int(np.floor(np.float32(size) * np.float32(scale))) for size, scale in zip(shape, scales, strict=True)]
     if tuple(sizes) == shape and all(scale == 1 for scale in scales):
         return x
     op = Resize(tuple(sizes), tuple(scales), kinds[mode], coordinates, nearest, cubic, exclude)

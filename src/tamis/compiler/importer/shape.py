@@ -40,9 +40,7 @@ def reshape(net: Network, call: Call) -> str:
         for axis, wanted in enumerate(sizes):
             if wanted == 0:
                 if axis >= net.rank(x):
-                    raise InvalidModel(
-                        f"the shape {sizes} copies axis {axis}, which {net.types[x]} does not have"
-                    )
+                    raise InvalidModel(f"the shape {sizes} copies axis {axis}, which {net.types[x]} does not have")
                 sizes[axis] = net.shape(x)[axis]
     if sizes.count(-1) > 1 or min(sizes, default=0) < -1:
         raise InvalidModel(f"{sizes} is not a shape")
@@ -75,9 +73,7 @@ def squeeze(net: Network, call: Call) -> str:
     """Axes of size 1 go."""
     x, axes = call.input(0), _axes(net, call)
     sizes = net.shape(x)
-    gone = (
-        [i for i, s in enumerate(sizes) if s == 1] if axes is None else [net.axis(x, axis) for axis in axes]
-    )
+    gone = [i for i, s in enumerate(sizes) if s == 1] if axes is None else [net.axis(x, axis) for axis in axes]
     if any(sizes[axis] != 1 for axis in gone if sizes):
         raise InvalidModel(f"the axes {gone} of {net.types[x]} are not all of size 1")
     return reshaped(net, x, tuple(s for i, s in enumerate(sizes) if i not in gone))
@@ -209,9 +205,7 @@ def depth_to_space(net: Network, call: Call) -> str:
     mode = call.text("mode", "DCR")
     if mode not in ("DCR", "CRD"):
         raise InvalidModel(f"DepthToSpace with mode '{mode}'")
-    return net.add(
-        DepthToSpace(call.required_integer("blocksize"), cast(Literal["DCR", "CRD"], mode)), call.input(0)
-    )
+    return net.add(DepthToSpace(call.required_integer("blocksize"), cast(Literal["DCR", "CRD"], mode)), call.input(0))
 
 
 def space_to_depth(net: Network, call: Call) -> str:

@@ -48,10 +48,7 @@ def ordered(nodes: Sequence[onnx.NodeProto], known: Iterable[str]) -> list[onnx.
         InvalidModel: a name is made twice or read but never made, or nodes wait for each other.
     """
     for node in nodes:
-        if not all(
-            isinstance(text, str)
-            for text in (node.op_type, node.domain, node.name, *node.input, *node.output)
-        ):
+        if not all(isinstance(text, str) for text in (node.op_type, node.domain, node.name, *node.input, *node.output)):
             raise InvalidModel(f"a node of the model has a name that is not UTF-8: {node.op_type!r}")
     available = set(known)
     maker: dict[str, onnx.NodeProto] = {}
@@ -88,9 +85,7 @@ def ordered(nodes: Sequence[onnx.NodeProto], known: Iterable[str]) -> list[onnx.
     return order
 
 
-def _on_cycle(
-    late: Sequence[onnx.NodeProto], maker: dict[str, onnx.NodeProto], available: set[str]
-) -> onnx.NodeProto:
+def _on_cycle(late: Sequence[onnx.NodeProto], maker: dict[str, onnx.NodeProto], available: set[str]) -> onnx.NodeProto:
     """One node that truly lies on a cycle, not one that merely waits behind it."""
     node, seen = late[0], set()
     while id(node) not in seen:

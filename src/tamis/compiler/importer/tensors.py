@@ -46,9 +46,7 @@ def element_type(element: int, what: str) -> DType:
     """The element type behind an ONNX number; ``UnsupportedModel`` for strings, complex numbers and such."""
     dtype = ELEMENT_TYPES.get(element)
     if dtype is None:
-        raise UnsupportedModel(
-            f"{what} has elements of {type_name(element)}, which Tamis cannot compute with"
-        )
+        raise UnsupportedModel(f"{what} has elements of {type_name(element)}, which Tamis cannot compute with")
     return dtype
 
 

@@ -57,9 +57,7 @@ class Scope:
 class Walk:
     """One import: walks graphs, inlines functions and decided branches, collects refusals."""
 
-    def __init__(
-        self, network: Network, functions: Sequence[onnx.FunctionProto], folder: Path | None
-    ) -> None:
+    def __init__(self, network: Network, functions: Sequence[onnx.FunctionProto], folder: Path | None) -> None:
         self.network = network
         self.folder = folder
         self.refusals: list[Refusal] = []
@@ -81,7 +79,7 @@ class Walk:
             tensor = scope.tensors[name]
             sparse = isinstance(tensor, onnx.SparseTensorProto)
             array = sparse_to_array(tensor, self.folder) if sparse else to_array(tensor, self.folder)
-            scope.values[name] = self.network.constant(array, name)
+            scope.values[name] = self.network.initializer(array, name)
         return scope.values[name]
 
     def _node(self, node: onnx.NodeProto, label: str, scope: Scope, used: set[str]) -> None:
@@ -93,9 +91,7 @@ class Walk:
             self.refusals.append(Refusal(_operator(node), label, error.cause))
             results = None
         except BuildError as error:
-            raise InvalidModel(
-                f"{node.op_type} does not fit its inputs: {error.cause}", layer=label
-            ) from None
+            raise InvalidModel(f"{node.op_type} does not fit its inputs: {error.cause}", layer=label) from None
         except ModelError as error:
             if error.layer:
                 raise
@@ -151,9 +147,7 @@ class Walk:
         """Evaluate an operator that Tamis does not have, when it has only constants to work on."""
         arrays = [self.network.known(value) if value else None for value in inputs]
         constant = all(a is not None for a, value in zip(arrays, inputs, strict=True) if value)
-        results = (
-            evaluate_by_reference(self._resolved(node, scope), arrays, scope.opsets) if constant else None
-        )
+        results = evaluate_by_reference(self._resolved(node, scope), arrays, scope.opsets) if constant else None
         if results is None:
             self.refusals.append(Refusal(_operator(node), label))
             return None
@@ -176,10 +170,7 @@ class Walk:
         return copy
 
     def _attributes(self, node: onnx.NodeProto, scope: Scope) -> dict[str, Any]:
-        return {
-            attribute.name: self._attribute_value(attribute)
-            for attribute in self._resolved(node, scope).attribute
-        }
+        return {attribute.name: self._attribute_value(attribute) for attribute in self._resolved(node, scope).attribute}
 
     def _attribute_value(self, attribute: AttributeProto) -> Any:
         if attribute.type == AttributeProto.TENSOR:
@@ -196,9 +187,7 @@ class Walk:
         many = (AttributeProto.INTS, AttributeProto.FLOATS, AttributeProto.TENSORS, AttributeProto.GRAPHS)
         return tuple(value) if attribute.type in many else value
 
-    def _if(
-        self, node: onnx.NodeProto, inputs: Sequence[str | None], label: str, scope: Scope
-    ) -> list[str | None]:
+    def _if(self, node: onnx.NodeProto, inputs: Sequence[str | None], label: str, scope: Scope) -> list[str | None]:
         """The branch that a constant condition selects, in place of the If."""
         condition = inputs[0] if inputs else None
         if condition is None:
