@@ -64,9 +64,7 @@ def compiler() -> list[str]:
     for name in ("g++", "clang++", "c++"):
         if shutil.which(name):
             return [name]
-    raise CompilerError(
-        "Tamis needs a C++17 compiler to build its CPU kernels: install g++ or clang++, or set CXX"
-    )
+    raise CompilerError("Tamis needs a C++17 compiler to build its CPU kernels: install g++ or clang++, or set CXX")
 
 
 def sources() -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -95,9 +93,7 @@ def compile_library(output: Path, *, extra_flags: Sequence[str] = ()) -> tuple[s
         link = ["-shared", "-Wl,--as-needed", "-o", str(finished)]
         _run([*command, *_optimisation(extra_flags), *objects, *link, "-pthread"])
         shutil.copy(finished, output.with_suffix(".partial"))
-        output.with_suffix(".partial").replace(
-            output
-        )  # never half a library, also for a process that has it open
+        output.with_suffix(".partial").replace(output)  # never half a library, also for a process that has it open
     return tuple(left_out)
 
 
@@ -132,9 +128,7 @@ def _compile(command: list[str], unit: _Unit, folder: Path, extra_flags: Sequenc
 def _accepts(command: list[str], flags: tuple[str, ...], folder: Path) -> bool:
     probe = folder / f"probe{abs(hash(flags))}.cpp"
     probe.write_text("#include <immintrin.h>\nint main() { return 0; }\n", encoding="utf-8")
-    result = subprocess.run(
-        [*command, *flags, "-c", str(probe), "-o", f"{probe}.o"], capture_output=True, check=False
-    )
+    result = subprocess.run([*command, *flags, "-c", str(probe), "-o", f"{probe}.o"], capture_output=True, check=False)
     return result.returncode == 0
 
 

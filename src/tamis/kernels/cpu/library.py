@@ -132,36 +132,33 @@ def levels() -> tuple[str, ...]:
 
 
 def _share_openmp(handle: Any) -> str:
-    """Give the kernels the OpenMP runtime of PyTorch; returns its path, or "" if there is none.
+    """Give the kernels the OpenMP runtime of PyTorch; returns where it was found, "" if nowhere.
 
     Two runtimes in one process would each keep spinning workers on the same cores.
     """
-    for candidate in _openmp_candidates():
+    for candidate in (None, *_openmp_candidates()):  # None: what the process already shares, preloads included
         try:
             runtime = ctypes.CDLL(candidate)
             functions = [runtime.GOMP_parallel, runtime.omp_get_thread_num, runtime.omp_get_num_threads]
         except (OSError, AttributeError):
             continue  # not loadable, or an OpenMP library without these names: try the next
         handle.tamis_cpu_set_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
-        return candidate
+        return candidate or "process"
     return ""
 
 
 def _openmp_candidates() -> list[str]:
-    """OpenMP runtimes, best first: PyTorch's own, those already in the process, the system's."""
+    """OpenMP runtimes by path, best first: PyTorch's own, those already in the process, the system's."""
     found: list[str] = []
     spec = importlib.util.find_spec("torch")
     if spec and spec.origin:
         package = Path(spec.origin).parent
         for folder in (package / "lib", package.with_name("torch.libs")):
-            found += sorted(
-                str(file) for file in folder.glob("lib*omp*.so*") if re.match(r"lib[gi]?omp\b", file.name)
-            )
+            files = sorted(folder.glob("lib*omp*.so*"))
+            found += [str(file) for file in files if re.match(r"lib[gi]?omp", file.name)]
     maps = Path("/proc/self/maps")
     if maps.is_file():
-        loaded = re.findall(
-            r"(/\S*/lib[gi]?omp[\w.-]*\.so[\w.]*)$", maps.read_text(encoding="utf-8"), re.MULTILINE
-        )
+        loaded = re.findall(r"(/\S*/lib[gi]?omp[\w.-]*\.so[\w.]*)$", maps.read_text(encoding="utf-8"), re.MULTILINE)
         found += dict.fromkeys(loaded)
     system = ctypes.util.find_library("gomp")
     return [*found, *([system] if system else [])]

@@ -51,9 +51,7 @@ class Step:
 
     def __post_init__(self) -> None:
         if self.kind not in STEP_KINDS:
-            raise FormatError(
-                f"'{self.kind}' is no epilogue step", remedy=f"use one of {', '.join(STEP_KINDS)}"
-            )
+            raise FormatError(f"'{self.kind}' is no epilogue step", remedy=f"use one of {', '.join(STEP_KINDS)}")
 
 
 @dataclass(frozen=True)
@@ -146,9 +144,7 @@ class Chain:
             raise FormatError("a chain needs at least one layer")
         for first, second in itertools.pairwise(layers):
             if first.spec.n != second.spec.k:
-                raise FormatError(
-                    f"a layer with {first.spec.n} outputs cannot feed one with {second.spec.k} inputs"
-                )
+                raise FormatError(f"a layer with {first.spec.n} outputs cannot feed one with {second.spec.k} inputs")
         self.layers = tuple(layers)
         self.x_dtype: WeightType = x_dtype
         self.y_dtype: WeightType = y_dtype
@@ -183,9 +179,7 @@ class Chain:
     def reserve(self, rows: int) -> int:
         """Make the workspace large enough for so many rows (no more is needed later); returns its bytes."""
         for slot in self._residual_slots:
-            self._residuals[slot].data = (
-                self._residuals[slot].data or self._address
-            )  # any address will do here
+            self._residuals[slot].data = self._residuals[slot].data or self._address  # any address will do here
         size = int(self._library.handle.tamis_chain_workspace(self._address, rows))
         self._library.check(max(0, -size))
         if size > self._workspace.size:

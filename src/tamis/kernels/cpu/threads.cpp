@@ -1,8 +1,15 @@
 /* Parallel regions on the threads of the OpenMP runtime that the process already uses.
  *
  * Why not a pool of our own: PyTorch's OpenMP workers spin for milliseconds after each of its operations. A
- * second pool would fight them for the cores and lose whole time slices (docs/design has the figures). So the
- * loader hands us GOMP_parallel and its companions from the very library that PyTorch loaded, and our regions run
+ * second pool would fight them for the cores. Measured on 2 cores, 16 x 1024 by 1024 bfloat16 2:4, taking turns with
+ * F.linear of that shape, median (10th percentile) in microseconds, on a machine that others used too:
+ *
+ *                                     ours          F.linear
+ *     PyTorch's OpenMP threads         67 (64)      184 (174)      alone: 66 (64)
+ *     a spinning pool of our own       91 (79)      201 (186)      and at times 7.7 ms for each, whole time slices
+ *     threads started by each call    159 (148)     192 (179)
+ *
+ * So the loader hands us GOMP_parallel and its companions from the very library that PyTorch loaded, and our regions run
  * on the same workers. These three functions are a stable interface of libgomp, which LLVM's and Intel's
  * runtimes export too. Without them regions start and join POSIX threads: right, but tens of microseconds slow.
  */
