@@ -44,8 +44,7 @@ def operator_of(model: onnx.ModelProto) -> str:
 
 def has_only_tensors(model: onnx.ModelProto) -> bool:
     return all(
-        value.type.WhichOneof("value") == "tensor_type"
-        and value.type.tensor_type.elem_type != onnx.TensorProto.STRING
+        value.type.WhichOneof("value") == "tensor_type" and value.type.tensor_type.elem_type != onnx.TensorProto.STRING
         for value in [*model.graph.input, *model.graph.output]
     )
 

@@ -47,9 +47,7 @@ def model_of(
     return onnx.shape_inference.infer_shapes(model) if len(domains) == 1 else model
 
 
-def check(
-    model: onnx.ModelProto, inputs: dict[str, np.ndarray], rtol: float = 1e-4, atol: float = 1e-5
-) -> None:
+def check(model: onnx.ModelProto, inputs: dict[str, np.ndarray], rtol: float = 1e-4, atol: float = 1e-5) -> None:
     for output in model.graph.output:
         if not output.type.tensor_type.elem_type:
             output.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -140,9 +138,7 @@ def test_attention_block(opset: int) -> None:
     nodes += [
         node("Sub", "x mean", "d"),
         node("Pow", "d two", "d2"),
-        node(
-            "ReduceMean", "d2 last" if opset >= 18 else "d2", "v", **({} if opset >= 18 else {"axes": [-1]})
-        ),
+        node("ReduceMean", "d2 last" if opset >= 18 else "d2", "v", **({} if opset >= 18 else {"axes": [-1]})),
         node("Add", "v epsilon", "ve"),
         node("Sqrt", "ve", "s"),
         node("Div", "d s", "n"),
@@ -353,9 +349,7 @@ def test_operators_on_integers_of_a_quantised_model() -> None:
         node("DequantizeLinear", "q ys yz", "y"),
     ]
     inputs = {"x": random.integers(0, 256, (1, 2, 5, 5)).astype(np.uint8)}
-    check(
-        model_of(nodes, inputs, constants, 17), inputs, atol=0.11
-    )  # one step where a tie rounds the other way
+    check(model_of(nodes, inputs, constants, 17), inputs, atol=0.11)  # one step where a tie rounds the other way
     a, b = (random.integers(0, 255, shape).astype(np.uint8) for shape in ((4, 6), (6, 3)))
     points = {"az": np.asarray(7, np.uint8), "bz": np.asarray([3, 9, 1], np.uint8), "b": b}
     nodes = [node("MatMulInteger", "a b az bz", "i"), node("Cast", "i", "y", to=TensorProto.FLOAT)]

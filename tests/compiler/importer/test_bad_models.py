@@ -196,9 +196,7 @@ def test_external_data_without_a_folder(tmp_path: Path) -> None:
 
 
 def test_initializer_of_the_wrong_size() -> None:
-    model = model_of(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])], constants={"w": np.ones((4, 4), np.float32)}
-    )
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], constants={"w": np.ones((4, 4), np.float32)})
     model.graph.initializer[0].raw_data = b"\x00" * 12
     fails(InvalidModel, model, "tensor 'w' holds 12 bytes", "needs 64", "MatMul_0")
 
@@ -392,9 +390,7 @@ def test_random_operators_are_no_constants() -> None:
 
 def test_strings_and_sequences() -> None:
     nodes = [helper.make_node("Identity", ["x"], ["y"])]
-    fails(
-        UnsupportedModel, model_of(nodes, inputs=[tensor("x", [2], TensorProto.STRING)]), "elements of STRING"
-    )
+    fails(UnsupportedModel, model_of(nodes, inputs=[tensor("x", [2], TensorProto.STRING)]), "elements of STRING")
     sequence = helper.make_tensor_sequence_value_info("x", FLOAT, [2])
     fails(UnsupportedModel, model_of(nodes, inputs=[sequence]), "is a sequence, not a tensor")
 

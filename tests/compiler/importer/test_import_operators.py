@@ -132,9 +132,7 @@ def test_lp_pools(p: int) -> None:
     np.testing.assert_allclose(got, windows.sum(axis=(4, 5)) ** (1 / p), rtol=1e-5)
 
 
-def run_one(
-    kind: str, x: np.ndarray, *, opset: int = 17, domain: str = "", **attributes: object
-) -> np.ndarray:
+def run_one(kind: str, x: np.ndarray, *, opset: int = 17, domain: str = "", **attributes: object) -> np.ndarray:
     graph = helper.make_graph(
         [helper.make_node(kind, ["x"], ["y"], domain=domain, **attributes)],
         "one",

@@ -112,9 +112,7 @@ def test_pools(seed: int) -> None:
     want = [nn.avg_pool1d, nn.avg_pool2d, nn.avg_pool3d][rank - 1](t(x), kernel, strides, pads, ceil, count)
     same(result(average, x), want)
     maximum = ops.Pool("max", tuple(kernel), tuple(strides), both, tuple(dilations), ceil)
-    want = [nn.max_pool1d, nn.max_pool2d, nn.max_pool3d][rank - 1](
-        t(x), kernel, strides, pads, dilations, ceil
-    )
+    want = [nn.max_pool1d, nn.max_pool2d, nn.max_pool3d][rank - 1](t(x), kernel, strides, pads, dilations, ceil)
     same(result(maximum, x), want)
 
 
@@ -346,9 +344,7 @@ def test_searches() -> None:
     same(result(ops.CumSum(1), data), np.cumsum(data, 1))
     same(result(ops.CumSum(0, exclusive=True), data), np.cumsum(data, 0) - data)
     same(result(ops.CumSum(1, reverse=True), data), np.cumsum(data[:, ::-1], 1)[:, ::-1])
-    same(
-        result(ops.CumSum(1, exclusive=True, reverse=True), data), np.cumsum(data[:, ::-1], 1)[:, ::-1] - data
-    )
+    same(result(ops.CumSum(1, exclusive=True, reverse=True), data), np.cumsum(data[:, ::-1], 1)[:, ::-1] - data)
     for diagonal in (-2, 0, 1):
         same(result(ops.Triangle(True, diagonal), data), torch.triu(t(data), diagonal))
         same(result(ops.Triangle(False, diagonal), data), torch.tril(t(data), diagonal))
@@ -396,9 +392,7 @@ def test_gathers_and_scatters() -> None:
     updates = f64(3, 2, 5, seed=2)
     kinds = {"none": None, "add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
     unique = (
-        np.stack([np.random.default_rng(i).permutation(4)[:2] for i in range(15)], 1)
-        .reshape(2, 3, 5)
-        .swapaxes(0, 1)
+        np.stack([np.random.default_rng(i).permutation(4)[:2] for i in range(15)], 1).reshape(2, 3, 5).swapaxes(0, 1)
     )
     for reduction, name in kinds.items():
         op = ops.ScatterElements(1, reduction)  # type: ignore[arg-type]
