@@ -1,4 +1,4 @@
-"""One case of every operator and its corners: the op, the shapes or arrays of its inputs, which are constant."""
+"""One case of every operator and its corners, for tests of kernels and of lowering."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ RELU = Pointwise("relu")
 
 @dataclass(frozen=True)
 class Case:
-    """``inputs``: a shape (random normal values) or an array each; ``constants``: indices of constant inputs."""
+    """``inputs``: a shape (of normal random values) or an array each; ``constants``: which are known."""
 
     name: str
     op: Op
@@ -94,8 +94,11 @@ def _conv(name: str, x: tuple[int, ...], w: tuple[int, ...], **changes: Any) -> 
 def _conv_transpose(name: str, x: tuple[int, ...], w: tuple[int, ...], **changes: Any) -> Case:
     rank = len(x) - 2
     fields: dict[str, Any] = {
-        "strides": (2,) * rank, "pads": (0,) * 2 * rank, "dilations": (1,) * rank, "output_pads": (0,) * rank,
-    }  # fmt: skip
+        "strides": (2,) * rank,
+        "pads": (0,) * 2 * rank,
+        "dilations": (1,) * rank,
+        "output_pads": (0,) * rank,
+    }
     op = ConvTranspose(**fields | changes)
     inputs = (x, w, *(((w[1] * op.groups,),) if op.bias else ()))
     return Case(f"conv_transpose-{name}", op, inputs, frozenset((1, 2) if op.bias else (1,)))
@@ -132,9 +135,7 @@ CONVOLUTIONS = (
     _conv("channels-one", (1, 1, 7, 7), (1, 1, 7, 7)),
     _conv_transpose("plain", (2, 3, 4, 5), (3, 4, 3, 3), bias=True, pads=(1, 1, 1, 1), output_pads=(1, 1)),
     _conv_transpose("asymmetric", (1, 4, 4, 4), (4, 2, 3, 3), bias=True, pads=(0, 1, 2, 1), groups=2),
-    _conv_transpose(
-        "long-output-pads", (1, 2, 3, 3), (2, 2, 2, 2), bias=True, output_pads=(2, 1), strides=(2, 3)
-    ),
+    _conv_transpose("long-output-pads", (1, 2, 3, 3), (2, 2, 2, 2), bias=True, output_pads=(2, 1), strides=(2, 3)),
     _conv_transpose("one-axis", (2, 3, 5), (3, 2, 4), epilogue=(Pointwise("leaky_relu", (0.1,)),)),
     _conv_transpose("dilated", (1, 2, 4, 4), (2, 3, 3, 3), strides=(1, 1), dilations=(2, 2)),
 )
@@ -143,7 +144,9 @@ MATRICES = (
     Case("linear", Linear(), ((4, 8), (6, 8)), frozenset({1})),
     Case("linear-bias-3d", Linear(True, (Pointwise("gelu"),)), ((2, 5, 8), (6, 8), (6,)), frozenset({1, 2})),
     Case(
-        "linear-residual", Linear(True, (Pointwise("add", operand=3), RELU)), ((4, 8), (6, 8), (6,), (4, 6)),
+        "linear-residual",
+        Linear(True, (Pointwise("add", operand=3), RELU)),
+        ((4, 8), (6, 8), (6,), (4, 6)),
         frozenset({1, 2}),
     ),
     Case("linear-widening", Linear(False, (Pointwise("mul", operand=2),)), ((8,), (6, 8), (3, 6)), frozenset({1})),
@@ -157,7 +160,8 @@ MATRICES = (
     Case("attention-wide", Attention(0.25), ((2, 3, 7, 16), (2, 3, 5, 16), (2, 3, 5, 24))),
     Case("attention-mask-add", Attention(0.25, True), ((2, 3, 7, 16), (2, 3, 5, 16), (2, 3, 5, 16), (2, 1, 1, 5))),
     Case(
-        "attention-mask-bool", Attention(0.25, True),
+        "attention-mask-bool",
+        Attention(0.25, True),
         ((2, 3, 4, 8), (2, 3, 4, 8), (2, 3, 4, 8), np.tril(np.ones((4, 4), bool))),
     ),
     Case("attention-rank3", Attention(0.5, True), ((3, 7, 8), (3, 5, 8), (3, 5, 8), (1, 7, 5))),
@@ -165,7 +169,7 @@ MATRICES = (
     Case("attention-rank5", Attention(0.5, True), ((2, 1, 3, 4, 8), (2, 2, 3, 4, 8), (2, 2, 3, 4, 8), (3, 4, 4))),
     Case("einsum", Einsum("bij, bkj -> bik"), ((2, 3, 4), (2, 5, 4))),
     Case("einsum-view", Einsum("ij->ji"), ((3, 4),), exact=True),
-)  # fmt: skip
+)
 
 NORMALIZATIONS = (
     Case("softmax", Softmax(-1), ((2, 3, 7),)),
@@ -180,13 +184,18 @@ NORMALIZATIONS = (
     Case("layer_norm-residual", LayerNorm(-1, 1e-5, residual=True), ((2, 8), (8,), (8,), (2, 8)), frozenset({1, 2})),
     Case("layer_norm-rms", LayerNorm(-1, 1e-5, bias=False, rms=True), ((2, 8), (8,)), frozenset({1})),
     Case("layer_norm-rms-bias", LayerNorm(-1, 1e-5, rms=True, residual=True), ((2, 8), (8,), (8,), (2, 8))),
-    Case("batch_norm", BatchNorm(1e-5), ((2, 3, 4, 5), (3,), (3,), (3,), np.float32([0.5, 1, 2])), frozenset({1, 2, 3, 4})),
+    Case(
+        "batch_norm",
+        BatchNorm(1e-5),
+        ((2, 3, 4, 5), (3,), (3,), (3,), np.float32([0.5, 1, 2])),
+        frozenset({1, 2, 3, 4}),
+    ),
     Case("batch_norm-2d", BatchNorm(1e-3), ((4, 3), (3,), (3,), (3,), np.float32([0.5, 1, 2]))),
     Case("group_norm", GroupNorm(2, 1e-5), ((2, 4, 3, 5), (4,), (4,)), frozenset({1, 2})),
     Case("group_norm-instance", GroupNorm(4, 1e-5), ((2, 4, 9), (4,), (4,)), frozenset({1, 2})),
     Case("local_response_norm", LocalResponseNorm(5, 1e-1, 0.75, 2.0), ((2, 7, 3, 4),)),
     Case("local_response_norm-even", LocalResponseNorm(4, 1.0, 0.5, 1.0), ((2, 6, 3, 4),)),
-)  # fmt: skip
+)
 
 POOLS = (
     _pool("resnet", (2, 3, 9, 9), (3, 3), pads=(1, 1, 1, 1)),
@@ -208,14 +217,22 @@ POOLS = (
     _pool("dilated", (1, 2, 9, 9), (2, 3), "average", dilations=(3, 2), pads=(1, 0, 1, 0)),
     _pool("one-axis", (2, 3, 9), (4,), "average"),
     _pool("three-axes", (1, 2, 5, 6, 7), (2, 2, 3), "average", pads=(0, 0, 0, 1, 0, 0)),
-    Case("pool-max-integers", Pool("max", (2, 2), (1, 1), (1, 0, 0, 0), (1, 1)),
-         (np.arange(-12, 12, dtype=np.int8).reshape(1, 2, 3, 4),), exact=True),
-)  # fmt: skip
+    Case(
+        "pool-max-integers",
+        Pool("max", (2, 2), (1, 1), (1, 0, 0, 0), (1, 1)),
+        (np.arange(-12, 12, dtype=np.int8).reshape(1, 2, 3, 4),),
+        exact=True,
+    ),
+)
 
 REDUCTIONS = (
     *(
-        Case(f"reduce-{kind}-{'keep' if keep else 'drop'}", Reduce(kind, axes, keep), ((2, 3, 4, 5),),  # type: ignore[arg-type]
-             positive=kind.startswith("log"))
+        Case(
+            f"reduce-{kind}-{'keep' if keep else 'drop'}",
+            Reduce(kind, axes, keep),
+            ((2, 3, 4, 5),),  # type: ignore[arg-type]
+            positive=kind.startswith("log"),
+        )
         for kind in ("mean", "sum", "max", "min", "prod", "l1", "l2", "sum_square", "log_sum", "log_sum_exp")
         for axes, keep in (((2, 3), True), ((1,), False), ((0, 1, 2, 3), False))
     ),
@@ -237,7 +254,7 @@ REDUCTIONS = (
     Case("cum_sum-integers", CumSum(0), (_ints(1, 2, 3, dtype=np.int32),), exact=True),
     Case("triangle", Triangle(True, 1), ((2, 4, 5),), exact=True),
     Case("triangle-lower", Triangle(False, -1), (np.ones((4, 4), bool),), exact=True),
-)  # fmt: skip
+)
 
 MOVEMENTS = tuple(
     Case(name, op, inputs, frozenset(constants), exact=True)
@@ -295,23 +312,45 @@ MOVEMENTS = tuple(
         ("cast-bool", Cast(DType.BOOL), (np.float32([0, -0.5, 2]),), ()),
         ("cast-int-float", Cast(DType.FLOAT32), (_ints(1, -2),), ()),
         ("cast-float8", Cast(DType.FLOAT8_E4M3), (np.float32([0.3, 1000, -500, 17]),), ()),
-        ("quantize", Quantize(1, DType.INT8), (np.float32([[0.5, 1.5, -300, 300]]), np.array(1.0, np.float32), np.array(0, np.int8)), (1, 2)),
-        ("quantize-channels", Quantize(1, DType.UINT8), ((2, 3, 4), np.float32([0.1, 0.2, 0.3]), np.uint8([3, 128, 255])), (1, 2)),
+        (
+            "quantize",
+            Quantize(1, DType.INT8),
+            (np.float32([[0.5, 1.5, -300, 300]]), np.array(1.0, np.float32), np.array(0, np.int8)),
+            (1, 2),
+        ),
+        (
+            "quantize-channels",
+            Quantize(1, DType.UINT8),
+            ((2, 3, 4), np.float32([0.1, 0.2, 0.3]), np.uint8([3, 128, 255])),
+            (1, 2),
+        ),
     )
-)  # fmt: skip
+)
 
 DEQUANTIZATIONS = (
-    Case("dequantize", Dequantize(1), (np.arange(-6, 6, dtype=np.int8).reshape(3, 4), np.float32([0.1, 0.2, 0.3, 1]),
-                                       np.int8([0, 1, -2, 3])), frozenset({1, 2})),
-    Case("dequantize-tensor", Dequantize(0), (np.arange(8, dtype=np.uint8), np.array(0.5, np.float32),
-                                              np.array(128, np.uint8)), frozenset({1, 2})),
-    Case("dequantize-int32", Dequantize(0), (np.array([2**30, -7], np.int32), np.float32([0.5, 2]), np.int32([0, 0])),
-         frozenset({1, 2})),
+    Case(
+        "dequantize",
+        Dequantize(1),
+        (np.arange(-6, 6, dtype=np.int8).reshape(3, 4), np.float32([0.1, 0.2, 0.3, 1]), np.int8([0, 1, -2, 3])),
+        frozenset({1, 2}),
+    ),
+    Case(
+        "dequantize-tensor",
+        Dequantize(0),
+        (np.arange(8, dtype=np.uint8), np.array(0.5, np.float32), np.array(128, np.uint8)),
+        frozenset({1, 2}),
+    ),
+    Case(
+        "dequantize-int32",
+        Dequantize(0),
+        (np.array([2**30, -7], np.int32), np.float32([0.5, 2]), np.int32([0, 0])),
+        frozenset({1, 2}),
+    ),
     Case("scatter_elements-add", ScatterElements(1, "add"), ((2, 5), np.array([[0, 0], [1, 1]]), (2, 2))),
     Case("scatter_elements-mul", ScatterElements(1, "mul"), ((2, 5), np.array([[0, 0], [1, 1]]), (2, 2))),
     Case("scatter_nd-add", ScatterND("add"), ((3, 4), np.array([[0], [0], [2]]), (3, 4))),
     Case("scatter_nd-mul", ScatterND("mul"), ((3, 4), np.array([[0, 1], [0, 1]]), (2,))),
-)  # fmt: skip
+)
 
 RESIZES = (
     _resize("double", (1, 2, 3, 4), (1, 1, 2, 2), "nearest", coordinates="asymmetric", nearest="floor"),
@@ -334,21 +373,55 @@ RESIZES = (
 )
 
 _UNARY_PARAMS: dict[str, tuple[float, ...]] = {
-    "celu": (0.5,), "clip": (-0.5, 0.75), "elu": (0.7,), "hardsigmoid": (0.3, 0.4), "leaky_relu": (0.2,),
-    "selu": (1.5, 1.1), "thresholded_relu": (0.3,),
-}  # fmt: skip
+    "celu": (0.5,),
+    "clip": (-0.5, 0.75),
+    "elu": (0.7,),
+    "hardsigmoid": (0.3, 0.4),
+    "leaky_relu": (0.2,),
+    "selu": (1.5, 1.1),
+    "thresholded_relu": (0.3,),
+}
 UNARY_NAMES = (
-    "abs", "asinh", "atan", "ceil", "celu", "clip", "cos", "cosh", "elu", "erf", "exp", "floor", "gelu",
-    "gelu_tanh", "hardsigmoid", "hardswish", "identity", "isinf", "isnan", "leaky_relu", "mish", "neg", "relu",
-    "round", "selu", "sigmoid", "sign", "silu", "sin", "sinh", "softplus", "softsign", "tan", "tanh",
+    "abs",
+    "asinh",
+    "atan",
+    "ceil",
+    "celu",
+    "clip",
+    "cos",
+    "cosh",
+    "elu",
+    "erf",
+    "exp",
+    "floor",
+    "gelu",
+    "gelu_tanh",
+    "hardsigmoid",
+    "hardswish",
+    "identity",
+    "isinf",
+    "isnan",
+    "leaky_relu",
+    "mish",
+    "neg",
+    "relu",
+    "round",
+    "selu",
+    "sigmoid",
+    "sign",
+    "silu",
+    "sin",
+    "sinh",
+    "softplus",
+    "softsign",
+    "tan",
+    "tanh",
     "thresholded_relu",
-)  # fmt: skip
+)
 POSITIVE_NAMES = ("acos", "acosh", "asin", "atanh", "log", "reciprocal", "sqrt")
 
 
-def _elementwise(
-    name: str, program: tuple[Pointwise, ...], *inputs: Any, constants: tuple[int, ...] = ()
-) -> Case:
+def _elementwise(name: str, program: tuple[Pointwise, ...], *inputs: Any, constants: tuple[int, ...] = ()) -> Case:
     return Case(f"elementwise-{name}", Elementwise(program), inputs, frozenset(constants))
 
 
@@ -364,12 +437,30 @@ POINTWISE = (
     ),
     *(
         _elementwise(kind, (Pointwise(kind, operand=1),), (3, 4), (4,))
-        for kind in ("add", "div", "equal", "fmod", "greater", "greater_equal", "less", "less_equal", "max", "min",
-                     "mod", "mul", "prelu", "sub")
+        for kind in (
+            "add",
+            "div",
+            "equal",
+            "fmod",
+            "greater",
+            "greater_equal",
+            "less",
+            "less_equal",
+            "max",
+            "min",
+            "mod",
+            "mul",
+            "prelu",
+            "sub",
+        )
     ),
     *(
-        _elementwise(f"{kind}-bool", (Pointwise(kind, operand=1),), np.array([True, True, False, False]),
-                     np.array([True, False, True, False]))
+        _elementwise(
+            f"{kind}-bool",
+            (Pointwise(kind, operand=1),),
+            np.array([True, True, False, False]),
+            np.array([True, False, True, False]),
+        )
         for kind in ("and", "or", "xor")
     ),
     _elementwise("not", (Pointwise("not"),), np.array([True, False])),
@@ -384,18 +475,48 @@ POINTWISE = (
     _elementwise("clip-open", (Pointwise("clip", (-math.inf, 6.0)),), SPECIAL),
     _elementwise("clip-all", (Pointwise("clip", (-math.inf, math.inf)),), SPECIAL),
     _elementwise("swap", (Pointwise("sub", operand=1, swap=True),), (3, 4), (1, 4), constants=(1,)),
-    _elementwise("scalar", (Pointwise("mul", operand=1), Pointwise("add", operand=2)), (2, 3),
-                 np.float32([0.3]), np.array(1.7, np.float32), constants=(1, 2)),
+    _elementwise(
+        "scalar",
+        (Pointwise("mul", operand=1), Pointwise("add", operand=2)),
+        (2, 3),
+        np.float32([0.3]),
+        np.array(1.7, np.float32),
+        constants=(1, 2),
+    ),
     _elementwise("widening", (Pointwise("exp"), Pointwise("add", operand=1), RELU), (4,), (3, 4)),
     _elementwise("widening-constant", (Pointwise("add", operand=1),), (4,), (1, 1, 1), constants=(1,)),
     _elementwise("self-gated", (Pointwise("sigmoid"), Pointwise("mul", operand=0)), (3, 4)),
     _elementwise("to-bool", (Pointwise("greater", operand=1), Pointwise("not")), (3, 4), (3, 4)),
-    _elementwise("long", (Pointwise("mul", operand=1), Pointwise("tanh"), Pointwise("div", operand=2, swap=True),
-                          Pointwise("clip", (-2.0, 2.0)), Pointwise("softsign"), Pointwise("isnan")), (3, 4), (4,), (3, 4)),
-    _elementwise("swish-by-hand", (RELU, Pointwise("hardsigmoid", (0.2, 0.5)), Pointwise("prelu", operand=1)), (2, 3, 4, 4), (3, 1, 1)),
-)  # fmt: skip
+    _elementwise(
+        "long",
+        (
+            Pointwise("mul", operand=1),
+            Pointwise("tanh"),
+            Pointwise("div", operand=2, swap=True),
+            Pointwise("clip", (-2.0, 2.0)),
+            Pointwise("softsign"),
+            Pointwise("isnan"),
+        ),
+        (3, 4),
+        (4,),
+        (3, 4),
+    ),
+    _elementwise(
+        "swish-by-hand",
+        (RELU, Pointwise("hardsigmoid", (0.2, 0.5)), Pointwise("prelu", operand=1)),
+        (2, 3, 4, 4),
+        (3, 1, 1),
+    ),
+)
 
 CASES = (
-    *CONVOLUTIONS, *MATRICES, *NORMALIZATIONS, *POOLS, *REDUCTIONS, *MOVEMENTS, *DEQUANTIZATIONS, *RESIZES,
+    *CONVOLUTIONS,
+    *MATRICES,
+    *NORMALIZATIONS,
+    *POOLS,
+    *REDUCTIONS,
+    *MOVEMENTS,
+    *DEQUANTIZATIONS,
+    *RESIZES,
     *POINTWISE,
-)  # fmt: skip
+)

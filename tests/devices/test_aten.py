@@ -52,8 +52,7 @@ class Run:
         values = [i for i in range(len(arrays)) if i not in case.constants]
         known = sorted(case.constants)
         arguments = [
-            f"const{known.index(i)}" if i in case.constants else f"in{values.index(i)}"
-            for i in range(len(arrays))
+            f"const{known.index(i)}" if i in case.constants else f"in{values.index(i)}" for i in range(len(arrays))
         ]
         self.attributes = attributes_of(case.op) | {"arguments": arguments} | (attributes or {})
         step = Step(case.name, kernel_name(case.op), tuple(names[i] for i in values),
@@ -145,8 +144,7 @@ def test_channels_last(case: Case, into: bool) -> None:
 HALF = [
     case
     for case in CASES
-    if any(array.dtype == np.float32 for array in case.arrays())
-    and not case.name.startswith(("quantize", "cast"))
+    if any(array.dtype == np.float32 for array in case.arrays()) and not case.name.startswith(("quantize", "cast"))
 ]
 
 
@@ -166,8 +164,7 @@ def test_strided_results_and_honest_aliases(case: Case) -> None:
     for result, expected in zip(run.results, run.expected, strict=True):
         assert tuple(result.shape) == expected.shape
         shares = any(
-            result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() != 0
-            for source in run.sources
+            result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() != 0 for source in run.sources
         )
         assert not shares or DEVICE.may_alias(run.step)
 
@@ -200,12 +197,8 @@ def test_every_pointwise_kind_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("into", [False, True])
-@pytest.mark.parametrize(
-    "target", [Format(d, layout) for d in FLOATS for layout in ("row_major", "channels_last")]
-)  # type: ignore[arg-type]
-@pytest.mark.parametrize(
-    "source", [Format(d, layout) for d in FLOATS for layout in ("row_major", "channels_last")]
-)  # type: ignore[arg-type]
+@pytest.mark.parametrize("target", [Format(d, layout) for d in FLOATS for layout in ("row_major", "channels_last")])  # type: ignore[arg-type]
+@pytest.mark.parametrize("source", [Format(d, layout) for d in FLOATS for layout in ("row_major", "channels_last")])  # type: ignore[arg-type]
 def test_convert(source: Format, target: Format, into: bool) -> None:
     x = DEVICE.empty((2, 3, 4, 5), source).copy_(torch.arange(120).reshape(2, 3, 4, 5))
     slots: list[Any] = [x, DEVICE.empty((2, 3, 4, 5), target).fill_(float("nan")) if into else None]
@@ -249,6 +242,4 @@ def test_unknown_kernels_name_the_layer() -> None:
 def test_mixed_types_are_refused() -> None:
     shapes = [BoundShape(0, (2, 4), Format()), BoundShape(1, (4, 3), Format(DType.BFLOAT16))]
     with pytest.raises(DeviceError, match="layer 'product'"):
-        DEVICE.bind(
-            Step("product", "aten.mat_mul", ("a", "b"), ("y",)), {}, shapes, [BoundShape(2, (2, 3), Format())]
-        )
+        DEVICE.bind(Step("product", "aten.mat_mul", ("a", "b"), ("y",)), {}, shapes, [BoundShape(2, (2, 3), Format())])

@@ -37,8 +37,7 @@ def network() -> Graph:
     types = {name: TensorType(shape) for name, shape in shapes.items()}
     types["count"] = TensorType((2, 4), DType.INT64)
     constants = {
-        name: (random.standard_normal(shapes[name]) / 3).astype(np.float32)
-        for name in ("w1", "b1", "w2", "w3")
+        name: (random.standard_normal(shapes[name]) / 3).astype(np.float32) for name in ("w1", "b1", "w2", "w3")
     }
     square = {"strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
     nodes = (
@@ -57,9 +56,7 @@ def network() -> Graph:
 class Bound:
     """The network bound as one region, with its slots."""
 
-    def __init__(
-        self, precision: str = "float32", border: DType = DType.FLOAT32, preallocated: bool = True
-    ) -> None:
+    def __init__(self, precision: str = "float32", border: DType = DType.FLOAT32, preallocated: bool = True) -> None:
         graph = network()
         xml, weights = to_openvino(lower_to_onnx(graph, graph.nodes, graph.inputs, graph.outputs))
         constants = {
@@ -69,9 +66,7 @@ class Bound:
         step = Step("region", "openvino.region", graph.inputs, graph.outputs, ("xml", "bin"),
                     {"precision": precision})  # fmt: skip
         random = np.random.default_rng(1)
-        self.feeds = {
-            name: random.standard_normal(graph.types[name].shape).astype(np.float32) for name in graph.inputs
-        }
+        self.feeds = {name: random.standard_normal(graph.types[name].shape).astype(np.float32) for name in graph.inputs}
         self.slots: list[Any] = []
         inputs, outputs = [], []
         for name in graph.inputs:

@@ -78,9 +78,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray, relative: float = 3e-5) 
 def by_openvino(model: onnx.ModelProto, feeds: list[np.ndarray], precision: str = "f32") -> list[np.ndarray]:
     openvino = pytest.importorskip("openvino")
     core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(*to_openvino(model)), "CPU", {"INFERENCE_PRECISION_HINT": precision}
-    )
+    compiled = core.compile_model(core.read_model(*to_openvino(model)), "CPU", {"INFERENCE_PRECISION_HINT": precision})
     return [np.array(array) for array in compiled(feeds).to_tuple()]
 
 
@@ -88,9 +86,7 @@ def by_onnxruntime(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return [np.asarray(array) for array in session.run(None, feeds)]
 
 
@@ -176,9 +172,7 @@ def network() -> Graph:
         ("normal", weight("mlp.w", 16, 16), weight("mlp.b", 16), "sum"), ("mlp", (2, 16, 16)),
     )  # fmt: skip
     layer("/probabilities", Softmax(-1), ("mlp",), ("y", (2, 16, 16)))
-    layer(
-        "/gate", Elementwise((Pointwise("sigmoid"), Pointwise("mul", operand=0))), ("y",), ("z", (2, 16, 16))
-    )
+    layer("/gate", Elementwise((Pointwise("sigmoid"), Pointwise("mul", operand=0))), ("y",), ("z", (2, 16, 16)))
     return Graph("network", ("x",), ("z", "Add_7"), tuple(nodes), types, constants)
 
 
@@ -239,6 +233,27 @@ def test_files_are_the_same_in_another_process() -> None:
         [sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True, timeout=60
     )
     assert result.stdout.split() == [hashlib.sha256(part).hexdigest() for part in here]
+
+
+def test_weights_stored_in_bfloat16_give_the_same_results() -> None:
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor does not compute in bfloat16")
+    graph = network()
+    model = lower_to_onnx(graph, graph.nodes, graph.inputs, graph.outputs)
+    x = np.random.default_rng(3).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    results, sizes = [], []
+    for precision in (DType.FLOAT32, DType.BFLOAT16):
+        xml, weights = to_openvino(model, precision)
+        compiled = core.compile_model(core.read_model(xml, weights), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+        results.append([np.array(array) for array in compiled([x]).to_tuple()])
+        sizes.append(len(weights))
+    assert to_openvino(model, DType.BFLOAT16) == (xml, weights)
+    for full, half in zip(*results, strict=True):
+        np.testing.assert_array_equal(full, half)
+    matrices = 16 * 27 + 48 * 16 + 16 * 16
+    assert sizes[0] - sizes[1] == pytest.approx(2 * matrices, abs=256)
 
 
 def test_every_openvino_operation_belongs_to_a_layer() -> None:

@@ -13,13 +13,21 @@ from typing import Any
 from xml.etree import ElementTree
 
 import onnx
+from onnx import helper, numpy_helper
 
 from tamis.compiler.tactics.lowering_writer import SEPARATOR, layer_of_name
 from tamis.errors import BuildError, MissingLibrary
+from tamis.formats.dtype import DType
+
+# ONNX operators whose second input is a weight that OpenVINO rounds when it computes in bfloat16.
+_WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
 
 
-def to_openvino(model: onnx.ModelProto) -> tuple[bytes, bytes]:
+def to_openvino(model: onnx.ModelProto, precision: DType = DType.FLOAT32) -> tuple[bytes, bytes]:
     """OpenVINO's graph (XML) and weights (binary) of a lowered region; equal models give equal bytes.
+
+    With ``precision`` bfloat16, weights of products and convolutions are stored rounded, in half the space. A
+    region that runs in bfloat16 rounds them anyhow, to the same values: the results are equal bit for bit.
 
     Raises ``MissingLibrary`` without OpenVINO and ``BuildError`` when its front end refuses the model.
     """
@@ -29,6 +37,8 @@ def to_openvino(model: onnx.ModelProto) -> tuple[bytes, bytes]:
         raise MissingLibrary(
             "OpenVINO is not installed", remedy='install it with pip install "tamis[openvino]"'
         ) from error
+    if precision == DType.BFLOAT16:
+        model = _rounded(model)
     try:
         network = openvino.Core().read_model(model.SerializeToString())
     except (RuntimeError, ValueError) as error:
@@ -41,6 +51,30 @@ def to_openvino(model: onnx.ModelProto) -> tuple[bytes, bytes]:
         xml, weights = Path(folder, "region.xml"), Path(folder, "region.bin")
         openvino.serialize(network, str(xml), str(weights))
         return _stripped(xml.read_bytes()), weights.read_bytes()
+
+
+def _rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its weights in bfloat16, each behind a conversion back to float32."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    weights = {node.input[1] for node in graph.node if node.op_type in _WITH_WEIGHTS}
+    # What something else reads too, such as an embedding table, must stay exact.
+    for node in graph.node:
+        product = node.op_type in _WITH_WEIGHTS
+        weights -= {value for index, value in enumerate(node.input) if not (product and index == 1)}
+    casts = []
+    for item in graph.initializer:
+        if item.name not in weights or item.data_type != onnx.TensorProto.FLOAT:
+            continue
+        name = item.name
+        item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(DType.BFLOAT16.numpy)))
+        item.name = f"{name}.bfloat16"
+        casts.append(helper.make_node("Cast", [item.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return result
 
 
 def _rename(network: Any, graph: onnx.GraphProto) -> None:
