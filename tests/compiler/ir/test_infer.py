@@ -147,7 +147,7 @@ def test_rank_one_products() -> None:
         (4, 2, 4, (1, 1), 2, 2),  # the last window would start in the padding at the end
     ],
 )
-def test_ceil_counts_windows_that_start_inside(  # noqa: PLR0917
+def test_ceil_counts_windows_that_start_inside(
     size: int, kernel: int, stride: int, pads: tuple[int, int], floor: int, ceil: int
 ) -> None:
     for flag, count in ((False, floor), (True, ceil)):
