@@ -164,6 +164,27 @@ MATRICES = (
         Attention(0.25, True),
         ((2, 3, 4, 8), (2, 3, 4, 8), (2, 3, 4, 8), np.tril(np.ones((4, 4), bool))),
     ),
+    Case(
+        "attention-mask-nothing-bool",
+        Attention(0.25, True),
+        ((2, 3, 4, 8), (2, 3, 5, 8), (2, 3, 5, 8), np.arange(20).reshape(4, 5) >= 7),
+    ),
+    Case(
+        "attention-mask-nothing-add",
+        Attention(0.25, True),
+        (
+            (2, 3, 4, 8),
+            (2, 3, 5, 8),
+            (2, 3, 5, 8),
+            np.where(np.arange(40).reshape(2, 1, 4, 5) >= 7, np.float32(0), np.float32(-np.inf)),
+        ),
+    ),
+    Case(
+        "attention-mask-nothing-known",
+        Attention(0.25, True),
+        ((2, 3, 4, 8), (2, 3, 5, 8), (2, 3, 5, 8), np.arange(20).reshape(4, 5) >= 7),
+        frozenset({3}),
+    ),
     Case("attention-rank3", Attention(0.5, True), ((3, 7, 8), (3, 5, 8), (3, 5, 8), (1, 7, 5))),
     Case("attention-rank2", Attention(0.5), ((7, 8), (5, 8), (5, 8))),
     Case("attention-rank5", Attention(0.5, True), ((2, 1, 3, 4, 8), (2, 2, 3, 4, 8), (2, 2, 3, 4, 8), (3, 4, 4))),

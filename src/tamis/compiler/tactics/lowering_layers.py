@@ -27,7 +27,7 @@ from tamis.compiler.ir.ops import (
     epilogue_of,
 )
 from tamis.compiler.tactics.lowering_pointwise import lower_program
-from tamis.compiler.tactics.lowering_writer import Writer
+from tamis.compiler.tactics.lowering_writer import Writer, onnx_type
 from tamis.formats.dtype import DType
 
 
@@ -91,7 +91,26 @@ def attention(writer: Writer, node: Node, op: Attention) -> None:
             scores = writer.add("Where", [mask, scores, lowest])
         else:
             scores = writer.add("Add", [scores, mask])
-    writer.add("MatMul", [writer.add("Softmax", [scores], axis=-1), v], node.output)
+    some_kept = _rows_kept(writer, node.inputs[3]) if op.mask else None
+    mixed = writer.add("MatMul", [writer.add("Softmax", [scores], axis=-1), v], None if some_kept else node.output)
+    if some_kept:
+        # Not on the probabilities: this leaves the pattern whole that OpenVINO fuses, and is smaller.
+        writer.add("Where", [some_kept, mixed, writer.constant(np.array(0, np.float32))], node.output)
+
+
+def _rows_kept(writer: Writer, mask: str) -> str | None:
+    """Where a row of the mask lets anything through, as a value; None when it is known that all rows do."""
+    boolean = writer.dtype(mask) == DType.BOOL
+    known = writer.graph.constants.get(mask)
+    if known is not None:
+        kept = known.any(axis=-1, keepdims=True) if boolean else (known > -np.inf).any(axis=-1, keepdims=True)
+        return None if kept.all() else writer.constant(np.asarray(kept))
+    if not boolean:
+        # Compared before reducing: OpenVINO's largest of nothing but -inf is the lowest finite number.
+        mask = writer.add("Greater", [mask, writer.constant(np.array(-np.inf, np.float32))])
+    numbers = writer.add("Cast", [mask], to=onnx_type(DType.FLOAT32))
+    most = writer.add("ReduceMax", [numbers, writer.integers((-1,))], keepdims=1)
+    return writer.add("Cast", [most], to=onnx_type(DType.BOOL))
 
 
 def elementwise(writer: Writer, node: Node, op: Elementwise) -> None:
