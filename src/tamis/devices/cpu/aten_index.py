@@ -37,7 +37,7 @@ def gather(binding: Binding) -> Prepared:
             return torch.index_select(data, axis, wrap(indices).reshape(-1)).reshape(shape)
 
         return Prepared(run, (data, indices))
-    index = indices.constant.to(torch.int64).remainder(data.shape[axis])
+    index = _wrapped(indices, data.shape[axis])[0].known("the index")
     if index.dim() == 0:
         position = int(index)
         return Prepared(
