@@ -109,7 +109,7 @@ def load(path: Path | None = None) -> Library:
     if not file.is_file():
         raise MissingLibrary(f"the CPU kernels ({file.name}) were not built", remedy=remedy)
     try:
-        handle = ctypes.CDLL(str(file))
+        handle = ctypes.CDLL(str(file.resolve()))
         abi = int(handle.tamis_cpu_abi())
     except (OSError, AttributeError) as error:
         raise MissingLibrary(f"the CPU kernels cannot be loaded: {error}", remedy=remedy) from error
