@@ -108,9 +108,7 @@ def documents() -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a table is old")
     options = parser.parse_args()
     old = [path for path in documents() if rendered(path.read_text()) != path.read_text()]

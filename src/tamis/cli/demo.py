@@ -107,9 +107,7 @@ def _run(output: Path, epochs: int, threads: int | None, seed: int, progress: Pr
         progress=progress,
     )
     session = tamis.load(engine_file)
-    outputs, _ = compare_with_onnxruntime(
-        model_file, engine, sample, layers=False, limits=limits(engine, None, None)
-    )
+    outputs, _ = compare_with_onnxruntime(model_file, engine, sample, layers=False, limits=limits(engine, None, None))
     return Outcome(
         Accuracies(dense, pruned, fine_tuned, _engine_accuracy(session, digits)),
         sum(check.eligible for check in checks),
