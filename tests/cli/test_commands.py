@@ -49,9 +49,7 @@ def json_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) 
     return json.loads(output_of(capsys, *arguments, "--json", code=code))
 
 
-def test_build_prints_the_sparsity_lines(
-    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
-) -> None:
+def test_build_prints_the_sparsity_lines(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
     out = output_of(capsys, "build", model, "-o", str(tmp_path / "a.tamis"), "--threads", "1")
     assert "(Sparsity) Found 1 layer(s) eligible to use sparse tactics: hidden" in out
     assert "(Sparsity) Chose" in out
@@ -66,9 +64,7 @@ def test_build_as_json(capsys: pytest.CaptureFixture[str], model: str, tmp_path:
     assert tamis.read_engine(target).plan.config["sparsity"] == "off"
 
 
-def test_build_with_a_timing_cache_repeats(
-    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
-) -> None:
+def test_build_with_a_timing_cache_repeats(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
         arguments = ["build", model, "-o", str(tmp_path / name), "--timing-cache", str(tmp_path / "cache")]
         output_of(capsys, *arguments)
@@ -169,9 +165,7 @@ def test_compare_finds_the_first_value_that_deviates(
     assert "The first value that deviates is 'hidden.relu'" in out
 
 
-def test_compare_two_engines(
-    capsys: pytest.CaptureFixture[str], model: str, engine: str, tmp_path: Path
-) -> None:
+def test_compare_two_engines(capsys: pytest.CaptureFixture[str], model: str, engine: str, tmp_path: Path) -> None:
     assert "All layers run the same way" in output_of(capsys, "compare", engine, engine)
     other = str(tmp_path / "other.tamis")
     excluded = ["--exclude-tactic", "openvino", "--exclude-tactic", "onednn", "--exclude-tactic", "tamis"]

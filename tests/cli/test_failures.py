@@ -79,9 +79,7 @@ def test_models_that_cannot_be_read(capsys: pytest.CaptureFixture[str], folder: 
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(models)
 
 
-def test_a_model_with_unsupported_operators(
-    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
-) -> None:
+def test_a_model_with_unsupported_operators(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     model = onnx.load(folder / "cnn.onnx")
     model.graph.node[1].op_type = "Frobnicate"
     model.graph.node[5].op_type = "Twiddle"
@@ -91,9 +89,7 @@ def test_a_model_with_unsupported_operators(
     assert not (tmp_path / "out.tamis").exists()
 
 
-def test_a_model_without_its_weights(
-    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
-) -> None:
+def test_a_model_without_its_weights(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     model = onnx.load(folder / "cnn.onnx")
     path = tmp_path / "split.onnx"
     onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
@@ -120,9 +116,7 @@ def test_inputs_that_do_not_fit(capsys: pytest.CaptureFixture[str], folder: Path
     fails(capsys, 5, "run", engine, "--input", f"image={tmp_path / 'junk.npy'}")
 
 
-def test_engines_that_cannot_be_used(
-    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
-) -> None:
+def test_engines_that_cannot_be_used(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     content = bytearray((folder / "cnn.tamis").read_bytes())
     flipped, cut = tmp_path / "flipped.tamis", tmp_path / "cut.tamis"
     content[-3] ^= 4
@@ -186,9 +180,7 @@ def test_an_unexpected_error_is_one_line(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interrupt(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
+def test_an_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
