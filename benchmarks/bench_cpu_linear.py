@@ -261,9 +261,7 @@ def _chain_case(case: str, widths, batch: int, args) -> list[Row]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two shapes, short turns")
     parser.add_argument("--chains", action="store_true", help="also whole MLPs, beside OpenVINO")
     parser.add_argument("--only-chains", action="store_true", help="no single layers")
@@ -272,12 +270,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--isa", help="highest instruction set level to use")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--seconds", type=float, default=0.0, help="length of a turn; 0: 0.2, or 0.05 when quick"
-    )
-    parser.add_argument(
-        "--working-set-mb", type=int, default=0, help="bytes of weight copies; 0: 4 x last cache"
-    )
+    parser.add_argument("--seconds", type=float, default=0.0, help="length of a turn; 0: 0.2, or 0.05 when quick")
+    parser.add_argument("--working-set-mb", type=int, default=0, help="bytes of weight copies; 0: 4 x last cache")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.seconds = args.seconds or (0.05 if args.quick else 0.2)

@@ -78,9 +78,7 @@ class Guarded:
     @classmethod
     def make(cls, rows: int, columns: int, stride: int, dtype: str, offset: int = 37) -> Guarded:
         count = offset + rows * stride + 64
-        buffer = np.full(
-            count, np.nan, NUMPY[dtype]
-        )  # poisoned: a result that is not written is not a number
+        buffer = np.full(count, np.nan, NUMPY[dtype])  # poisoned: a result that is not written is not a number
         matrix = buffer[offset : offset + rows * stride].reshape(rows, stride)[:, :columns]
         return cls(buffer, matrix, buffer.copy())
 
