@@ -31,7 +31,19 @@
 
 namespace {
 
-enum { TILE_BYTES = 1024, ROW_BYTES = 64, PANEL_TILES = 16, PREFETCH_AHEAD = 4096 };
+#ifndef X_PANEL
+#define X_PANEL 16
+#endif
+#ifndef X_AHEAD
+#define X_AHEAD 2
+#endif
+#ifndef X_WIDE
+#define X_WIDE 4
+#endif
+#ifndef X_PF
+#define X_PF 4096
+#endif
+enum { TILE_BYTES = 1024, ROW_BYTES = 64, PANEL_TILES = X_PANEL, PREFETCH_AHEAD = X_PF, INPUTS_AHEAD = X_AHEAD };
 
 struct alignas(64) TileConfig {
     uint8_t palette, start_row, reserved[14];
@@ -97,24 +109,30 @@ struct Weights {
 template <int N>
 inline const uint8_t *next_weights(const Weights &w, int64_t t, int64_t *to_second) {
     const uint8_t *first = w.first + t * w.step;
-    if (w.ahead) {
-        prefetch_lines(first + w.ahead, w.step);
-        if (N == 2) prefetch_lines(first + w.to_second + w.ahead, w.step);
-    }
+    if (w.ahead)
+        for (int n = 0; n < N; n++) prefetch_lines(first + n * w.to_second + w.ahead, w.step);
     *to_second = w.to_second;
     if (!w.rebuilt) return first;
-    uint8_t *dense = w.rebuilt + (t & 1) * 2 * TILE_BYTES;
-    expand_tile(first, dense);
-    if (N == 2) expand_tile(first + w.to_second, dense + TILE_BYTES);
+    uint8_t *dense = w.rebuilt + (t & 1) * N * TILE_BYTES;
+    for (int n = 0; n < N; n++) expand_tile(first + n * w.to_second, dense + n * TILE_BYTES);
     finish_stores(dense);
     *to_second = TILE_BYTES;
     return dense;
 }
 
-/* 16 rows x N tiles of outputs. sum is added to when `add`, else overwritten. `spare`: 2 KiB. */
+/* Bring a tile of inputs that is needed soon from the L2 to the L1 cache: a tile load that misses the L1 cache waits
+ * for its rows one after the other. */
+inline void fetch_inputs(const uint8_t *a, int64_t t, int64_t tiles) {
+    if (INPUTS_AHEAD == 0 || t + INPUTS_AHEAD >= tiles) return;
+    const uint8_t *from = a + (t + INPUTS_AHEAD) * TILE_BYTES;
+    for (int i = 0; i < TILE_BYTES; i += 64) __builtin_prefetch(from + i, 0, 3);
+}
+
+/* 16 rows x 1 or 2 tiles of outputs, with sums of their own for even and odd k. sum is added to when `add`, else
+ * overwritten. `spare`: 2 KiB. */
 template <int N>
-void multiply_one(const uint8_t *a, const Weights &w, int64_t tiles, float *sum, int64_t ld, bool add, int64_t rows,
-                  float *spare) {
+void multiply_narrow(const uint8_t *a, const Weights &w, int64_t tiles, float *sum, int64_t ld, bool add, int64_t rows,
+                     float *spare) {
     const int64_t stride = ld * 4;
     finish_stores(sum);
     if (add) {
@@ -129,6 +147,7 @@ void multiply_one(const uint8_t *a, const Weights &w, int64_t tiles, float *sum,
     int64_t t = 0, other;
     for (; t + 1 < tiles; t += 2) {
         const uint8_t *b = next_weights<N>(w, t, &other);
+        fetch_inputs(a, t, tiles);
         _tile_loadd(4, a + t * TILE_BYTES, ROW_BYTES);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_dpbf16ps(0, 4, 6);
@@ -137,6 +156,7 @@ void multiply_one(const uint8_t *a, const Weights &w, int64_t tiles, float *sum,
             _tile_dpbf16ps(1, 4, 7);
         }
         b = next_weights<N>(w, t + 1, &other);
+        fetch_inputs(a, t + 1, tiles);
         _tile_loadd(5, a + (t + 1) * TILE_BYTES, ROW_BYTES);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_dpbf16ps(2, 5, 6);
@@ -164,6 +184,53 @@ void multiply_one(const uint8_t *a, const Weights &w, int64_t tiles, float *sum,
         for (int c = 0; c < 16 * N; c++) sum[r * ld + c] += spare[r * 16 * N + c];
 }
 
+/* 16 rows x 3 or 4 tiles of outputs: each tile of inputs is read once for all of them. */
+template <int N>
+void multiply_wide(const uint8_t *a, const Weights &w, int64_t tiles, float *sum, int64_t ld, bool add) {
+    const int64_t stride = ld * 4;
+    finish_stores(sum);
+    if (add) {
+        _tile_loadd(0, sum, stride);
+        _tile_loadd(1, sum + 16, stride);
+        _tile_loadd(2, sum + 32, stride);
+        if (N == 4) _tile_loadd(3, sum + 48, stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        if (N == 4) _tile_zero(3);
+    }
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t other;
+        const uint8_t *b = next_weights<N>(w, t, &other);
+        fetch_inputs(a, t, tiles);
+        _tile_loadd(4, a + t * TILE_BYTES, ROW_BYTES);
+        _tile_loadd(6, b, ROW_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + other, ROW_BYTES);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(6, b + 2 * other, ROW_BYTES);
+        _tile_dpbf16ps(2, 4, 6);
+        if (N == 4) {
+            _tile_loadd(7, b + 3 * other, ROW_BYTES);
+            _tile_dpbf16ps(3, 4, 7);
+        }
+    }
+    _tile_stored(0, sum, stride);
+    _tile_stored(1, sum + 16, stride);
+    _tile_stored(2, sum + 32, stride);
+    if (N == 4) _tile_stored(3, sum + 48, stride);
+}
+
+template <int N>
+void multiply_one(const uint8_t *a, const Weights &w, int64_t tiles, float *sum, int64_t ld, bool add, int64_t rows,
+                  float *spare) {
+    if constexpr (N <= 2)
+        multiply_narrow<N>(a, w, tiles, sum, ld, add, rows, spare);
+    else
+        multiply_wide<N>(a, w, tiles, sum, ld, add);
+}
+
 /* 32 rows x N tiles of outputs; a1 is the second block of rows. */
 template <int N>
 void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_t tiles, float *sum, int64_t ld,
@@ -189,6 +256,8 @@ void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_
     for (int64_t t = 0; t < tiles; t++) {
         int64_t other;
         const uint8_t *b = next_weights<N>(w, t, &other);
+        fetch_inputs(a0, t, tiles);
+        fetch_inputs(a1, t, tiles);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_loadd(4, a0 + t * TILE_BYTES, ROW_BYTES);
         _tile_dpbf16ps(0, 4, 6);
@@ -208,8 +277,11 @@ void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_
     }
 }
 
+constexpr int smaller_of(int a, int b) { return a < b ? a : b; }
+constexpr int larger_of(int a, int b) { return a > b ? a : b; }
+
 struct Scratch {
-    uint8_t rebuilt[2 * PANEL_TILES * TILE_BYTES];
+    uint8_t rebuilt[larger_of(2 * PANEL_TILES, 2 * MAX_GROUP_TILES) * TILE_BYTES];
     float spare[16 * 32];
 };
 
@@ -221,8 +293,8 @@ void multiply_steps(const Task *task, const Unit *unit, Weights w, int64_t k0, i
     const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + k0 * TILE_BYTES;
     for (int64_t row = 0; row < unit->rows; row += 32, a += 2 * block_bytes) {
         const int64_t rows = unit->rows - row;
-        if (rows > 16)
-            multiply_two<N>(a, a + block_bytes, w, tiles, sum + row * ld, ld, add);
+        if (N <= 2 && rows > 16)
+            multiply_two<smaller_of(N, 2)>(a, a + block_bytes, w, tiles, sum + row * ld, ld, add);
         else
             multiply_one<N>(a, w, tiles, sum + row * ld, ld, add, rows, scratch->spare);
         w.ahead = 0; /* the first rows have fetched what comes next */
@@ -258,16 +330,18 @@ void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, 
 }
 
 void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t ld, void *scratch) {
-    if (unit->tiles == 2)
-        multiply_tiles<2>(task, unit, sum, ld, (Scratch *)scratch);
-    else
-        multiply_tiles<1>(task, unit, sum, ld, (Scratch *)scratch);
+    switch (unit->tiles) {
+        case 4: return multiply_tiles<4>(task, unit, sum, ld, (Scratch *)scratch);
+        case 3: return multiply_tiles<3>(task, unit, sum, ld, (Scratch *)scratch);
+        case 2: return multiply_tiles<2>(task, unit, sum, ld, (Scratch *)scratch);
+        default: return multiply_tiles<1>(task, unit, sum, ld, (Scratch *)scratch);
+    }
 }
 
 }  // namespace
 
 const Kernels *amx_kernels(int32_t weight_dtype) {
-    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, 2, 2, 1 << 20, sizeof(Scratch), enter_tiles, leave_tiles,
+    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, X_WIDE, 2, 16, 1 << 20, sizeof(Scratch), enter_tiles, leave_tiles,
                                      multiply_unit_amx, finish_unit, pack_panel};
     return weight_dtype == TAMIS_BF16 ? &bfloat16 : nullptr;
 }
