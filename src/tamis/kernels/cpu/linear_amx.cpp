@@ -32,18 +32,12 @@
 namespace {
 
 #ifndef X_PANEL
-#define X_PANEL 16
+#define X_PANEL 8
 #endif
-#ifndef X_AHEAD
-#define X_AHEAD 2
+#ifndef X_SPREAD
+#define X_SPREAD 1
 #endif
-#ifndef X_WIDE
-#define X_WIDE 4
-#endif
-#ifndef X_PF
-#define X_PF 4096
-#endif
-enum { TILE_BYTES = 1024, ROW_BYTES = 64, PANEL_TILES = X_PANEL, PREFETCH_AHEAD = X_PF, INPUTS_AHEAD = X_AHEAD };
+enum { TILE_BYTES = 1024, ROW_BYTES = 64, PANEL_TILES = X_PANEL, PREFETCH_AHEAD = 4096 };
 
 struct alignas(64) TileConfig {
     uint8_t palette, start_row, reserved[14];
@@ -73,8 +67,9 @@ void leave_tiles(void *saved) {
         _tile_release();
 }
 
-inline void prefetch_lines(const uint8_t *from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+/* Every `every`-th line, from line `first` on. */
+inline void prefetch_lines(const uint8_t *from, int64_t bytes, int64_t first, int64_t every) {
+    for (int64_t i = first * 64; i < bytes; i += every * 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 /* A 2:4 tile to its dense form. Values keep the parity of their place, save one value of {0,2} and of {1,3}: where a
@@ -97,35 +92,30 @@ inline void expand_tile(const uint8_t *tile, uint8_t *dense) {
     }
 }
 
-/* Where the two weight tiles of one step of k come from: memory, or the rebuilt copy of a 2:4 tile. */
+/* Where the weight tiles of one step of k come from (memory, or the rebuilt copies of 2:4 tiles), and which weights
+ * to fetch into the L2 cache meanwhile. */
 struct Weights {
-    const uint8_t *first;  /* tile of outputs 0 at this k */
-    int64_t to_second;     /* bytes to the tile of outputs 1 */
-    int64_t step;          /* bytes to the next k */
-    uint8_t *rebuilt;      /* 2 steps of 2 tiles, or null for dense tiles */
-    int64_t ahead;         /* prefetch distance, 0 for none */
+    const uint8_t *first; /* tile of the first 16 outputs at the first k */
+    int64_t to_next;      /* bytes to the tile of the next 16 outputs */
+    int64_t step;         /* bytes to the next k */
+    uint8_t *rebuilt;     /* room for two steps if the tiles are 2:4, else null */
+    const uint8_t *fetch; /* like `first`, in memory */
+    int64_t fetch_to_next, fetch_step;
+    int64_t fetch_first, fetch_every; /* the share of the lines that these rows fetch */
 };
 
 template <int N>
-inline const uint8_t *next_weights(const Weights &w, int64_t t, int64_t *to_second) {
-    const uint8_t *first = w.first + t * w.step;
-    if (w.ahead)
-        for (int n = 0; n < N; n++) prefetch_lines(first + n * w.to_second + w.ahead, w.step);
-    *to_second = w.to_second;
+inline const uint8_t *next_weights(const Weights &w, int64_t t, int64_t *to_next) {
+    const uint8_t *first = w.first + t * w.step, *fetch = w.fetch + t * w.fetch_step;
+    for (int n = 0; n < N; n++)
+        prefetch_lines(fetch + n * w.fetch_to_next, w.fetch_step, w.fetch_first, w.fetch_every);
+    *to_next = w.to_next;
     if (!w.rebuilt) return first;
     uint8_t *dense = w.rebuilt + (t & 1) * N * TILE_BYTES;
-    for (int n = 0; n < N; n++) expand_tile(first + n * w.to_second, dense + n * TILE_BYTES);
+    for (int n = 0; n < N; n++) expand_tile(first + n * w.to_next, dense + n * TILE_BYTES);
     finish_stores(dense);
-    *to_second = TILE_BYTES;
+    *to_next = TILE_BYTES;
     return dense;
-}
-
-/* Bring a tile of inputs that is needed soon from the L2 to the L1 cache: a tile load that misses the L1 cache waits
- * for its rows one after the other. */
-inline void fetch_inputs(const uint8_t *a, int64_t t, int64_t tiles) {
-    if (INPUTS_AHEAD == 0 || t + INPUTS_AHEAD >= tiles) return;
-    const uint8_t *from = a + (t + INPUTS_AHEAD) * TILE_BYTES;
-    for (int i = 0; i < TILE_BYTES; i += 64) __builtin_prefetch(from + i, 0, 3);
 }
 
 /* 16 rows x 1 or 2 tiles of outputs, with sums of their own for even and odd k. sum is added to when `add`, else
@@ -147,7 +137,6 @@ void multiply_narrow(const uint8_t *a, const Weights &w, int64_t tiles, float *s
     int64_t t = 0, other;
     for (; t + 1 < tiles; t += 2) {
         const uint8_t *b = next_weights<N>(w, t, &other);
-        fetch_inputs(a, t, tiles);
         _tile_loadd(4, a + t * TILE_BYTES, ROW_BYTES);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_dpbf16ps(0, 4, 6);
@@ -156,7 +145,6 @@ void multiply_narrow(const uint8_t *a, const Weights &w, int64_t tiles, float *s
             _tile_dpbf16ps(1, 4, 7);
         }
         b = next_weights<N>(w, t + 1, &other);
-        fetch_inputs(a, t + 1, tiles);
         _tile_loadd(5, a + (t + 1) * TILE_BYTES, ROW_BYTES);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_dpbf16ps(2, 5, 6);
@@ -203,7 +191,6 @@ void multiply_wide(const uint8_t *a, const Weights &w, int64_t tiles, float *sum
     for (int64_t t = 0; t < tiles; t++) {
         int64_t other;
         const uint8_t *b = next_weights<N>(w, t, &other);
-        fetch_inputs(a, t, tiles);
         _tile_loadd(4, a + t * TILE_BYTES, ROW_BYTES);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_dpbf16ps(0, 4, 6);
@@ -256,8 +243,6 @@ void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_
     for (int64_t t = 0; t < tiles; t++) {
         int64_t other;
         const uint8_t *b = next_weights<N>(w, t, &other);
-        fetch_inputs(a0, t, tiles);
-        fetch_inputs(a1, t, tiles);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_loadd(4, a0 + t * TILE_BYTES, ROW_BYTES);
         _tile_dpbf16ps(0, 4, 6);
@@ -285,45 +270,47 @@ struct Scratch {
     float spare[16 * 32];
 };
 
-/* All rows of the unit against `tiles` steps of k from step k0 on. */
+/* All rows of the unit against `tiles` steps of k from step k0 on; the rows share the fetching of what comes next. */
 template <int N>
 void multiply_steps(const Task *task, const Unit *unit, Weights w, int64_t k0, int64_t tiles, float *sum, int64_t ld,
                     bool add, Scratch *scratch) {
     const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
     const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + k0 * TILE_BYTES;
+    w.fetch_every = X_SPREAD ? (unit->rows + 31) / 32 : 1;
     for (int64_t row = 0; row < unit->rows; row += 32, a += 2 * block_bytes) {
         const int64_t rows = unit->rows - row;
+        w.fetch_first = X_SPREAD ? row / 32 : (row ? 1 << 20 : 0);
         if (N <= 2 && rows > 16)
             multiply_two<smaller_of(N, 2)>(a, a + block_bytes, w, tiles, sum + row * ld, ld, add);
         else
             multiply_one<N>(a, w, tiles, sum + row * ld, ld, add, rows, scratch->spare);
-        w.ahead = 0; /* the first rows have fetched what comes next */
     }
 }
 
 template <int N>
 void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, Scratch *scratch) {
-    const int64_t step = task->tile_bytes, to_second = task->k_blocks * step;
+    const int64_t step = task->tile_bytes, to_next = task->k_blocks * step;
     const uint8_t *weight = task->weight + (unit->tile * task->k_blocks + unit->k0) * step;
     const bool dense = task->pattern == TAMIS_DENSE;
     const int64_t all = unit->k1 - unit->k0;
     if (unit->rows <= 32) {
-        const Weights w = {weight, to_second, step, dense ? nullptr : scratch->rebuilt, PREFETCH_AHEAD};
+        const Weights w = {weight, to_next, step, dense ? nullptr : scratch->rebuilt, weight + PREFETCH_AHEAD, to_next,
+                           step, 0, 1};
         multiply_steps<N>(task, unit, w, unit->k0, all, sum, ld, false, scratch);
         return;
     }
     for (int64_t t = 0; t < all; t += PANEL_TILES) {
         const int64_t tiles = smaller(PANEL_TILES, all - t);
         const uint8_t *from = weight + t * step;
-        Weights w = {from, to_second, step, nullptr, PANEL_TILES * step};
+        Weights w = {from, to_next, step, nullptr, from + PANEL_TILES * step, to_next, step, 0, 1};
         if (!dense) {
-            for (int64_t i = 0; i < N * tiles; i++) {
-                const uint8_t *tile = from + i / tiles * to_second + i % tiles * step;
-                prefetch_lines(tile + PANEL_TILES * step, step);
-                expand_tile(tile, scratch->rebuilt + (i / tiles * PANEL_TILES + i % tiles) * TILE_BYTES);
-            }
+            for (int64_t i = 0; i < N * tiles; i++)
+                expand_tile(from + i / tiles * to_next + i % tiles * step,
+                            scratch->rebuilt + (i / tiles * PANEL_TILES + i % tiles) * TILE_BYTES);
             finish_stores(scratch->rebuilt);
-            w = {scratch->rebuilt, PANEL_TILES * TILE_BYTES, TILE_BYTES, nullptr, 0};
+            w.first = scratch->rebuilt;
+            w.to_next = PANEL_TILES * TILE_BYTES;
+            w.step = TILE_BYTES;
         }
         multiply_steps<N>(task, unit, w, unit->k0 + t, tiles, sum, ld, t > 0, scratch);
     }
@@ -341,7 +328,7 @@ void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t l
 }  // namespace
 
 const Kernels *amx_kernels(int32_t weight_dtype) {
-    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, X_WIDE, 2, 16, 1 << 20, sizeof(Scratch), enter_tiles, leave_tiles,
+    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, MAX_GROUP_TILES, 2, 16, 1 << 20, sizeof(Scratch), enter_tiles, leave_tiles,
                                      multiply_unit_amx, finish_unit, pack_panel};
     return weight_dtype == TAMIS_BF16 ? &bfloat16 : nullptr;
 }
