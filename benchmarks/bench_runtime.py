@@ -62,9 +62,7 @@ def timed(call: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def row(case: str, samples: list[float], size: int = 0) -> Row:
-    return Row(
-        "runtime", case, "tamis", "float32", "dense", 1, *summarise(samples), 0, size, max_rel_error=0.0
-    )
+    return Row("runtime", case, "tamis", "float32", "dense", 1, *summarise(samples), 0, size, max_rel_error=0.0)
 
 
 def main() -> None:

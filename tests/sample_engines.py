@@ -142,9 +142,7 @@ def make_plan(**changes: Any) -> Plan:
         ),
         engines=(
             EngineRecord("raced", Timing(12.0, 11.0, 14.0, 15), Accuracy(1e-6, 1.0, 120.0), True, "fastest"),
-            EngineRecord(
-                "all dense", Timing(15.0, 14.0, 18.0, 15), Accuracy(1e-6, 1.0, 120.0), False, "slower"
-            ),
+            EngineRecord("all dense", Timing(15.0, 14.0, 18.0, 15), Accuracy(1e-6, 1.0, 120.0), False, "slower"),
         ),
         config={"sparsity": "auto", "precisions": ["float32"]},
     )
@@ -162,9 +160,7 @@ def sample_layer() -> LayerRecord:
         ineligible_reason="",
         zeros=0.5,
         candidates=(
-            Candidate(
-                "onednn.linear", "lost", timing=Timing(5.0, 4.5, 6.0, 15), accuracy=accuracy, reason="slower"
-            ),
+            Candidate("onednn.linear", "lost", timing=Timing(5.0, 4.5, 6.0, 15), accuracy=accuracy, reason="slower"),
             Candidate(
                 "stream.linear",
                 "won",

@@ -38,9 +38,7 @@ def save_cnn(path: Path, *, batch: int | str = 2) -> Path:
         helper.make_node("Flatten", ["pool"], ["flat"], "flat"),
         helper.make_node("Gemm", ["flat", "hidden.weight", "hidden.bias"], ["hidden"], "hidden", transB=1),
         helper.make_node("Relu", ["hidden"], ["hidden.relu"], "hidden_relu"),
-        helper.make_node(
-            "Gemm", ["hidden.relu", "scores.weight", "scores.bias"], ["scores"], "last", transB=1
-        ),
+        helper.make_node("Gemm", ["hidden.relu", "scores.weight", "scores.bias"], ["scores"], "last", transB=1),
     ]
     graph = helper.make_graph(
         nodes,

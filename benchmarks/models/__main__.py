@@ -12,9 +12,7 @@ from models.exporting import export
 def main() -> None:
     """Export one model and print what its layers became."""
     parser = argparse.ArgumentParser(prog="python -m models", description="Export a benchmark model as ONNX.")
-    parser.add_argument(
-        "model", choices=[spec.name for spec in MODELS + SMALL], metavar="MODEL", help="%(choices)s"
-    )
+    parser.add_argument("model", choices=[spec.name for spec in MODELS + SMALL], metavar="MODEL", help="%(choices)s")
     parser.add_argument("--batch", type=int, default=1, help="batch size (default: 1)")
     parser.add_argument("--sparsity", default="2:4", help="an N:M pattern, or 'dense' (default: 2:4)")
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: MODEL.onnx)")

@@ -116,8 +116,7 @@ class Detector(nn.Module):
         self.medium_up = conv(8 * w, 8 * w, 3, 2)
         self.large_out = CrossStage(16 * w, 16 * w, depth, False)
         self.heads = nn.ModuleList(
-            Decode(channels * w, classes, size // STRIDES[level], level)
-            for level, channels in enumerate((4, 8, 16))
+            Decode(channels * w, classes, size // STRIDES[level], level) for level, channels in enumerate((4, 8, 16))
         )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -25,9 +25,7 @@ def square(inputs: int, w: int) -> Branches:
     return Branches(
         convolution(inputs, 2 * w, 1),
         nn.Sequential(convolution(inputs, w, 1), convolution(w, 2 * w, 5)),
-        nn.Sequential(
-            convolution(inputs, 2 * w, 1), convolution(2 * w, 2 * w, 3), convolution(2 * w, 2 * w, 3)
-        ),
+        nn.Sequential(convolution(inputs, 2 * w, 1), convolution(2 * w, 2 * w, 3), convolution(2 * w, 2 * w, 3)),
         nn.Sequential(nn.AvgPool2d(3, 1, 1), convolution(inputs, w, 1)),
     )
 

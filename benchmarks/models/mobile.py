@@ -30,9 +30,7 @@ def mobilenet_v2(width: float = 1.0, depth: float = 1.0, classes: int = 1000, si
         outputs = divisible(wanted * width)
         for index in range(max(1, round(repeats * depth))):
             step = stride if index == 0 else 1
-            layers.append(
-                InvertedResidual(channels, channels * expansion, outputs, 3, step, activation=nn.ReLU6)
-            )
+            layers.append(InvertedResidual(channels, channels * expansion, outputs, 3, step, activation=nn.ReLU6))
             channels = outputs
     last = divisible(1280 * max(width, 0.1))
     layers.append(convolution(channels, last, 1, activation=nn.ReLU6))
@@ -70,9 +68,7 @@ def mobilenet_v3(width: float = 1.0, classes: int = 1000, size: int = 224) -> nn
     return _settled(layers, size)
 
 
-def efficientnet_b0(
-    width: float = 1.0, depth: float = 1.0, classes: int = 1000, size: int = 224
-) -> nn.Module:
+def efficientnet_b0(width: float = 1.0, depth: float = 1.0, classes: int = 1000, size: int = 224) -> nn.Module:
     """EfficientNet-B0 (SiLU): input `[N, 3, size, size]`, output `[N, classes]`."""
     rows = (  # expansion, kernel, outputs, repeats, stride
         *((1, 3, 16, 1, 1), (6, 3, 24, 2, 2), (6, 5, 40, 2, 2), (6, 3, 80, 3, 2)),
@@ -86,9 +82,7 @@ def efficientnet_b0(
             step = stride if index == 0 else 1
             hidden, squeezed = channels * expansion, max(1, channels // 4)
             layers.append(
-                InvertedResidual(
-                    *(channels, hidden, outputs, kernel, step), activation=nn.SiLU, squeezed=squeezed
-                )
+                InvertedResidual(*(channels, hidden, outputs, kernel, step), activation=nn.SiLU, squeezed=squeezed)
             )
             channels = outputs
     last = divisible(1280 * width)

@@ -53,7 +53,5 @@ def swin(
     classes: int = 1000,
 ) -> nn.Module:
     """A Swin transformer, Swin-T by default: input `[N, 3, size, size]`, output `[N, classes]`."""
-    model = Classifier(
-        size=size, patch=patch, width=width, depths=depths, heads=heads, window=window, classes=classes
-    )
+    model = Classifier(size=size, patch=patch, width=width, depths=depths, heads=heads, window=window, classes=classes)
     return initialise(model, gain=1.0).eval()

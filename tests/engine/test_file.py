@@ -48,9 +48,7 @@ def test_tensors_are_aligned_read_only_views(path: Path) -> None:
             assert not array.flags.owndata, name
 
 
-def test_equal_engines_give_equal_bytes_whatever_the_order(
-    engine: Engine, path: Path, tmp_path: Path
-) -> None:
+def test_equal_engines_give_equal_bytes_whatever_the_order(engine: Engine, path: Path, tmp_path: Path) -> None:
     turned = Engine(engine.plan, dict(reversed(engine.tensors.items())))
     save(turned, tmp_path / "turned.tamis")
     assert (tmp_path / "turned.tamis").read_bytes() == path.read_bytes()
@@ -129,9 +127,7 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_a_newer_format_and_a_newer_plan_say_so(
-    engine: Engine, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_newer_format_and_a_newer_plan_say_so(engine: Engine, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(replace(engine, plan=replace(engine.plan, version=2)), path)
     with pytest.raises(CorruptEngine, match="version 2"):
         read(path)
@@ -159,9 +155,7 @@ def test_saving_over_an_open_engine_leaves_its_tensors_intact(engine: Engine, pa
     assert read(path).tensors["w"] == 9.0
 
 
-@pytest.mark.parametrize(
-    "where", ["missing/engine.tamis", "folder", "file/engine.tamis", "/dev/null", "/dev/full"]
-)
+@pytest.mark.parametrize("where", ["missing/engine.tamis", "folder", "file/engine.tamis", "/dev/null", "/dev/full"])
 def test_an_output_that_cannot_be_written(engine: Engine, tmp_path: Path, where: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")

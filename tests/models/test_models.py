@@ -43,9 +43,7 @@ def outputs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Ten
 
 
 @pytest.mark.parametrize(("build", "size", "count"), PUBLISHED_PARAMETERS)
-def test_has_the_published_number_of_parameters(
-    build: Callable[..., nn.Module], size: int, count: int
-) -> None:
+def test_has_the_published_number_of_parameters(build: Callable[..., nn.Module], size: int, count: int) -> None:
     assert sum(parameter.numel() for parameter in build(size=size).parameters()) == count
 
 

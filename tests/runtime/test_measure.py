@@ -31,9 +31,7 @@ class SleepyDevice(FakeDevice):
 @pytest.fixture
 def session() -> Session:
     plan = make_plan()
-    steps = tuple(
-        replace(s, attributes={"milliseconds": m}) for s, m in zip(plan.steps, (1, 4, 2), strict=True)
-    )
+    steps = tuple(replace(s, attributes={"milliseconds": m}) for s, m in zip(plan.steps, (1, 4, 2), strict=True))
     return Session(Engine(replace(plan, steps=steps), make_engine().tensors), device=SleepyDevice())
 
 

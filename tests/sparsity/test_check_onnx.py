@@ -91,9 +91,7 @@ def test_every_operator_is_judged_on_its_reduction_axis(
         (node("Gemm", "x w", transB=1), (8, 13), "13 inputs"),
     ],
 )
-def test_layers_that_cannot_follow_the_pattern(
-    operator: onnx.NodeProto, shape: tuple[int, ...], reason: str
-) -> None:
+def test_layers_that_cannot_follow_the_pattern(operator: onnx.NodeProto, shape: tuple[int, ...], reason: str) -> None:
     assert reason in str(check([operator], w=np.zeros(shape, np.float32)).reason)
 
 
@@ -152,9 +150,7 @@ def test_float_weights_behind_quantise_and_dequantise() -> None:
         node("DequantizeLinear", "q scale zero", "w"),
         node("Conv", "x w"),
     ]
-    found = check(
-        nodes, f=sparse(8, 8, 3, 3, axis=1), scale=np.array(0.02, np.float32), zero=np.array(0, np.int8)
-    )
+    found = check(nodes, f=sparse(8, 8, 3, 3, axis=1), scale=np.array(0.02, np.float32), zero=np.array(0, np.int8))
     assert found.eligible and found.name == "f"
 
 

@@ -64,9 +64,7 @@ def test_zeros_arrive_on_the_right_axes(image: torch.Tensor, tmp_path: Path) -> 
     model = Network().eval()
     prune(model)
     held = model(image)
-    report = export_onnx(
-        model, (image,), tmp_path / "m.onnx", input_names=["image"], output_names=["logits", "map"]
-    )
+    report = export_onnx(model, (image,), tmp_path / "m.onnx", input_names=["image"], output_names=["logits", "map"])
     assert all(layer.eligible for layer in report.layers)
     found = {(layer.op, layer.axis, layer.shape) for layer in report.layers}
     assert found == {

@@ -94,9 +94,7 @@ def test_training_goes_on_with_the_same_optimiser_after_finalize() -> None:
 def test_masks_hold_in_an_averaged_model() -> None:
     model = small_network()
     prune(model)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
-    )
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     optimiser = OPTIMISERS["sgd"](model)
     for _ in range(5):
         train(model, optimiser, 1)

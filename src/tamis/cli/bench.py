@@ -13,9 +13,7 @@ from tamis.cli.output import show_json
 def command(
     engine: EnginePath,
     warmup: Annotated[float, typer.Option("--warmup", metavar="MS", help="Milliseconds of warm-up.")] = 200.0,
-    duration: Annotated[
-        float, typer.Option("--duration", metavar="SECONDS", help="Least time to measure.")
-    ] = 3.0,
+    duration: Annotated[float, typer.Option("--duration", metavar="SECONDS", help="Least time to measure.")] = 3.0,
     iterations: Annotated[int, typer.Option("--iterations", metavar="N", help="Least number of runs.")] = 10,
     threads: Threads = None,
     given: Inputs = None,

@@ -45,13 +45,9 @@ def command(
     threads: Threads = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(
-            "--timing-cache", metavar="FILE", help="Measurements to use and to add to.", show_default=False
-        ),
+        typer.Option("--timing-cache", metavar="FILE", help="Measurements to use and to add to.", show_default=False),
     ] = None,
-    budget: Annotated[
-        float, typer.Option("--budget", metavar="SECONDS", help="Time that measuring may take.")
-    ] = 120.0,
+    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", help="Time that measuring may take.")] = 120.0,
     exclude_tactic: Annotated[
         list[str] | None,
         typer.Option(

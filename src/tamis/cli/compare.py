@@ -14,9 +14,7 @@ from tamis.cli.output import show, show_json
 def command(
     model: Annotated[
         Path,
-        typer.Argument(
-            metavar="MODEL", help="ONNX file, or an engine file to compare with.", show_default=False
-        ),
+        typer.Argument(metavar="MODEL", help="ONNX file, or an engine file to compare with.", show_default=False),
     ],
     engine: EnginePath,
     layers: Annotated[

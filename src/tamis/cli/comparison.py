@@ -51,9 +51,7 @@ def compare_with_onnxruntime(
     inputs = random_inputs(engine.plan.inputs, seed, given)
     outputs = [port.name for port in engine.plan.outputs]
     buffers = {buffer.name: buffer.shape for buffer in engine.plan.buffers}
-    inner = (
-        [name for name in _inner_values(model) if name in buffers and name not in outputs] if layers else []
-    )
+    inner = [name for name in _inner_values(model) if name in buffers and name not in outputs] if layers else []
     expected = _reference(model, inputs, outputs, inner, session.threads)
     results = session.run(inputs)
 

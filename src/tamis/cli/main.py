@@ -64,9 +64,7 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            code = typer.main.get_command(application()).main(
-                list(arguments), prog_name="tamis", standalone_mode=False
-            )
+            code = typer.main.get_command(application()).main(list(arguments), prog_name="tamis", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except Exception as error:

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)]
 EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine file.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
-Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", help="Cores to use.", show_default=False)
-]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="Cores to use.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random inputs.")]
 Inputs = Annotated[
     list[str] | None,

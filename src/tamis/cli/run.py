@@ -20,9 +20,7 @@ def command(
     given: Inputs = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE.npz", help="Where to keep the outputs.", show_default=False
-        ),
+        typer.Option("--output", "-o", metavar="FILE.npz", help="Where to keep the outputs.", show_default=False),
     ] = None,
     threads: Threads = None,
     seed: Seed = 0,

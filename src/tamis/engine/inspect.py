@@ -61,9 +61,7 @@ def describe(engine: Engine) -> dict[str, Any]:
     summary = summarize(engine)
     return {
         "plan": json.loads(to_json(engine.plan)),
-        "summary": {
-            name: list(value) if isinstance(value, tuple) else value for name, value in vars(summary).items()
-        },
+        "summary": {name: list(value) if isinstance(value, tuple) else value for name, value in vars(summary).items()},
         "tensors": {
             name: {"shape": list(array.shape), "dtype": array.dtype.name, "bytes": int(array.nbytes)}
             for name, array in sorted(engine.tensors.items())

@@ -140,7 +140,5 @@ def decompress(compressed: CompressedNM) -> NDArray[Any]:
     rows = compressed.values.shape[0]
     shape = (rows, compressed.k // m, n)
     weight = np.zeros((rows, compressed.k // m, m), compressed.values.dtype)
-    np.put_along_axis(
-        weight, compressed.indices.reshape(shape).astype(np.intp), compressed.values.reshape(shape), -1
-    )
+    np.put_along_axis(weight, compressed.indices.reshape(shape).astype(np.intp), compressed.values.reshape(shape), -1)
     return weight.reshape(rows, compressed.k)

@@ -44,6 +44,8 @@ from tamis.formats.pattern import DENSE, TWO_FOUR, Pattern
 
 WeightType: TypeAlias = Literal["float32", "bfloat16"]
 
+# Changes whenever packed bytes mean something else; kept in engines.
+LAYOUT_VERSION = 1
 TILE_N = 16
 TILE_K = 32
 _GROUPS = TILE_K // 4
@@ -103,15 +105,11 @@ def pack(weight: NDArray[np.float32], dtype: WeightType, pattern: Pattern) -> ND
     return packed.reshape(-1)
 
 
-def unpack(
-    packed: NDArray[np.uint8], n: int, k: int, dtype: WeightType, pattern: Pattern
-) -> NDArray[np.float32]:
+def unpack(packed: NDArray[np.uint8], n: int, k: int, dtype: WeightType, pattern: Pattern) -> NDArray[np.float32]:
     """The weight ``[n, k]`` as float32 that was packed; ``FormatError`` if the size does not fit."""
     if packed.size != packed_bytes(n, k, dtype, pattern):
         expected = packed_bytes(n, k, dtype, pattern)
-        raise FormatError(
-            f"a packed [{n}, {k}] {dtype} {pattern} weight has {expected} bytes, not {packed.size}"
-        )
+        raise FormatError(f"a packed [{n}, {k}] {dtype} {pattern} weight has {expected} bytes, not {packed.size}")
     tiles = packed.reshape(-(-n // TILE_N), -(-k // TILE_K), -1)
     bits = _unpack_dense(tiles, dtype) if pattern == DENSE else _unpack_two_four(tiles, dtype)
     bits = bits.reshape(tiles.shape[0] * TILE_N, tiles.shape[1] * TILE_K)[:n, :k]
@@ -223,7 +221,5 @@ def _unpack_two_four(tiles: NDArray[np.uint8], dtype: WeightType) -> NDArray[Any
     shifts = (np.arange(_GROUPS)[:, None] * 2 + np.array([0, 16])).astype(np.uint32)  # [group, slot]
     places = metadata[..., None, None] >> shifts & np.uint32(3)  # [tile, block, output, group, slot]
     weight = np.zeros((count, TILE_N, blocks, _GROUPS, 4), values.dtype)
-    np.put_along_axis(
-        weight, places.transpose(0, 2, 1, 3, 4).astype(np.intp), values.transpose(0, 3, 1, 2, 4), -1
-    )
+    np.put_along_axis(weight, places.transpose(0, 2, 1, 3, 4).astype(np.intp), values.transpose(0, 3, 1, 2, 4), -1)
     return weight

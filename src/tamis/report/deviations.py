@@ -30,9 +30,7 @@ class Deviation:
     within: bool
 
 
-def deviation(
-    name: str, result: np.ndarray, reference: np.ndarray, *, cosine: float, relative: float
-) -> Deviation:
+def deviation(name: str, result: np.ndarray, reference: np.ndarray, *, cosine: float, relative: float) -> Deviation:
     """Compare two tensors of one shape; ``within`` says whether both limits hold."""
     if result.shape != reference.shape:
         return Deviation(name, result.shape, float("inf"), float("inf"), -1.0, within=False)

@@ -55,8 +55,7 @@ def inspect(engine: Engine) -> RenderableType:
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(plan.device.libraries.items()))
     facts = [
         f"{plan.name}: {summary.layers} layers in {summary.steps} steps, {amount(summary.flops)} a run",
-        f"Built by Tamis {plan.tamis} on {plan.device.name} ({plan.device.architecture}), "
-        f"{plan.threads} threads",
+        f"Built by Tamis {plan.tamis} on {plan.device.name} ({plan.device.architecture}), {plan.threads} threads",
         f"Libraries: {libraries}",
         f"Memory: weights {size(summary.weight_bytes)}, arena {size(summary.arena_bytes)}, "
         f"most activations at one time {size(summary.peak_bytes)}",

@@ -67,9 +67,7 @@ def profile(
         parts.append(session.timed_run(tensors, clock))
     per_step = np.diff(np.asarray(parts, dtype=np.int64), axis=1) / 1e3
     return Profile(
-        steps=tuple(
-            StepTime(step, timing_of(per_step[:, number])) for number, step in enumerate(session.plan.steps)
-        ),
+        steps=tuple(StepTime(step, timing_of(per_step[:, number])) for number, step in enumerate(session.plan.steps)),
         whole=timing_of(np.asarray(whole) / 1e3),
         threads=session.threads,
     )

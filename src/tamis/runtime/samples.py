@@ -38,7 +38,6 @@ def _fitted(port: Port, given: np.ndarray | None, drawn: np.ndarray) -> np.ndarr
         return drawn
     if given.shape != port.shape or given.dtype != drawn.dtype:
         raise InputError(
-            f"input '{port.name}' is {given.dtype} {list(given.shape)}, "
-            f"expected {drawn.dtype} {list(port.shape)}"
+            f"input '{port.name}' is {given.dtype} {list(given.shape)}, expected {drawn.dtype} {list(port.shape)}"
         )
     return given

@@ -81,9 +81,7 @@ def check_module(model: nn.Module, pattern: str | NM = "2:4") -> tuple[LayerChec
     checks = []
     for choice in prunable(model, wanted):
         weight = nonzeros(choice.weight)
-        zeros, held, reason = judge(
-            weight, choice.axis, wanted, misfit=choice.reason, run_time=_run_time_mask(choice)
-        )
+        zeros, held, reason = judge(weight, choice.axis, wanted, misfit=choice.reason, run_time=_run_time_mask(choice))
         kind = type(choice.module).__name__.removeprefix("Parametrized")
         checks.append(LayerCheck(choice.full_name, kind, choice.axis, weight.shape, zeros, held, reason))
     return tuple(checks)

@@ -134,9 +134,7 @@ def _check_node(graph: _Graph, node: onnx.NodeProto, pattern: NM) -> LayerCheck 
             run_time=run_time if constant.masked_by else None,
         )
         shape = tuple(weight.shape)
-        return LayerCheck(
-            constant.source, node.op_type, axis, shape, zeros, held, reason, node.name, _scope(node)
-        )
+        return LayerCheck(constant.source, node.op_type, axis, shape, zeros, held, reason, node.name, _scope(node))
     return None
 
 

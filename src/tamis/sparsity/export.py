@@ -143,9 +143,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.onn
     return program
 
 
-def _compare_layers(
-    model: nn.Module, expected: Sequence[LayerCheck], layers: Sequence[LayerCheck]
-) -> tuple[str, ...]:
+def _compare_layers(model: nn.Module, expected: Sequence[LayerCheck], layers: Sequence[LayerCheck]) -> tuple[str, ...]:
     """Find each sparse weight of the torch model in the file; return the names of those that are not there.
 
     A weight keeps its name, or that of another layer that shares it, unless the exporter transposed it; then
@@ -196,8 +194,6 @@ def _compare_outputs(
         scale = max(float(np.abs(reference).max(initial=0.0)), float(np.finfo(np.float32).tiny))
         difference = float(np.abs(output.astype(np.float64) - reference).max(initial=0.0)) / scale
         if not difference <= tolerance:  # also if it is NaN
-            raise ExportMismatch(
-                f"output {index} differs from torch by {difference:.1e} of its largest value"
-            )
+            raise ExportMismatch(f"output {index} differs from torch by {difference:.1e} of its largest value")
         worst = max(worst, difference)
     return worst

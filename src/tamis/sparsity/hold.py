@@ -166,9 +166,7 @@ def _bake(module: nn.Module, parameter: str, held: HeldMask) -> None:
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
-    behind = [name for name, _ in module.named_parameters(recurse=False) if name != parameter][
-        held.position :
-    ]
+    behind = [name for name, _ in module.named_parameters(recurse=False) if name != parameter][held.position :]
     for name in behind:  # torch puts the parameter last; optimisers and state dicts know it by its place
         module.register_parameter(name, module._parameters.pop(name))
 

@@ -84,10 +84,7 @@ def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
     owners: dict[int, list[str]] = defaultdict(list)
     for name, tensor in model.named_parameters(remove_duplicate=False):
         owners[id(tensor)].append(name)
-    return [
-        replace(layer, reason=layer.reason or _conflict(layer, owners[id(layer.weight)], axes))
-        for layer in layers
-    ]
+    return [replace(layer, reason=layer.reason or _conflict(layer, owners[id(layer.weight)], axes)) for layer in layers]
 
 
 def nm_mask(scores: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:

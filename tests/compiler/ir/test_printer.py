@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 from __future__ import annotations
 
 import numpy as np
@@ -79,15 +78,10 @@ def text(op: object, *inputs: str) -> str:
 
 def test_nodes() -> None:
     assert text(Elementwise(()), "x") == "Elementwise(%x)"
-    assert (
-        text(Elementwise((Pointwise("pow", operand=1, swap=True),)), "x", "c")
-        == "Elementwise(%x) | pow(c, swapped)"
-    )
+    assert text(Elementwise((Pointwise("pow", operand=1, swap=True),)), "x", "c") == "Elementwise(%x) | pow(c, swapped)"
     assert text(Elementwise((Pointwise("mul", operand=0),)), "x") == "Elementwise(%x) | *%x"
     assert text(Linear(), "x", "w") == "Linear(%x, w)"
-    assert (
-        text(Attention(0.125, mask=True), "x", "x", "x", "r") == "Attention(%x, %x, %x, %r) scale=0.125 mask"
-    )
+    assert text(Attention(0.125, mask=True), "x", "x", "x", "r") == "Attention(%x, %x, %x, %r) scale=0.125 mask"
     assert text(LayerNorm(-1, 1e-5), "x", "c", "b") == "LayerNorm(%x, c, b) axis=-1 epsilon=1e-05"
     assert text(LayerNorm(-1, 1e-5, bias=False, residual=True, rms=True), "x", "c", "r") == (
         "LayerNorm(%x, c, %r) axis=-1 epsilon=1e-05 rms=True residual"

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """The verifier finds each kind of damage and names the node."""
 
 from __future__ import annotations

@@ -54,9 +54,7 @@ class Network:
     def binary(self, kind: str, a: str, b: str, *, name: str) -> str:
         return self.node(Elementwise((Pointwise(kind, operand=1),)), a, b, name=name)
 
-    def conv(
-        self, x: str, channels: int, *, name: str, kernel: int = 3, pad: int = 1, groups: int = 1
-    ) -> str:
+    def conv(self, x: str, channels: int, *, name: str, kernel: int = 3, pad: int = 1, groups: int = 1) -> str:
         weight = self.weight(f"{name}.w", channels, self.types[x].shape[1] // groups, kernel, kernel)
         bias = self.weight(f"{name}.b", channels)
         op = Conv((1, 1), (pad,) * 4, (1, 1), groups=groups, bias=True)
@@ -81,16 +79,12 @@ def check(
     verify(after)
     assert after.inputs == before.inputs
     assert after.outputs == before.outputs
-    assert [after.types[value] for value in after.outputs] == [
-        before.types[value] for value in before.outputs
-    ]
+    assert [after.types[value] for value in after.outputs] == [before.types[value] for value in before.outputs]
     same(before, after, tolerance=tolerance, scale=scale, exact=exact)
     return after
 
 
-def same(
-    before: Graph, after: Graph, *, tolerance: float = 1e-6, scale: float = 2.0, exact: bool = True
-) -> None:
+def same(before: Graph, after: Graph, *, tolerance: float = 1e-6, scale: float = 2.0, exact: bool = True) -> None:
     """Both graphs give the same on random inputs; NaN on either side never passes."""
     inputs = random_inputs(before, scale)
     expected, found = run(before, inputs, exact=exact), run(after, inputs, exact=exact)

@@ -28,9 +28,7 @@ def test_random_chains(seed: int) -> None:
         if random.random() < 0.5:
             steps.append(Transpose(tuple(int(axis) for axis in random.permutation(now.ndim))))
         else:
-            factors = [
-                f for size in now.shape for f in ([2, 2] if size == 4 else [2, 3] if size == 6 else [size])
-            ]
+            factors = [f for size in now.shape for f in ([2, 2] if size == 4 else [2, 3] if size == 6 else [size])]
             cuts = np.sort(random.integers(0, len(factors) + 1, random.integers(0, 4)))
             parts = np.split(np.array(factors, int), cuts)
             steps.append(Reshape(tuple(int(np.prod(part)) for part in parts)))

@@ -72,9 +72,7 @@ def test_in_front_of_a_conv(groups: int, pad: int) -> None:
     net = Network()
     x = net.input("x", 2, 4, 5, 5)
     steps = (Pointwise("mul", operand=1), Pointwise("add", operand=2))
-    scaled = net.node(
-        Elementwise(steps), x, net.weight("a", 4, 1, 1), net.weight("b", 1, 4, 1, 1), name="scaled"
-    )
+    scaled = net.node(Elementwise(steps), x, net.weight("a", 4, 1, 1), net.weight("b", 1, 4, 1, 1), name="scaled")
     net.conv(scaled, 8, name="y", pad=pad, groups=groups)
     after = check(net.graph("y"), fold_scale)
     # With padding the shift cannot move behind the border.
@@ -96,9 +94,7 @@ def test_left_alone() -> None:
 
     def two_readers(net: Network) -> tuple[str, ...]:
         y = net.conv(net.input("x", 1, 4, 5, 5), 8, name="conv")
-        return net.binary("mul", y, net.weight("c", 8, 1, 1), name="scaled"), net.unary(
-            "relu", y, name="other"
-        )
+        return net.binary("mul", y, net.weight("c", 8, 1, 1), name="scaled"), net.unary("relu", y, name="other")
 
     def graph_output_between(net: Network) -> tuple[str, ...]:
         y = net.conv(net.input("x", 1, 4, 5, 5), 8, name="conv")

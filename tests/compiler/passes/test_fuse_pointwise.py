@@ -78,9 +78,7 @@ def test_other_types_stay_outside() -> None:
     flag = net.binary("greater", x, z, name="flag")
     net.unary("not", flag, name="y")
     steps = (Pointwise("add", operand=1),)
-    net.node(
-        Elementwise(steps), net.input("i", 4, dtype=DType.INT64), net.constant("one", np.array(1)), name="j"
-    )
+    net.node(Elementwise(steps), net.input("i", 4, dtype=DType.INT64), net.constant("one", np.array(1)), name="j")
     graph = net.graph("y", "j")
     assert fuse_pointwise(graph) is graph
 
@@ -105,6 +103,4 @@ def test_programs_join_programs() -> None:
     y = net.node(Elementwise(first), x, r, name="a")
     y = net.unary("exp", y, name="b")
     net.node(Elementwise(second), y, r, net.input("s", 4), name="y")
-    assert body(check(net.graph("y"), fuse_pointwise, scale=1.0)) == [
-        "y = Elementwise(%x) | +%r *%x exp %r/ +%s relu"
-    ]
+    assert body(check(net.graph("y"), fuse_pointwise, scale=1.0)) == ["y = Elementwise(%x) | +%r *%x exp %r/ +%s relu"]

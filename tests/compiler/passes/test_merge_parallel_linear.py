@@ -22,9 +22,7 @@ def layers(net: Network, x: str, sizes: tuple[int, ...], op: Linear) -> list[str
 
 def test_three_become_one() -> None:
     net = Network()
-    outputs = layers(
-        net, net.input("x", 2, 3, 8), (4, 6, 4), Linear(bias=True, epilogue=(Pointwise("relu"),))
-    )
+    outputs = layers(net, net.input("x", 2, 3, 8), (4, 6, 4), Linear(bias=True, epilogue=(Pointwise("relu"),)))
     before = net.graph(*outputs)
     assert body(before)[0] == "l0 = Linear(%x, w0) | +b0 relu"
     after = check(before, merge_parallel_linear)
@@ -44,10 +42,7 @@ def test_missing_bias_is_zeros() -> None:
     a = net.node(Linear(), x, net.weight("wa", 4, 8), name="a")
     b = net.node(Linear(bias=True), x, net.weight("wb", 4, 8), net.weight("bb", 4), name="b")
     outputs = [net.unary("exp", value, name=f"e{value}") for value in (a, b)]
-    assert (
-        sum(isinstance(node.op, Linear) for node in check(net.graph(*outputs), merge_parallel_linear).nodes)
-        == 1
-    )
+    assert sum(isinstance(node.op, Linear) for node in check(net.graph(*outputs), merge_parallel_linear).nodes) == 1
 
 
 def test_sparse_and_dense_stay_apart() -> None:
@@ -75,9 +70,7 @@ def test_left_alone(case: str) -> None:
         epilogue = (Pointwise("tanh" if case == "epilogue" else "relu"),)
         if case == "residual":
             epilogue, operands = (Pointwise("add", operand=2),), (net.input("r", 2, 4),)
-        second = net.node(
-            Linear(epilogue=epilogue), other if case == "input" else x, weight, *operands, name="l1"
-        )
+        second = net.node(Linear(epilogue=epilogue), other if case == "input" else x, weight, *operands, name="l1")
         outputs = [net.unary("exp", value, name=f"e{value}") for value in (first, second)]
         if case == "reader":
             outputs.append(net.node(Softmax(-1), second, name="p"))

@@ -52,9 +52,7 @@ def test_one_bad_group() -> None:
     weight = pruned((4, 8, 1, 1), 1)
     weight[2, 4:8] = 1.0
     found = note(Conv((1, 1), (0,) * 4, (1, 1)), weight, 1, 8, 2, 2)
-    assert found == SparsityNote(
-        "dense", 1, 14 / 32, 7 / 8, "12.5% of the groups of four have more than two non-zeros"
-    )
+    assert found == SparsityNote("dense", 1, 14 / 32, 7 / 8, "12.5% of the groups of four have more than two non-zeros")
 
 
 def test_reasons() -> None:

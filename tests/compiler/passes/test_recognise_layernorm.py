@@ -123,11 +123,7 @@ def test_affine_that_stays_outside() -> None:
         y = spelled(net, net.input("x", 2, 3, 8))
         if case == "order":
             y = net.binary("add", y, net.weight("beta", 8), name="shifted")
-        factor = (
-            net.input("g", 8)
-            if case == "computed"
-            else net.weight("g", *((3, 1) if case == "axis" else (8,)))
-        )
+        factor = net.input("g", 8) if case == "computed" else net.weight("g", *((3, 1) if case == "axis" else (8,)))
         net.binary("mul", y, y if case == "square" else factor, name="y")
         outputs = ("y", "normal") if case == "reader" else ("y",)
         after = check(net.graph(*outputs), recognise_layernorm)

@@ -95,9 +95,7 @@ def test_random_graphs(seed: int) -> None:
             case 10:
                 values.append(net.node(LayerNorm(-1, 1e-3, False, False), x, name=name))
         # keep values near one, so that errors are seen
-        values[-1] = (
-            net.unary("tanh", values[-1], name=f"{name}.near") if random.random() < 0.3 else values[-1]
-        )
+        values[-1] = net.unary("tanh", values[-1], name=f"{name}.near") if random.random() < 0.3 else values[-1]
     outputs = dict.fromkeys([values[-1], values[random.integers(2, len(values))], values[len(values) // 2]])
     before = net.graph(*(value for value in outputs if value not in net.inputs))
     after = run_passes(before, verify=True)

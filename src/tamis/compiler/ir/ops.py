@@ -1,11 +1,10 @@
 """The operators of the graph, each a frozen dataclass of attributes.
 
-The meaning of every operator is fixed by ``evaluate.py`` (NumPy) and its types by ``infer.py``. Names and
-conventions follow ONNX where ONNX has the operator, with all attributes made explicit and concrete.
+The meaning of every operator is fixed by ``evaluate.py`` (NumPy) and its types by ``infer.py``. Names and conventions
+follow ONNX where ONNX has the operator, with all attributes made explicit and concrete.
 
-An **epilogue** is data: a tuple of ``Pointwise`` steps that act on the running value one after the other,
-each perhaps with one more operand. ``Elementwise`` is nothing but such a program on its own, so fusing an
-activation or a residual addition into a layer is moving steps from one tuple to another.
+An **epilogue** is data: a tuple of ``Pointwise`` steps that act on the running value one after the other, each perhaps
+with one more operand. ``Elementwise`` is such a program on its own, so to fuse is to move steps between tuples.
 """
 
 from __future__ import annotations

@@ -97,9 +97,7 @@ def _film(graph: Graph, dump: Path | None, number: int, name: str, verify: bool)
     if dump is not None:
         try:
             dump.mkdir(parents=True, exist_ok=True)
-            (dump / f"{number:02d}-{name}.txt").write_text(
-                f"{to_text(graph)}{summary(graph)}\n", encoding="utf-8"
-            )
+            (dump / f"{number:02d}-{name}.txt").write_text(f"{to_text(graph)}{summary(graph)}\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(
                 f"cannot write the graph to {dump}: {error.strerror}",

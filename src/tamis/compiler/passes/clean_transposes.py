@@ -69,17 +69,11 @@ def _sink_reshape(view: View, editor: GraphEditor, node: Node, moved: set[str]) 
         return False
     if view.sole_reader(value) is not node or view.shape(value) != view.shape(node.output):
         return False
-    if (
-        value in moved
-        or reshape.inputs[0] in moved
-        or any(view.scalar(other) is None for other in node.inputs[1:])
-    ):
+    if value in moved or reshape.inputs[0] in moved or any(view.scalar(other) is None for other in node.inputs[1:]):
         return False
     source = reshape.inputs[0]
     numbers = [
-        editor.add_constant(f"{other}.number", view.graph.constants[other].reshape(()))
-        if view.shape(other)
-        else other
+        editor.add_constant(f"{other}.number", view.graph.constants[other].reshape(())) if view.shape(other) else other
         for other in node.inputs[1:]
     ]
     before = editor.fresh(f"{node.output}.before")
@@ -135,9 +129,7 @@ def _shorten(graph: Graph) -> Graph:
         if not isinstance(node.op, Reshape | Transpose) or node.name in touched:
             continue
         chain = _chain_to(view, node, touched)
-        found = [
-            better for start in range(len(chain)) if (better := _better(view, chain[start:])) is not None
-        ]
+        found = [better for start in range(len(chain)) if (better := _better(view, chain[start:])) is not None]
         if found:
             _, _, steps, part = max(found, key=lambda better: better[:2])
             touched |= {member.name for member in part}
@@ -159,9 +151,7 @@ def _better(view: View, chain: list[Node]) -> tuple[int, int, list[Step], list[N
     """A better chain of steps for the last value of a chain: nodes and steps saved, the steps, the chain."""
     old = [node.op for node in chain if isinstance(node.op, Reshape | Transpose)]
     # Of Reshapes in a row only the last counts, whatever it does to the axes.
-    joined = [
-        step for step, after in zip_longest(old, old[1:]) if not (_is_reshape(step) and _is_reshape(after))
-    ]
+    joined = [step for step, after in zip_longest(old, old[1:]) if not (_is_reshape(step) and _is_reshape(after))]
     found = rearrangement(view.shape(chain[0].inputs[0]), joined)
     new = joined if found is None else shortest(found)
     if not new and chain[-1].output in view.outputs:
@@ -172,9 +162,7 @@ def _better(view: View, chain: list[Node]) -> tuple[int, int, list[Step], list[N
     result = (freed - len(new), len(old) - len(new), new, chain)
     if len(new) < len(old) and len(new) <= freed:
         return result
-    cheaper = _turns(new) < _turns(old) or (
-        _is_free(new) and not _is_free(old) and _turns(new) == _turns(old)
-    )
+    cheaper = _turns(new) < _turns(old) or (_is_free(new) and not _is_free(old) and _turns(new) == _turns(old))
     return result if len(new) == len(old) == freed and cheaper else None
 
 

@@ -24,9 +24,7 @@ def fold_batchnorm(graph: Graph) -> Graph:
     """The graph with batch normalisations told as a multiplication and an addition."""
     editor = GraphEditor(graph)
     for node in graph.nodes:
-        if not isinstance(node.op, BatchNorm) or not all(
-            graph.is_constant(value) for value in node.inputs[1:]
-        ):
+        if not isinstance(node.op, BatchNorm) or not all(graph.is_constant(value) for value in node.inputs[1:]):
             continue
         scale, bias, mean, variance = (graph.constants[value].astype(np.float64) for value in node.inputs[1:])
         factor = scale / np.sqrt(variance + node.op.epsilon)

@@ -36,9 +36,7 @@ def fold_matmul(graph: Graph) -> Graph:
     return editor.finish()
 
 
-def _weight(
-    editor: GraphEditor, made: dict[tuple[str, bool], str], value: str, rank: int, *, turn: bool
-) -> str | None:
+def _weight(editor: GraphEditor, made: dict[tuple[str, bool], str], value: str, rank: int, *, turn: bool) -> str | None:
     """A constant as a weight [N, K]; None when it is not one matrix or would add axes to the result."""
     array = editor.graph.constants[value]
     if array.ndim < 2 or array.ndim > max(rank, 2) or any(size != 1 for size in array.shape[:-2]):
@@ -60,8 +58,6 @@ def _fold_left(editor: GraphEditor, node: Node, weight: str) -> None:
     turned, product = editor.fresh(f"{node.output}.turned"), editor.fresh(f"{node.output}.product")
     first = Node(editor.fresh_node(f"{node.name}.turn"), Transpose(perm), (x,), (turned,), node.origin)
     editor.add_node(first, {turned: TensorType((*shape[:-2], shape[-1], shape[-2]), dtype)})
-    last = Node(
-        editor.fresh_node(f"{node.name}.back"), Transpose(perm), (product,), node.outputs, node.origin
-    )
+    last = Node(editor.fresh_node(f"{node.name}.back"), Transpose(perm), (product,), node.outputs, node.origin)
     editor.add_node(last, {product: TensorType((*result[:-2], result[-1], result[-2]), dtype)})
     editor.replace_node(node, replace(node, op=Linear(), inputs=(turned, weight), outputs=(product,)))

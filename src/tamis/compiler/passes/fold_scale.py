@@ -149,9 +149,7 @@ def _replace_layer(
     # Adding 0.0 turns the negative zeros that a negative scale makes of zeros into plain ones.
     scaled = weight if same else (weight + 0.0).astype(dtype)
     shifted = None if bias is None else (bias + 0.0).astype(dtype)
-    if not all(
-        np.isfinite(array.astype(np.float32)).all() for array in (scaled, shifted) if array is not None
-    ):
+    if not all(np.isfinite(array.astype(np.float32)).all() for array in (scaled, shifted) if array is not None):
         return False
     assert isinstance(layer.op, Layer)
     names = [layer.inputs[1] if same else editor.add_constant(f"{layer.inputs[1]}.scaled", scaled)]

@@ -29,10 +29,6 @@ def force_sparsity(graph: Graph, policy: Literal["off", "auto", "force"]) -> Gra
     constants = dict(graph.constants)
     for name, note in graph.sparsity.items():
         weight = constants[name]
-        if (
-            note.pattern != "2:4"
-            and weight.shape[note.axis] % 4 == 0
-            and not note.reason.startswith("grouped")
-        ):
+        if note.pattern != "2:4" and weight.shape[note.axis] % 4 == 0 and not note.reason.startswith("grouped"):
             constants[name] = weight * magnitude_mask(weight, TWO_FOUR, note.axis)
     return note_sparsity(replace(graph, constants=constants))

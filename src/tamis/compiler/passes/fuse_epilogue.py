@@ -72,12 +72,7 @@ def _chain_behind(view: View, layer: Node, taken: set[str]) -> _Chain:
         program, operands = told
         residual = chain.residual
         if operands:
-            if (
-                full
-                or len(operands) > 1
-                or residual is not None
-                or not _is_residual(view, layer, operands[0])
-            ):
+            if full or len(operands) > 1 or residual is not None or not _is_residual(view, layer, operands[0]):
                 return chain
             residual = operands[0]
         chain = _Chain((*chain.nodes, node), chain.program + program, residual)

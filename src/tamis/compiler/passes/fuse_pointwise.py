@@ -45,9 +45,7 @@ def fuse_pointwise(graph: Graph) -> Graph:
             editor.remove_node(member)
         last = group.nodes[-1]
         origin = tuple(dict.fromkeys(name for member in group.nodes for name in member.origin))
-        editor.replace_node(
-            last, replace(last, op=Elementwise(group.program), inputs=group.inputs, origin=origin)
-        )
+        editor.replace_node(last, replace(last, op=Elementwise(group.program), inputs=group.inputs, origin=origin))
     return editor.finish()
 
 
@@ -75,7 +73,6 @@ def _grown(view: View, group: _Group, taken: set[str]) -> _Group:
             return group
         places = {name: inputs.index(name) for name in operands}
         steps = tuple(
-            step if step.operand is None else replace(step, operand=places[operands[step.operand]])
-            for step in program
+            step if step.operand is None else replace(step, operand=places[operands[step.operand]]) for step in program
         )
         group = _Group((*group.nodes, reader), group.program + steps, inputs)

@@ -89,11 +89,7 @@ def shortest(arrangement: Rearrangement) -> list[Step]:
     """
     order = list(chain.from_iterable(arrangement.target))
     if order == list(chain.from_iterable(arrangement.source)):
-        return (
-            []
-            if arrangement.source_shape == arrangement.target_shape
-            else [Reshape(arrangement.target_shape)]
-        )
+        return [] if arrangement.source_shape == arrangement.target_shape else [Reshape(arrangement.target_shape)]
     first = _transpose_then_reshape(arrangement)
     if first is not None and len(first) == 1:
         return first

@@ -268,7 +268,5 @@ def _added(editor: GraphEditor, first: str, second: str, hint: str) -> str:
     value = editor.fresh(f"{hint}.masks")
     shape = np.broadcast_shapes(editor.type_of(first).shape, editor.type_of(second).shape)
     op = Elementwise((Pointwise("add", operand=1),))
-    editor.add_node(
-        Node(editor.fresh_node(f"{hint}.masks"), op, (first, second), (value,)), {value: TensorType(shape)}
-    )
+    editor.add_node(Node(editor.fresh_node(f"{hint}.masks"), op, (first, second), (value,)), {value: TensorType(shape)})
     return value

@@ -50,9 +50,7 @@ def _simplify_gather(editor: GraphEditor, node: Node) -> None:
             return
         part = editor.fresh(f"{node.output}.part")
         types = {part: TensorType(cut, graph.types[value].dtype)}
-        editor.add_node(
-            Node(editor.fresh_node(f"{node.name}.part"), slice_, (value,), (part,), node.origin), types
-        )
+        editor.add_node(Node(editor.fresh_node(f"{node.name}.part"), slice_, (value,), (part,), node.origin), types)
         value = part
     editor.replace_node(node, replace(node, op=Reshape(target), inputs=(value,)))
 

@@ -145,15 +145,11 @@ def program_from(node: Node, value: str) -> tuple[Program, tuple[str, ...]] | No
 
 def shift_operands(program: Program, offset: int) -> Program:
     """The program with its operand indices moved up by ``offset``."""
-    return tuple(
-        step if step.operand is None else replace(step, operand=step.operand + offset) for step in program
-    )
+    return tuple(step if step.operand is None else replace(step, operand=step.operand + offset) for step in program)
 
 
 def compact(program: Program, inputs: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
     """The program and inputs of an Elementwise node without the operands that no step reads."""
     used = sorted({0} | {step.operand for step in program if step.operand is not None})
-    steps = tuple(
-        step if step.operand is None else replace(step, operand=used.index(step.operand)) for step in program
-    )
+    steps = tuple(step if step.operand is None else replace(step, operand=used.index(step.operand)) for step in program)
     return steps, tuple(inputs[index] for index in used)

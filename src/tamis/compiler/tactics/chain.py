@@ -14,11 +14,10 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph, Node
 from tamis.compiler.ir.ops import Linear
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, layer_of, moved_bytes_of
-from tamis.compiler.tactics.linear import packed_layer, refuses_linear, split_program
+from tamis.compiler.tactics.linear import chain_attributes, levels_for, packed_layer, refuses_linear, rows_of, split_program
 from tamis.compiler.tactics.region import Region, region_of
 from tamis.engine.plan import DeviceInfo, Format, Sparsity, Step
 from tamis.formats.dtype import DType
-from tamis.kernels.cpu.library import levels
 
 # Weights below this size stay in a core's second-level cache, from where dense ones come fast enough.
 _SPARSE_PAYS_BYTES = 1 << 20
@@ -68,16 +67,16 @@ class TamisChain:
         """Dense; 2:4 wherever eligible; 2:4 only where the weight exceeds the cache; in each precision."""
         layers = [layer_of(graph, node) for node in region.nodes]
         found = []
+        rows = rows_of(layers[0])
         for precision in config.precisions:
             for dtype in dict.fromkeys((precision, DType.FLOAT32)):
                 for sparse in _sparse_sets(layers, precision):
-                    parameters = {
-                        "isa": levels()[-1],
-                        "sparsity_by_layer": {n.name: "2:4" if n.name in sparse else "dense" for n in region.nodes},
-                    }
+                    by_layer = {n.name: "2:4" if n.name in sparse else "dense" for n in region.nodes}
                     sparsity: Sparsity = "2:4" if sparse else "dense"
                     border = (Format(dtype),)
-                    found.append(Choice(self.name, precision, border, border, sparsity, parameters))
+                    for isa in levels_for(precision, rows):
+                        parameters = {"isa": isa, "sparsity_by_layer": by_layer}
+                        found.append(Choice(self.name, precision, border, border, sparsity, parameters))
         return tuple(found)
 
     def lower(self, graph: Graph, region: Region, choice: Choice) -> Lowered:
@@ -94,10 +93,18 @@ class TamisChain:
             border = Choice("", choice.precision, choice.inputs, choice.outputs, sparsity)
             moved += moved_bytes_of(layer, border)
         step = Step(
-            region.name, "tamis.chain", region.inputs, region.outputs, tuple(constants),
-            {"layers": entries, "isa": choice.parameters["isa"]}, tuple(n.name for n in region.nodes),
-            choice.precision, choice.sparsity, flops, moved,
-        )  # fmt: skip
+            region.name,
+            "tamis.chain",
+            region.inputs,
+            region.outputs,
+            tuple(constants),
+            chain_attributes(entries, choice),
+            tuple(node.name for node in region.nodes),
+            choice.precision,
+            choice.sparsity,
+            flops,
+            moved,
+        )
         return Lowered((step,), constants)
 
     def profile(

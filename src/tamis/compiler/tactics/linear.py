@@ -8,7 +8,7 @@ With few rows a linear layer is bound by the bandwidth of its weights. The kerne
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -22,11 +22,13 @@ from tamis.engine.plan import DeviceInfo, Sparsity, Step
 from tamis.errors import MissingLibrary
 from tamis.formats import DENSE, TWO_FOUR
 from tamis.formats.dtype import DType
+from tamis.formats.tiles import LAYOUT_VERSION
 from tamis.kernels.cpu.library import levels
 from tamis.kernels.cpu.linear import STEP_KINDS, LinearSpec, pack
 
 # Beyond this many rows every layer measured was bound by arithmetic, and the libraries were faster.
 MOST_ROWS = 512
+_FEW_ROWS = 8
 
 
 class TamisLinear:
@@ -39,7 +41,10 @@ class TamisLinear:
         return refuses_linear(layer, device)
 
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
-        """Dense and, for an eligible weight, 2:4; each precision; bfloat16 weights also between float32 values."""
+        """Dense and, for an eligible weight, 2:4; each precision; bfloat16 weights also between float32 values.
+
+        With very few rows vector instructions may beat AMX tiles, which compute 16 rows whatever they get.
+        """
         channels_last = isinstance(layer.op, Conv)
         patterns: tuple[Sparsity, ...] = ("dense", "2:4") if layer.eligible else ("dense",)
         for precision in config.precisions:
@@ -47,7 +52,8 @@ class TamisLinear:
                 inputs = tuple(uniform_format(layer.types[v], dtype, channels_last) for v in layer.values)
                 outputs = tuple(uniform_format(layer.types[v], dtype, channels_last) for v in layer.node.outputs)
                 for sparsity in patterns:
-                    yield Choice(self.name, precision, inputs, outputs, sparsity, {"isa": levels()[-1]})
+                    for isa in levels_for(precision, rows_of(layer)):
+                        yield Choice(self.name, precision, inputs, outputs, sparsity, {"isa": isa})
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One call, and a pointwise step for what the kernel cannot fuse."""
@@ -57,10 +63,18 @@ class TamisLinear:
         residuals = tuple(node.inputs[s.operand] for s in fused if s.operand is not None)
         result = node.output if not tail else f"{node.output}/before_epilogue"
         step = Step(
-            layer.name, "tamis.chain", (node.inputs[0], *residuals), (result,), tuple(constants),
-            {"layers": [entry], "isa": choice.parameters["isa"]}, (layer.name,), choice.precision, choice.sparsity,
-            flops_of(layer), moved_bytes_of(layer, choice),
-        )  # fmt: skip
+            layer.name,
+            "tamis.chain",
+            (node.inputs[0], *residuals),
+            (result,),
+            tuple(constants),
+            chain_attributes([entry], choice),
+            (layer.name,),
+            choice.precision,
+            choice.sparsity,
+            flops_of(layer),
+            moved_bytes_of(layer, choice),
+        )
         if not tail:
             return Lowered((step,), constants)
         after, more = pointwise_step(layer, tail, result, choice)
@@ -95,6 +109,13 @@ def refuses_linear(layer: Layer, device: DeviceInfo) -> str | None:
     return None
 
 
+def levels_for(precision: DType, rows: int) -> tuple[str, ...]:
+    """The instruction-set levels worth racing: the best one, and below AMX the vectors where rows are few."""
+    best = levels()[-1]
+    both = best == "amx" and precision == DType.BFLOAT16 and rows <= _FEW_ROWS and "avx512_bf16" in levels()
+    return (best, "avx512_bf16") if both else (best,)
+
+
 def rows_of(layer: Layer) -> int:
     """Rows of the matrix product."""
     weight = layer.type(1).shape
@@ -115,6 +136,11 @@ def split_program(layer: Layer) -> tuple[tuple[Pointwise, ...], tuple[Pointwise,
         elif step.kind not in STEP_KINDS or (step.kind == "clip" and len(step.params) != 2):
             return program[:index], program[index:]
     return program, ()
+
+
+def chain_attributes(entries: Sequence[Mapping[str, Any]], choice: Choice) -> dict[str, Any]:
+    """The attributes of a ``tamis.chain`` step."""
+    return {"layers": list(entries), "isa": choice.parameters["isa"], "layout": LAYOUT_VERSION}
 
 
 def packed_layer(

@@ -46,7 +46,7 @@ class OpenVino:
     def lower(self, graph: Graph, region: Region, choice: Choice) -> Lowered:
         """One step with OpenVINO's model as two constants."""
         model = lower_to_onnx(graph, region.nodes, region.inputs, region.outputs)
-        xml, weights = to_openvino(model)
+        xml, weights = to_openvino(model, choice.precision)
         constants = {
             f"{region.name}.xml": np.frombuffer(xml, dtype=np.uint8),
             f"{region.name}.bin": np.frombuffer(weights, dtype=np.uint8),

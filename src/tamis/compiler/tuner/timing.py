@@ -17,14 +17,22 @@ from tamis.engine.plan import Timing
 # What a cold race streams through between two calls: more than the second-level caches of all cores and than
 # most third-level caches; where the third level is larger, our share of it on a server rarely is.
 FLUSH_BYTES = 64 << 20
+# OpenMP workers spin for up to about 15 ms after their last task before they sleep.
+_SETTLE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A function to time, and the tensors that are warm in the cache when it is called in a real run."""
+    """A function to time, and the tensors that are warm in the cache when it is called in a real run.
+
+    ``settle``: wait before the call until PyTorch's threads, which keep spinning for some milliseconds after
+    the caches were flushed, have gone to sleep. Right for what brings threads of its own and makes up a whole
+    engine; wrong for a part of an engine, which does run beside those threads.
+    """
 
     call: Callable[[], None]
     warm: tuple[torch.Tensor, ...] = ()
+    settle: bool = False
 
 
 class Clock:
@@ -45,6 +53,8 @@ class Clock:
             self._flush.mul_(1.0)
             for tensor in contender.warm:
                 tensor.max()
+            if contender.settle:
+                time.sleep(_SETTLE_SECONDS)
         start = time.perf_counter_ns()
         contender.call()
         return (time.perf_counter_ns() - start) / 1e3

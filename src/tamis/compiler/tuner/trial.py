@@ -29,11 +29,11 @@ class Trial:
         for runner in self.runners:
             runner(slots)
 
-    def contender(self) -> Contender:
+    def contender(self, *, settle: bool = False) -> Contender:
         """What the clock times: the steps, with the activations warm."""
         call = (lambda run=self.runners[0], slots=self.slots: run(slots)) if len(self.runners) == 1 else self.run
         floats = tuple(self.slots[i] for i in self.inputs if self.slots[i].is_floating_point())
-        return Contender(call, floats)
+        return Contender(call, floats, settle)
 
 
 def bind_trial(

@@ -148,6 +148,4 @@ def bind(
     step: Step, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
 ) -> Runner:
     """A runner for one ``aten.*`` step."""
-    return make_runner(
-        prepare(step, constants, inputs, outputs), outputs, bool(step.attributes.get("strided", False))
-    )
+    return make_runner(prepare(step, constants, inputs, outputs), outputs, bool(step.attributes.get("strided", False)))

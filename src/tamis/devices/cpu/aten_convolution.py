@@ -53,9 +53,7 @@ def conv(binding: Binding) -> Prepared:
         return convolve(functional.pad(x, before), weight, bias, strides, padding, dilations, groups)
 
     shape = conv_shape(binding, arguments)
-    return with_epilogue(
-        binding, run if symmetric else padded, arguments, shape=shape, dtype=arguments[0].dtype
-    )
+    return with_epilogue(binding, run if symmetric else padded, arguments, shape=shape, dtype=arguments[0].dtype)
 
 
 def conv_shape(binding: Binding, arguments: Sequence[Argument]) -> tuple[int, ...]:
@@ -63,8 +61,7 @@ def conv_shape(binding: Binding, arguments: Sequence[Argument]) -> tuple[int, ..
     a, x, weight = binding.attributes, arguments[0].shape, arguments[1].shape
     rank = len(x) - 2
     sizes = [
-        (x[2 + i] + a["pads"][i] + a["pads"][i + rank] - a["dilations"][i] * (weight[2 + i] - 1) - 1)
-        // a["strides"][i]
+        (x[2 + i] + a["pads"][i] + a["pads"][i + rank] - a["dilations"][i] * (weight[2 + i] - 1) - 1) // a["strides"][i]
         + 1
         for i in range(rank)
     ]

@@ -118,9 +118,7 @@ def pad(binding: Binding) -> Prepared:
     begin, end = list(a["pads"][:rank]), list(a["pads"][rank:])
     if a.get("mode", "constant") == "constant":
         value = float(a.get("value", 0.0))
-        fill: Any = (
-            value if x.dtype.is_floating_point else bool(value) if x.dtype is torch.bool else int(value)
-        )
+        fill: Any = value if x.dtype.is_floating_point else bool(value) if x.dtype is torch.bool else int(value)
         pads = [amount for axis in reversed(range(rank)) for amount in (begin[axis], end[axis])]
         return Prepared(lambda x: functional.pad(x, pads, value=fill), (x,))
     picks = [

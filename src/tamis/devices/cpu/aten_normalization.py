@@ -70,9 +70,7 @@ def _normalizer(shape: list[int], epsilon: float, has_scale: bool, has_bias: boo
     return lambda x: torch.layer_norm(x, shape, None, None, epsilon, False)
 
 
-def _broadcast_normalizer(
-    shape: list[int], epsilon: float, has_scale: bool, has_bias: bool
-) -> Callable[..., Any]:
+def _broadcast_normalizer(shape: list[int], epsilon: float, has_scale: bool, has_bias: bool) -> Callable[..., Any]:
     """For a run-time scale or bias that broadcasts, which torch's kernel does not do."""
 
     def run(x: Any, *parameters: Any) -> Any:

@@ -302,9 +302,7 @@ def _chain(calls: Sequence[tuple[Apply, int | None, bool, bool]]) -> Callable[..
     if len(calls) == 1:
         return _single(*calls[0])
 
-    def run(
-        value: torch.Tensor, operands: Sequence[torch.Tensor], out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def run(value: torch.Tensor, operands: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
         for apply, index, swap, in_place in calls:
             target = out if out is not None else value if in_place else None
             if index is None:

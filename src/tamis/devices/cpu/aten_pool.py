@@ -47,10 +47,7 @@ class _Windows:
         """How many cells of each window count for an average; those beyond the padding never do."""
         first, last = (-self.begin, self.size + self.end) if count_pads else (0, self.size)
         return [
-            sum(
-                first <= window * self.stride - self.begin + tap * self.dilation < last
-                for tap in range(self.kernel)
-            )
+            sum(first <= window * self.stride - self.begin + tap * self.dilation < last for tap in range(self.kernel))
             for window in range(self.count)
         ]
 

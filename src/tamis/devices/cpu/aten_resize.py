@@ -137,9 +137,7 @@ def _weights(a: Any, axis: _Axis) -> np.ndarray:
         source = base + offset
         distance = x - source
         weight = (
-            _cubic(distance, float(a.get("cubic_coefficient", -0.75)))
-            if a["mode"] == "cubic"
-            else 1 - np.abs(distance)
+            _cubic(distance, float(a.get("cubic_coefficient", -0.75))) if a["mode"] == "cubic" else 1 - np.abs(distance)
         )
         if a.get("exclude_outside"):
             weight = np.where((source >= 0) & (source < axis.size), weight, 0.0)

@@ -11,8 +11,9 @@ import torch
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
 from tamis.devices.cpu import tensors
 from tamis.engine.plan import Step
-from tamis.errors import DeviceError
+from tamis.errors import DeviceError, EngineMismatch
 from tamis.formats import parse_pattern
+from tamis.formats.tiles import LAYOUT_VERSION
 from tamis.kernels.cpu.linear import Chain, Layer, LinearSpec
 from tamis.kernels.cpu.linear import Step as EpilogueStep
 
@@ -27,6 +28,12 @@ def bind(
     """
     if step.kernel != "tamis.chain":
         raise DeviceError(f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again")
+    if step.attributes["layout"] != LAYOUT_VERSION:
+        raise EngineMismatch(
+            f"its weights are packed in layout {step.attributes['layout']}, this Tamis reads layout {LAYOUT_VERSION}",
+            layer=step.name,
+            remedy="build the engine again",
+        )
     names = iter(step.constants)
     layers = [_layer(entry, names, constants, inputs) for entry in step.attributes["layers"]]
     chain = Chain(

@@ -60,16 +60,12 @@ def memory_format(rank: int, format: Format) -> torch.memory_format:
         return torch.channels_last
     if rank == 5:
         return torch.channels_last_3d
-    raise DeviceError(
-        f"a tensor of rank {rank} cannot be channels_last on the CPU", remedy="plan it as row_major"
-    )
+    raise DeviceError(f"a tensor of rank {rank} cannot be channels_last on the CPU", remedy="plan it as row_major")
 
 
 def empty(shape: Sequence[int], format: Format) -> torch.Tensor:
     """An uninitialised tensor, 64-byte aligned."""
-    return torch.empty(
-        tuple(shape), dtype=torch_dtype(format.dtype), memory_format=memory_format(len(shape), format)
-    )
+    return torch.empty(tuple(shape), dtype=torch_dtype(format.dtype), memory_format=memory_format(len(shape), format))
 
 
 def upload(array: np.ndarray) -> torch.Tensor:
