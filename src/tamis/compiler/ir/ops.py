@@ -19,9 +19,8 @@ from tamis.formats.dtype import DType
 class Pointwise:
     """One step of a pointwise program: ``value = kind(value[, operand])``.
 
-    ``operand`` is an index into the node's inputs, or None for a unary step. ``swap`` exchanges the two
-    arguments of a binary step (``operand - value`` in place of ``value - operand``). Operands broadcast as
-    in NumPy, and the running value broadcasts with them.
+    ``operand`` is an index into the node's inputs, or None for a unary step. ``swap`` exchanges the arguments of a
+    binary step (``operand - value``, not ``value - operand``). Operands and the running value broadcast as in NumPy.
     """
 
     kind: str

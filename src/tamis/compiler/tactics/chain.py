@@ -14,7 +14,14 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph, Node
 from tamis.compiler.ir.ops import Linear
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, layer_of, moved_bytes_of
-from tamis.compiler.tactics.linear import chain_attributes, levels_for, packed_layer, refuses_linear, rows_of, split_program
+from tamis.compiler.tactics.linear import (
+    chain_attributes,
+    levels_for,
+    packed_layer,
+    refuses_linear,
+    rows_of,
+    split_program,
+)
 from tamis.compiler.tactics.region import Region, region_of
 from tamis.engine.plan import DeviceInfo, Format, Sparsity, Step
 from tamis.formats.dtype import DType

@@ -11,14 +11,18 @@
  *         two rows of B, 1.7 times fewer vector operations than expanding with vpexpandw
  *     C = sums; tiles 0..3 = C, 4..5 = A, 6..7 = B
  *
- * BLOCKING. Up to 16 rows: 1 x 2 tiles of C for even and 1 x 2 for odd k (TDPBF16PS takes 52 cycles and starts every
- * 16). Up to 32 rows: 2 x 2. More: 32 outputs x 512 inputs of weights (32 KiB, rebuilt once when 2:4) stay in the
- * L1 cache while all rows pass in pairs of tiles; C waits in the sums in between.
+ * BLOCKING. Up to 16 rows: 1 x 4 tiles of C, so that a tile of inputs is read once for 64 outputs (a layer's last one
+ * or two tiles: 1 x 2 for even and 1 x 2 for odd k, since TDPBF16PS takes 52 cycles and starts every 16). Up to 32
+ * rows: 2 x 2. More: 32 outputs x 256 inputs of dense weights (128 of 2:4 ones, rebuilt once) stay in the L1 cache
+ * while all rows pass in pairs of tiles; C waits in the sums in between. The rows share the fetching of the next weights,
+ * so that requests to memory are spread over the work.
  *
- * LIMITS. 1024 multiply-adds a cycle and core need 2 KiB of tiles in 16 cycles, more than the L2 cache gives (48
- * bytes a cycle): 2 x 2 blocks load 4 KiB for 4 products, about three quarters of the peak. Streaming weights from
- * memory (15 GB/s a core measured on one such machine) binds up to about 64 rows; there 2:4 can win 1.78 times.
- * With 256 rows the tiles bind and 2:4 only adds the rebuilding.
+ * LIMITS. 1024 multiply-adds a cycle and core need 2 KiB of tiles in 16 cycles, more than the L2 cache gives (48 bytes a
+ * cycle): 2 x 2 blocks load 4 KiB for 4 products. Streaming weights from memory (about 20 GB/s a core measured on an
+ * Emerald Rapids server) binds up to about 32 rows; there 2:4 can win 1.78 times, and with one row 2:4 runs within a
+ * tenth of that bandwidth. From 64 rows on the tiles bind: 1.2 TFLOP/s of 2 cores measured with 64 rows of 4096 x 4096, 2
+ * with what each further 64 rows add. With one or a few rows vectors (linear_avx512_bf16.cpp) can be faster: tiles always
+ * compute 16 rows and 2:4 weights must be rebuilt; the race decides.
  *
  * The tile configuration belongs to the thread and oneDNN uses tiles too: it is saved and restored around a call.
  */
@@ -31,13 +35,7 @@
 
 namespace {
 
-#ifndef X_PANEL
-#define X_PANEL 8
-#endif
-#ifndef X_SPREAD
-#define X_SPREAD 1
-#endif
-enum { TILE_BYTES = 1024, ROW_BYTES = 64, PANEL_TILES = X_PANEL, PREFETCH_AHEAD = 4096 };
+enum { TILE_BYTES = 1024, ROW_BYTES = 64, DENSE_PANEL = 8, SPARSE_PANEL = 4, PREFETCH_AHEAD = 4096 };
 
 struct alignas(64) TileConfig {
     uint8_t palette, start_row, reserved[14];
@@ -263,10 +261,9 @@ void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_
 }
 
 constexpr int smaller_of(int a, int b) { return a < b ? a : b; }
-constexpr int larger_of(int a, int b) { return a > b ? a : b; }
 
 struct Scratch {
-    uint8_t rebuilt[larger_of(2 * PANEL_TILES, 2 * MAX_GROUP_TILES) * TILE_BYTES];
+    uint8_t rebuilt[2 * MAX_GROUP_TILES * TILE_BYTES]; /* 2 steps of 4 tiles, or SPARSE_PANEL steps of 2 */
     float spare[16 * 32];
 };
 
@@ -276,10 +273,10 @@ void multiply_steps(const Task *task, const Unit *unit, Weights w, int64_t k0, i
                     bool add, Scratch *scratch) {
     const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
     const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + k0 * TILE_BYTES;
-    w.fetch_every = X_SPREAD ? (unit->rows + 31) / 32 : 1;
+    w.fetch_every = (unit->rows + 31) / 32;
     for (int64_t row = 0; row < unit->rows; row += 32, a += 2 * block_bytes) {
         const int64_t rows = unit->rows - row;
-        w.fetch_first = X_SPREAD ? row / 32 : (row ? 1 << 20 : 0);
+        w.fetch_first = row / 32;
         if (N <= 2 && rows > 16)
             multiply_two<smaller_of(N, 2)>(a, a + block_bytes, w, tiles, sum + row * ld, ld, add);
         else
@@ -299,17 +296,18 @@ void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, 
         multiply_steps<N>(task, unit, w, unit->k0, all, sum, ld, false, scratch);
         return;
     }
-    for (int64_t t = 0; t < all; t += PANEL_TILES) {
-        const int64_t tiles = smaller(PANEL_TILES, all - t);
+    const int64_t panel = dense ? DENSE_PANEL : SPARSE_PANEL;
+    for (int64_t t = 0; t < all; t += panel) {
+        const int64_t tiles = smaller(panel, all - t);
         const uint8_t *from = weight + t * step;
-        Weights w = {from, to_next, step, nullptr, from + PANEL_TILES * step, to_next, step, 0, 1};
+        Weights w = {from, to_next, step, nullptr, from + panel * step, to_next, step, 0, 1};
         if (!dense) {
             for (int64_t i = 0; i < N * tiles; i++)
                 expand_tile(from + i / tiles * to_next + i % tiles * step,
-                            scratch->rebuilt + (i / tiles * PANEL_TILES + i % tiles) * TILE_BYTES);
+                            scratch->rebuilt + (i / tiles * panel + i % tiles) * TILE_BYTES);
             finish_stores(scratch->rebuilt);
             w.first = scratch->rebuilt;
-            w.to_next = PANEL_TILES * TILE_BYTES;
+            w.to_next = panel * TILE_BYTES;
             w.step = TILE_BYTES;
         }
         multiply_steps<N>(task, unit, w, unit->k0 + t, tiles, sum, ld, t > 0, scratch);
