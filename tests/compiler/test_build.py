@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tamis.compiler import BuildConfig, build
 from tamis.engine.file import save
-from tamis.errors import BuildError, InputError
+from tamis.errors import InputError
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
 from tamis.runtime.session import Session
@@ -135,9 +135,11 @@ def test_samples_are_used_and_checked() -> None:
         build(convolutional_model(), BuildConfig(repetitions=3, samples={"x": np.zeros(3, np.float32)}))
 
 
-def test_an_impossible_accuracy_is_one_clear_error() -> None:
-    with pytest.raises(BuildError):
-        build(convolutional_model(), BuildConfig(repetitions=3, accuracy_relative=0.0))
+def test_samples_that_are_not_numbers_are_one_clear_error() -> None:
+    sample = feeds()["x"].copy()
+    sample[0, 0, 3, 3] = np.nan
+    with pytest.raises(InputError, match="'x' holds NaN"):
+        build(convolutional_model(), BuildConfig(repetitions=3, samples={"x": sample}))
 
 
 def test_zero_budget_still_builds_a_right_engine() -> None:

@@ -62,6 +62,10 @@ class Device(Protocol):
         """A NumPy copy of a tensor in row-major order; bfloat16 comes as ``ml_dtypes.bfloat16``."""
         ...
 
+    def lies_in(self, tensor: Tensor, format: Format) -> bool:
+        """Whether a tensor is dense in a format: its type, and the order of its axes in memory."""
+        ...
+
     def bind(
         self,
         step: Step,

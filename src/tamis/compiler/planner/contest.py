@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from tamis.compiler.tuner.timing import Clock, Contender, beats
 from tamis.devices.base import Device
 from tamis.engine.file import Engine
 from tamis.engine.plan import Accuracy, EngineRecord, Timing, to_json
+from tamis.errors import TamisError
 from tamis.formats.dtype import DType
 from tamis.runtime.session import Session
 
@@ -82,11 +84,17 @@ class Contest:
         return found.accuracy
 
     def objection(self, draft: Draft) -> str | None:
-        """Why a draft is not accurate enough for the user's tolerances, or None."""
+        """Why a draft cannot be used: it fails, or it is not accurate enough for the user's tolerances. Or None.
+
+        A draft that fails is a bug of Tamis or of a library, but others may do, so a warning has to suffice.
+        """
         config = self._config
-        return objection(
-            self.accuracy(draft), engine_precision(draft), config.accuracy_cosine, config.accuracy_relative
-        )
+        try:
+            accuracy = self.accuracy(draft)
+        except (RuntimeError, TamisError) as error:
+            warnings.warn(f"a proposed engine failed and is left out: {error}", stacklevel=2)
+            return f"failed: {error}"
+        return objection(accuracy, engine_precision(draft), config.accuracy_cosine, config.accuracy_relative)
 
     def run(self, drafts: Mapping[str, Draft]) -> tuple[Result, tuple[EngineRecord, ...]]:
         """The winner, and the records of all. ``drafts`` go from the simplest to the most elaborate."""

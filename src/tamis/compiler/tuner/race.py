@@ -132,7 +132,7 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
         try:
             trials[index] = _start(layer, tactic, choice, track)
             trials[index].run()
-            accuracies[index] = _check(layer, trials[index], track)
+            accuracies[index] = _check(layer, choice, trials[index], track)
         except (RuntimeError, TamisError) as error:
             results[index] = Measurement(failure=f"failed: {str(error).splitlines()[0][:200]}")
             trials.pop(index, None)
@@ -158,7 +158,10 @@ def _start(layer: Layer, tactic: Tactic, choice: Choice, track: Track) -> Trial:
     return bind_trial(track.device, tactic.lower(layer, choice), inputs, outputs)
 
 
-def _check(layer: Layer, trial: Trial, track: Track) -> Accuracy:
+def _check(layer: Layer, choice: Choice, trial: Trial, track: Track) -> Accuracy:
+    for value, slot, format in zip(layer.node.outputs, trial.outputs, choice.outputs, strict=True):
+        if not track.device.lies_in(trial.slots[slot], format):
+            raise TamisError(f"result '{value}' does not lie in memory as {format}")
     results = download_all(track.device, trial)
     references = [track.device.download(track.reference.value(v)) for v in layer.node.outputs]
     for value, result, reference in zip(layer.node.outputs, results, references, strict=True):

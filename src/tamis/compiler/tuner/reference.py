@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.ir.graph import Graph
+from tamis.compiler.ir.graph import Graph, TensorType
 from tamis.compiler.ir.ops import Gather
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import layer_of
@@ -47,10 +47,7 @@ class Reference:
         for name in self.graph.inputs:
             type_ = self.graph.types[name]
             if name in given:
-                array = np.ascontiguousarray(given[name])
-                if array.shape != type_.shape:
-                    raise InputError(f"sample input '{name}' has shape {array.shape}, the model takes {type_.shape}")
-                result[name] = array.astype(type_.dtype.numpy)
+                result[name] = _checked_sample(name, given[name], type_)
             elif type_.dtype.is_float:
                 result[name] = generator.standard_normal(type_.shape).astype(type_.dtype.numpy)
             else:
@@ -90,6 +87,14 @@ class Reference:
                 trial.run()
                 values |= {v: trial.slots[s] for v, s in zip(node.outputs, trial.outputs, strict=True)}
         self._values = values
+
+
+def _checked_sample(name: str, sample: np.ndarray, type_: TensorType) -> np.ndarray:
+    if sample.shape != type_.shape:
+        raise InputError(f"sample input '{name}' has shape {sample.shape}, the model takes {type_.shape}")
+    if sample.dtype.kind == "f" and not np.isfinite(sample).all():
+        raise InputError(f"sample input '{name}' holds NaN or infinity", remedy="give samples as they occur in use")
+    return np.ascontiguousarray(sample).astype(type_.dtype.numpy)
 
 
 def index_bounds(graph: Graph) -> dict[str, int]:

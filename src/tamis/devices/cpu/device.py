@@ -59,6 +59,10 @@ class CpuDevice:
         """A row-major NumPy copy."""
         return tensors.download(tensor)
 
+    def lies_in(self, tensor: torch.Tensor, format: Format) -> bool:
+        """Whether a tensor has the type and the memory order of a format."""
+        return tensors.lies_in(tensor, format)
+
     def bind(
         self,
         step: Step,

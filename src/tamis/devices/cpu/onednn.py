@@ -2,7 +2,9 @@
 
 ``onednn.conv``, ``onednn.conv_transpose`` and ``onednn.linear`` compute the layer, one binary step with a
 residual of the output's shape, and one unary step, in one library call. PyTorch gives no way to write into
-given memory, so the results are allocated by the library (about a microsecond each).
+given memory, so the results are allocated by the library (about a microsecond each). Nor does it promise a memory
+order: a convolution may answer a row-major image with a channels-last one, so every result is brought into the
+order that the plan names, which costs nothing when it already is.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
+from tamis.devices.cpu.tensors import memory_format
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError
 
@@ -30,7 +33,7 @@ def bind(
         raise DeviceError(f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again")
     weight = constants[step.constants[0]]
     bias = constants[step.constants[1]] if len(step.constants) > 1 else None
-    return binders[step.kernel](step, weight, bias, inputs, outputs[0].slot)
+    return binders[step.kernel](step, weight, bias, inputs, outputs[0])
 
 
 def _unary(step: Step) -> tuple[str, list[float], str]:
@@ -38,35 +41,37 @@ def _unary(step: Step) -> tuple[str, list[float], str]:
     return (unary["name"], list(unary["scalars"]), unary["algorithm"]) if unary else ("none", [], "")
 
 
-def _conv(step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], result: int) -> Runner:
+def _conv(step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], output: BoundShape) -> Runner:
     a = step.attributes
     pads, strides, dilations, groups = list(a["pads"]), list(a["strides"]), list(a["dilations"]), int(a["groups"])
     weight = torch.ops.mkldnn._reorder_convolution_weight(
         weight, pads, strides, dilations, groups, list(inputs[0].shape)
     )
     name, scalars, algorithm = _unary(step)
-    x = inputs[0].slot
+    x, result, order = inputs[0].slot, output.slot, memory_format(len(output.shape), output.format)
     if a["binary"] is None:
         plain = torch.ops.mkldnn._convolution_pointwise.default
 
         def run(slots: Slots) -> None:
-            slots[result] = plain(slots[x], weight, bias, pads, strides, dilations, groups, name, scalars, algorithm)
+            y = plain(slots[x], weight, bias, pads, strides, dilations, groups, name, scalars, algorithm)
+            slots[result] = y.contiguous(memory_format=order)
 
         return run
     fused = torch.ops.mkldnn._convolution_pointwise.binary
     other, binary, unary = inputs[1].slot, str(a["binary"]), None if name == "none" else name
 
     def run_binary(slots: Slots) -> None:
-        slots[result] = fused(
+        y = fused(
             slots[x], slots[other], weight, bias, pads, strides, dilations, groups,
             binary, 1.0, unary, scalars, algorithm,
         )  # fmt: skip
+        slots[result] = y.contiguous(memory_format=order)
 
     return run_binary
 
 
 def _conv_transpose(
-    step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], result: int
+    step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], output: BoundShape
 ) -> Runner:
     a = step.attributes
     pads, strides, dilations, groups = list(a["pads"]), list(a["strides"]), list(a["dilations"]), int(a["groups"])
@@ -75,22 +80,25 @@ def _conv_transpose(
         weight, pads, extra, strides, dilations, groups, list(inputs[0].shape)
     )
     name, scalars, algorithm = _unary(step)
-    x = inputs[0].slot
+    x, result, order = inputs[0].slot, output.slot, memory_format(len(output.shape), output.format)
     call = torch.ops.mkldnn._convolution_transpose_pointwise.default
 
     def run(slots: Slots) -> None:
-        slots[result] = call(slots[x], weight, bias, pads, extra, strides, dilations, groups, name, scalars, algorithm)
+        y = call(slots[x], weight, bias, pads, extra, strides, dilations, groups, name, scalars, algorithm)
+        slots[result] = y.contiguous(memory_format=order)
 
     return run
 
 
-def _linear(step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], result: int) -> Runner:
+def _linear(
+    step: Step, weight: Tensor, bias: Tensor | None, inputs: Sequence[BoundShape], output: BoundShape
+) -> Runner:
     rows = 1
     for extent in inputs[0].shape[:-1]:
         rows *= extent
     weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     name, scalars, algorithm = _unary(step)
-    x = inputs[0].slot
+    x, result = inputs[0].slot, output.slot
     if step.attributes["binary"] is None:
         plain: Any = torch.ops.mkldnn._linear_pointwise.default
 

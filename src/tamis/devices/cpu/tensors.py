@@ -63,6 +63,12 @@ def memory_format(rank: int, format: Format) -> torch.memory_format:
     raise DeviceError(f"a tensor of rank {rank} cannot be channels_last on the CPU", remedy="plan it as row_major")
 
 
+def lies_in(tensor: torch.Tensor, format: Format) -> bool:
+    """Whether a tensor has the type and the memory order of a format."""
+    order = memory_format(tensor.dim(), format)
+    return tensor.dtype == torch_dtype(format.dtype) and tensor.is_contiguous(memory_format=order)
+
+
 def empty(shape: Sequence[int], format: Format) -> torch.Tensor:
     """An uninitialised tensor, 64-byte aligned."""
     return torch.empty(tuple(shape), dtype=torch_dtype(format.dtype), memory_format=memory_format(len(shape), format))
