@@ -72,6 +72,7 @@ def test_agrees_with_onnxruntime_whatever_tactics_may_race(exclude: tuple[str, .
     engine = build(model, BuildConfig(repetitions=3, exclude_tactics=exclude, verify=True))
     result = Session(engine, poison=True).run(feeds())["y"]
     np.testing.assert_allclose(result, by_onnxruntime(model), rtol=1e-4, atol=1e-5)
+    assert not any(step.kernel.startswith(tuple(f"{name}." for name in exclude)) for step in engine.plan.steps)
 
 
 def test_bfloat16_is_close_and_recorded() -> None:

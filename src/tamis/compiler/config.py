@@ -56,6 +56,10 @@ class BuildConfig:
     dump: Path | None = None
     verify: bool = False
 
+    def excludes(self, tactic: str) -> bool:
+        """Whether a tactic must not race: it is named, or it belongs to a family that is (``tamis`` to ``tamis.chain``)."""
+        return any(tactic == name or tactic.startswith(f"{name}.") for name in self.exclude_tactics)
+
     def __post_init__(self) -> None:
         """Normalise and check; raises ``ConfigError``."""
         wanted = tuple(p for p in PRECISIONS if p in {DType.FLOAT32, *map(DType, self.precisions)})

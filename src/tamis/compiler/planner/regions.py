@@ -60,7 +60,7 @@ class RegionRaces:
     def able(self, tactic: RegionTactic) -> frozenset[str]:
         """The layers that a tactic can take into a region."""
         config, info = self.track.config, self.track.device.info()
-        if tactic.name in config.exclude_tactics:
+        if config.excludes(tactic.name):
             return frozenset()
         return frozenset(n.name for n in self.graph.nodes if tactic.refuses(self.graph, n, info, config) is None)
 

@@ -59,7 +59,7 @@ class OpenVino:
             region.inputs,
             region.outputs,
             tuple(constants),
-            {"precision": str(choice.precision)},
+            {"precision": str(choice.precision), "alone": len(region.nodes) == len(graph.nodes)},
             tuple(node.name for node in region.nodes),
             choice.precision,
             flops=sum(flops_of(layer) for layer in layers),

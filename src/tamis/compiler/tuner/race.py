@@ -75,8 +75,8 @@ def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> Layer
     refusals: list[tuple[str, str]] = []
     choices: list[tuple[Tactic, Choice]] = []
     for tactic in tactics:
-        excluded = any(tactic.name == x or tactic.name.startswith(x + ".") for x in config.exclude_tactics)
-        reason = "excluded by the user" if excluded and tactic.name != "aten" else tactic.refuses(layer, info, config)
+        excluded = config.excludes(tactic.name) and tactic.name != "aten"  # the reference always races
+        reason = "excluded by the user" if excluded else tactic.refuses(layer, info, config)
         if reason is not None:
             refusals.append((tactic.name, reason))
             continue
