@@ -20,7 +20,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PEERS = ("onnxruntime", "openvino", "torch.compile")
 MODEL_HEADER = (
     *("model", "precision", "ONNX Runtime", "OpenVINO", "torch.compile"),
-    *("Tamis", "Tamis runs", "best peer / Tamis"),
+    *("Tamis", "Tamis runs", "best peer / Tamis", "best dense int8 peer"),
+)
+LINEAR_HEADER = (
+    *("layer, rows", "precision", "own dense", "own 2:4", "oneDNN", "2:4 against own dense", "2:4 against oneDNN"),
+    "oneDNN int8",
 )
 WRONG = 1e29  # results.error_of marks what is not finite, or of the wrong shape, with 1e30
 
@@ -50,8 +54,34 @@ def model_lines(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
             ours = found["tamis"]
             peers = [found[peer]["median_us"] for peer in PEERS if peer in found]
             ratio = f"{min(peers) / ours['median_us']:.2f}" if peers else ""
+            quantised = [r["median_us"] for r in rows if r["case"] == case and r["precision"] == "int8"]
+            int8 = milliseconds(min(quantised)) if quantised else ""
             times = (milliseconds(found[peer]["median_us"]) if peer in found else "" for peer in PEERS)
-            yield (case, precision, *times, milliseconds(ours["median_us"]), ours["sparsity"], ratio)
+            yield (case, precision, *times, milliseconds(ours["median_us"]), ours["sparsity"], ratio, int8)
+
+
+def linear_table(results: Path) -> str:
+    """Single linear layers with caches defeated: 2:4 beside our own dense kernel and oneDNN."""
+    parts = []
+    for path in sorted(results.glob("cpu_linear-*.json")):
+        content = json.loads(path.read_text())
+        rows = [row for row in content["rows"] if row["case"].startswith("linear-")]
+        parts += [caption(content["meta"]), "", markdown(LINEAR_HEADER, linear_lines(rows)), ""]
+    return "\n".join(parts or ["No results yet: run `python benchmarks/bench_cpu_linear.py`.", ""])
+
+
+def linear_lines(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
+    for case, batch in dict.fromkeys((row["case"], row["batch"]) for row in rows):
+        here = [row for row in rows if (row["case"], row["batch"]) == (case, batch)]
+        int8 = next((milliseconds(row["median_us"]) for row in here if row["precision"] == "int8"), "")
+        for precision in ("bfloat16", "float32"):
+            found = {row["impl"]: row["median_us"] for row in here if row["precision"] == precision}
+            if "tamis" not in found:
+                continue
+            dense, sparse, library = found["tamis-dense"], found["tamis"], found["onednn"]
+            times = (milliseconds(dense), milliseconds(sparse), milliseconds(library))
+            name = f"{case.removeprefix('linear-')}, {batch}"
+            yield (name, precision, *times, f"{dense / sparse:.2f}", f"{library / sparse:.2f}", int8)
 
 
 def runtime_table(results: Path) -> str:
@@ -72,7 +102,11 @@ def runtime_table(results: Path) -> str:
     return "\n".join(parts or ["No results yet: run `python benchmarks/bench_runtime.py`.", ""])
 
 
-TABLES: Mapping[str, Callable[[Path], str]] = {"cpu": model_table, "runtime": runtime_table}
+TABLES: Mapping[str, Callable[[Path], str]] = {
+    "cpu": model_table,
+    "linear": linear_table,
+    "runtime": runtime_table,
+}
 
 
 def caption(meta: Mapping[str, Any]) -> str:

@@ -57,7 +57,7 @@ class BuildConfig:
     verify: bool = False
 
     def excludes(self, tactic: str) -> bool:
-        """Whether a tactic must not race: it is named, or it belongs to a family that is (``tamis`` to ``tamis.chain``)."""
+        """Whether a tactic must not race: it is named, or its family is (``tamis`` for ``tamis.chain``)."""
         return any(tactic == name or tactic.startswith(f"{name}.") for name in self.exclude_tactics)
 
     def __post_init__(self) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from tamis.compiler.ir.graph import Graph
+from tamis.compiler.ir.graph import Graph, Node
 from tamis.compiler.planner.options import Option, region_option
 from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tactics.region import Region, RegionTactic
 from tamis.compiler.tuner.accuracy import compare, objection, worst
-from tamis.compiler.tuner.cache import Measurement, digest_of, short_hash
+from tamis.compiler.tuner.cache import Measurement, short_hash
 from tamis.compiler.tuner.race import Track
 from tamis.compiler.tuner.trial import bind_trial, download_all
 from tamis.engine.plan import Accuracy, Timing
@@ -38,7 +39,6 @@ class RegionRaces:
         self.track = track
         self.tactics = {tactic.name: tactic for tactic in tactics}
         self.trials: dict[tuple[int, int, str], RegionTrial] = {}
-        self._digests = {name: digest_of(array) for name, array in graph.constants.items()}
 
     def measure(self, region: Region, choice: Choice) -> RegionTrial:
         """Time a region, check it against the reference, and remember both."""
@@ -87,14 +87,27 @@ class RegionRaces:
         return RegionTrial(region, choice, found.timing, found.accuracy, reason)
 
     def _key(self, region: Region, choice: Choice) -> str:
-        parts = [
-            f"{node.op!r} {node.inputs} {node.outputs} "
-            + " ".join(f"{self.graph.types[v]}{self._digests.get(v, '')}" for v in node.inputs if v)
-            for node in region.nodes
-        ]
-        digest = short_hash(*parts, *region.inputs, "->", *region.outputs)
+        """Text that is equal for regions that run alike: same operators, types and wiring, whatever the weights.
+
+        So the blocks of a network that repeat share one measurement.
+        """
+        numbers: dict[str, int] = {}
+
+        def of(values: tuple[str, ...]) -> str:
+            return " ".join(str(numbers.setdefault(v, len(numbers))) if v else "-" for v in values)
+
+        def kinds(node: Node) -> str:
+            graph = self.graph
+            return " ".join(f"{graph.types[v]}{'=' if v in graph.constants else ''}" for v in node.inputs if v)
+
+        parts = [f"{node.op!r} {of(node.inputs)} {kinds(node)} -> {of(node.outputs)}" for node in region.nodes]
+        parts.append(f"{of(region.inputs)} -> {of(region.outputs)}")
+        choices = choice.key()
+        for index, node in enumerate(region.nodes):
+            choices = choices.replace(json.dumps(node.name), str(index))
         heat = "cold" if self.track.clock.cold else "warm"
-        return f"{heat} region: {region.name}, {len(region.nodes)} layers #{digest} by {choice.key()}"
+        whole = "engine" if len(region.nodes) == len(self.graph.nodes) else "region"
+        return f"{heat} {whole} of {len(region.nodes)} layers #{short_hash(*parts)} by {choices}"
 
     def _measure(self, region: Region, choice: Choice) -> Measurement:
         track, graph = self.track, self.graph

@@ -25,6 +25,7 @@ from tamis.formats.dtype import DType
 Filter: TypeAlias = Callable[[Option], bool]
 
 _ROUNDS = 3
+_RUNS_A_ROUND = 8
 # What crossing the border of a region costs beside the conversion itself: about half of the overhead of calling
 # a small region.
 _BORDER_US = 10.0
@@ -59,7 +60,9 @@ class Search:
         for _ in range(_ROUNDS if estimates else 0):
             dreamed = select(self.graph, [*layers, *self._regions(allowed), *estimates], self._border_cost)
             known = len(self._races.trials)
-            for start, stop, option in runs_of_estimates(dreamed.options):
+            # The longest first: short runs rarely pay for crossing their border, and each costs a compilation.
+            runs = sorted(runs_of_estimates(dreamed.options), key=lambda run: run[0] - run[1])
+            for start, stop, option in runs[:_RUNS_A_ROUND]:
                 self._measure(start, stop, option)
             if len(self._races.trials) == known:
                 break

@@ -27,7 +27,7 @@ from tamis.kernels.cpu.library import levels
 from tamis.kernels.cpu.linear import STEP_KINDS, LinearSpec, pack
 
 # Beyond this many rows every layer measured was bound by arithmetic, and the libraries were faster.
-MOST_ROWS = 512
+MOST_ROWS = 4096
 _FEW_ROWS = 8
 
 
