@@ -26,13 +26,14 @@ class Contender:
     """A function to time, and the tensors that are warm in the cache when it is called in a real run.
 
     ``settle``: wait before the call until PyTorch's threads, which keep spinning for some milliseconds after
-    the caches were flushed, have gone to sleep. Right for what brings threads of its own and makes up a whole
-    engine; wrong for a part of an engine, which does run beside those threads.
+    their last work, have gone to sleep. Right for what makes up a whole engine and may bring threads of its own;
+    wrong for a part of an engine, which does run beside those threads. ``warmups``: untimed calls just before.
     """
 
     call: Callable[[], None]
     warm: tuple[torch.Tensor, ...] = ()
     settle: bool = False
+    warmups: int = 0
 
 
 class Clock:
@@ -53,8 +54,10 @@ class Clock:
             self._flush.mul_(1.0)
             for tensor in contender.warm:
                 tensor.max()
-            if contender.settle:
-                time.sleep(_SETTLE_SECONDS)
+        if contender.settle:
+            time.sleep(_SETTLE_SECONDS)
+        for _ in range(contender.warmups):
+            contender.call()
         start = time.perf_counter_ns()
         contender.call()
         return (time.perf_counter_ns() - start) / 1e3

@@ -1,0 +1,60 @@
+"""The clock: turns, warm-ups, spread, and what counts as faster."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tamis.compiler.tuner.timing import Clock, Contender, beats, summarise
+from tamis.engine.plan import Timing
+
+
+def timing(median: float, p10: float) -> Timing:
+    return Timing(median, p10, median * 1.5, 15)
+
+
+def test_summary_interpolates() -> None:
+    assert summarise([1.0, 2.0, 3.0, 4.0, 5.0]) == Timing(3.0, 1.4, 4.6, 5)
+    assert summarise([7.0]) == Timing(7.0, 7.0, 7.0, 1)
+
+
+@pytest.mark.parametrize(
+    "challenger, holder, expected",
+    [
+        (timing(90, 80), timing(100, 95), True),
+        (timing(98, 80), timing(100, 95), False),  # the medians are too close
+        (timing(50, 94), timing(100, 95), False),  # a busy machine spoiled half of the holder's turns
+        (timing(100, 95), timing(100, 95), False),
+    ],
+)
+def test_a_winner_is_ahead_in_the_median_and_at_the_fast_end(
+    challenger: Timing, holder: Timing, expected: bool
+) -> None:
+    assert beats(challenger, holder) is expected
+
+
+def test_contenders_take_turns_and_only_the_last_call_is_timed() -> None:
+    calls: list[str] = []
+
+    def slow_first() -> None:
+        calls.append("a")
+        if len(calls) % 2:
+            time.sleep(0.01)
+
+    contenders = {"a": Contender(slow_first, warmups=1), "b": Contender(lambda: calls.append("b"))}
+    result = Clock(cold=False).race(contenders, 4)
+    assert calls == ["a", "b"] + ["a", "a", "b"] * 4
+    assert result["b"].n == 4
+
+
+def test_settling_waits_before_the_call_and_is_not_counted() -> None:
+    start = time.perf_counter()
+    elapsed_us = Clock(cold=False).once(Contender(lambda: None, settle=True))
+    assert time.perf_counter() - start > 0.01
+    assert elapsed_us < 5000
+
+
+def test_a_deadline_still_allows_three_turns() -> None:
+    result = Clock(cold=False).race({"a": Contender(lambda: None)}, 50, deadline=0.0)
+    assert result["a"].n == 3
