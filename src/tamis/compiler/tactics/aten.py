@@ -79,7 +79,7 @@ class Aten:
 
     @staticmethod
     def _may_be_half(layer: Layer) -> bool:
-        """Whether some value changes type at all, and no program compares or rounds."""
+        """Whether the kernel is worth having in lower precision, and some value changes type at all."""
         if not isinstance(layer.op, _HALF):
             return False
         values = (*layer.values, *layer.node.outputs)

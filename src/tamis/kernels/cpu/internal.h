@@ -22,7 +22,7 @@
 
 #define TAMIS_HIDDEN __attribute__((visibility("hidden")))
 
-enum { TILE_N = 16, TILE_K = 32, BLOCK_ROWS = 16, MAX_GROUP_TILES = 4, PANEL_SPAN = 256 };
+enum { TILE_N = 16, TILE_K = 32, BLOCK_ROWS = 16, MAX_GROUP_TILES = 4 };
 
 struct Panel {
     void *data;
