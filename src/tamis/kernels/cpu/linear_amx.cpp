@@ -13,16 +13,15 @@
  *
  * BLOCKING. Up to 16 rows: 1 x 4 tiles of C, so that a tile of inputs is read once for 64 outputs (a layer's last one
  * or two tiles: 1 x 2 for even and 1 x 2 for odd k, since TDPBF16PS takes 52 cycles and starts every 16). Up to 32
- * rows: 2 x 2. More: 32 outputs x 256 inputs of dense weights (128 of 2:4 ones, rebuilt once) stay in the L1 cache
- * while all rows pass in pairs of tiles; C waits in the sums in between. The rows share the fetching of the next weights,
- * so that requests to memory are spread over the work.
+ * rows: 2 x 2. Up to 64: 4 x 1 over all k, so that C never leaves the tiles. More: 32 outputs x 256 inputs of dense
+ * weights (128 of 2:4 ones, rebuilt once) stay in the L1 cache while all rows pass in pairs of tiles; C waits in the sums
+ * in between. The rows share the fetching of the next weights, so that requests to memory are spread over the work.
  *
  * LIMITS. 1024 multiply-adds a cycle and core need 2 KiB of tiles in 16 cycles, more than the L2 cache gives (48 bytes a
- * cycle): 2 x 2 blocks load 4 KiB for 4 products. Streaming weights from memory (about 20 GB/s a core measured on an
- * Emerald Rapids server) binds up to about 32 rows; there 2:4 can win 1.78 times, and with one row 2:4 runs within a
- * tenth of that bandwidth. From 64 rows on the tiles bind: 1.2 TFLOP/s of 2 cores measured with 64 rows of 4096 x 4096, 2
- * with what each further 64 rows add. With one or a few rows vectors (linear_avx512_bf16.cpp) can be faster: tiles always
- * compute 16 rows and 2:4 weights must be rebuilt; the race decides.
+ * cycle): 2 x 2 blocks load 4 KiB for 4 products; 4 x 1 blocks 4 KiB of inputs from L2 and 1 KiB of weights from L1,
+ * which allows three quarters of the peak. Streaming weights from memory binds up to about 32 rows; there 2:4 can win
+ * 1.78 times. With one or a few rows vectors (linear_avx512_bf16.cpp) can be faster: tiles always compute 16 rows and 2:4
+ * weights must be rebuilt; the race decides. Measured figures: docs/design/0005.
  *
  * The tile configuration belongs to the thread and oneDNN uses tiles too: it is saved and restored around a call.
  */
@@ -102,18 +101,26 @@ struct Weights {
     int64_t fetch_first, fetch_every; /* the share of the lines that these rows fetch */
 };
 
+/* Get the weight tiles of step t ready: rebuilt if they are 2:4, and what comes later on its way from memory. This is done
+ * one step ahead of the products: a tile instruction cannot read stores that have not reached the L1 cache, and those wait
+ * for every earlier instruction to finish. */
 template <int N>
-inline const uint8_t *next_weights(const Weights &w, int64_t t, int64_t *to_next) {
-    const uint8_t *first = w.first + t * w.step, *fetch = w.fetch + t * w.fetch_step;
+inline void prepare(const Weights &w, int64_t t, int64_t tiles) {
+    const uint8_t *fetch = w.fetch + t * w.fetch_step;
     for (int n = 0; n < N; n++)
         prefetch_lines(fetch + n * w.fetch_to_next, w.fetch_step, w.fetch_first, w.fetch_every);
-    *to_next = w.to_next;
-    if (!w.rebuilt) return first;
+    if (!w.rebuilt || t >= tiles) return;
     uint8_t *dense = w.rebuilt + (t & 1) * N * TILE_BYTES;
-    for (int n = 0; n < N; n++) expand_tile(first + n * w.to_next, dense + n * TILE_BYTES);
+    for (int n = 0; n < N; n++) expand_tile(w.first + t * w.step + n * w.to_next, dense + n * TILE_BYTES);
     finish_stores(dense);
-    *to_next = TILE_BYTES;
-    return dense;
+}
+
+/* The weight tiles of step t, which is prepared; the next one is prepared on the way. */
+template <int N>
+inline const uint8_t *next_weights(const Weights &w, int64_t t, int64_t tiles, int64_t *to_next) {
+    prepare<N>(w, t + 1, tiles);
+    *to_next = w.rebuilt ? (int64_t)TILE_BYTES : w.to_next;
+    return w.rebuilt ? w.rebuilt + (t & 1) * N * TILE_BYTES : w.first + t * w.step;
 }
 
 /* 16 rows x 1 or 2 tiles of outputs, with sums of their own for even and odd k. sum is added to when `add`, else
@@ -133,8 +140,9 @@ void multiply_narrow(const uint8_t *a, const Weights &w, int64_t tiles, float *s
     _tile_zero(2);
     if (N == 2) _tile_zero(3);
     int64_t t = 0, other;
+    prepare<N>(w, 0, tiles);
     for (; t + 1 < tiles; t += 2) {
-        const uint8_t *b = next_weights<N>(w, t, &other);
+        const uint8_t *b = next_weights<N>(w, t, tiles, &other);
         _tile_loadd(4, a + t * TILE_BYTES, ROW_BYTES);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_dpbf16ps(0, 4, 6);
@@ -142,7 +150,7 @@ void multiply_narrow(const uint8_t *a, const Weights &w, int64_t tiles, float *s
             _tile_loadd(7, b + other, ROW_BYTES);
             _tile_dpbf16ps(1, 4, 7);
         }
-        b = next_weights<N>(w, t + 1, &other);
+        b = next_weights<N>(w, t + 1, tiles, &other);
         _tile_loadd(5, a + (t + 1) * TILE_BYTES, ROW_BYTES);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_dpbf16ps(2, 5, 6);
@@ -152,7 +160,7 @@ void multiply_narrow(const uint8_t *a, const Weights &w, int64_t tiles, float *s
         }
     }
     if (t < tiles) {
-        const uint8_t *b = next_weights<N>(w, t, &other);
+        const uint8_t *b = next_weights<N>(w, t, tiles, &other);
         _tile_loadd(4, a + t * TILE_BYTES, ROW_BYTES);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_dpbf16ps(0, 4, 6);
@@ -186,9 +194,10 @@ void multiply_wide(const uint8_t *a, const Weights &w, int64_t tiles, float *sum
         _tile_zero(2);
         if (N == 4) _tile_zero(3);
     }
+    prepare<N>(w, 0, tiles);
     for (int64_t t = 0; t < tiles; t++) {
         int64_t other;
-        const uint8_t *b = next_weights<N>(w, t, &other);
+        const uint8_t *b = next_weights<N>(w, t, tiles, &other);
         _tile_loadd(4, a + t * TILE_BYTES, ROW_BYTES);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_dpbf16ps(0, 4, 6);
@@ -238,9 +247,10 @@ void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_
             _tile_zero(3);
         }
     }
+    prepare<N>(w, 0, tiles);
     for (int64_t t = 0; t < tiles; t++) {
         int64_t other;
-        const uint8_t *b = next_weights<N>(w, t, &other);
+        const uint8_t *b = next_weights<N>(w, t, tiles, &other);
         _tile_loadd(6, b, ROW_BYTES);
         _tile_loadd(4, a0 + t * TILE_BYTES, ROW_BYTES);
         _tile_dpbf16ps(0, 4, 6);
@@ -258,6 +268,36 @@ void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_
         _tile_stored(1, sum + 16, stride);
         _tile_stored(3, lower + 16, stride);
     }
+}
+
+/* 48 or 64 rows x 1 tile of outputs over all k: the sums never leave the tiles. Input tiles come from the L2 cache. */
+template <int BLOCKS>
+void multiply_tall(const uint8_t *a, int64_t block_bytes, const Weights &w, int64_t tiles, float *sum, int64_t ld) {
+    const int64_t stride = ld * 4, block = 16 * ld;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    if (BLOCKS == 4) _tile_zero(3);
+    prepare<1>(w, 0, tiles);
+    for (int64_t t = 0; t < tiles; t++, a += TILE_BYTES) {
+        int64_t other;
+        const uint8_t *b = next_weights<1>(w, t, tiles, &other);
+        _tile_loadd(6, b, ROW_BYTES);
+        _tile_loadd(4, a, ROW_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a + block_bytes, ROW_BYTES);
+        _tile_dpbf16ps(1, 5, 6);
+        _tile_loadd(4, a + 2 * block_bytes, ROW_BYTES);
+        _tile_dpbf16ps(2, 4, 6);
+        if (BLOCKS == 4) {
+            _tile_loadd(5, a + 3 * block_bytes, ROW_BYTES);
+            _tile_dpbf16ps(3, 5, 6);
+        }
+    }
+    _tile_stored(0, sum, stride);
+    _tile_stored(1, sum + block, stride);
+    _tile_stored(2, sum + 2 * block, stride);
+    if (BLOCKS == 4) _tile_stored(3, sum + 3 * block, stride);
 }
 
 constexpr int smaller_of(int a, int b) { return a < b ? a : b; }
@@ -296,6 +336,19 @@ void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, 
         multiply_steps<N>(task, unit, w, unit->k0, all, sum, ld, false, scratch);
         return;
     }
+    if (unit->rows <= 64) {
+        const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
+        const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + unit->k0 * TILE_BYTES;
+        for (int n = 0; n < N; n++) {
+            const uint8_t *from = weight + n * to_next;
+            const Weights w = {from, 0, step, dense ? nullptr : scratch->rebuilt, from + PREFETCH_AHEAD, 0, step, 0, 1};
+            if (unit->rows > 48)
+                multiply_tall<4>(a, block_bytes, w, all, sum + 16 * n, ld);
+            else
+                multiply_tall<3>(a, block_bytes, w, all, sum + 16 * n, ld);
+        }
+        return;
+    }
     const int64_t panel = dense ? DENSE_PANEL : SPARSE_PANEL;
     for (int64_t t = 0; t < all; t += panel) {
         const int64_t tiles = smaller(panel, all - t);
@@ -326,7 +379,7 @@ void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t l
 }  // namespace
 
 const Kernels *amx_kernels(int32_t weight_dtype) {
-    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, MAX_GROUP_TILES, 2, 16, 1 << 20, sizeof(Scratch), enter_tiles, leave_tiles,
-                                     multiply_unit_amx, finish_unit, pack_panel};
+    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, MAX_GROUP_TILES, 2, 16, 1 << 20, sizeof(Scratch),
+                                     enter_tiles, leave_tiles, multiply_unit_amx, finish_unit, pack_panel};
     return weight_dtype == TAMIS_BF16 ? &bfloat16 : nullptr;
 }
