@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from tamis.devices.strides import Strides
 from tamis.engine.plan import DeviceInfo, Format, Step
 
 Tensor: TypeAlias = Any  # a torch tensor on the device
@@ -82,6 +83,27 @@ class Device(Protocol):
 
     def may_alias(self, step: Step) -> bool:
         """Whether an output of the step may share memory with its first input."""
+        ...
+
+    def view_strides(
+        self, step: Step, shape: Sequence[int], strides: Sequence[int], outputs: Sequence[Sequence[int]]
+    ) -> tuple[Strides, ...] | None:
+        """The strides of a step's outputs (of shapes ``outputs``) as views of its first input, or None.
+
+        ``shape`` and ``strides`` are those of the input, in elements. None: the step computes or copies. A step
+        that gives views hands them out with the attribute ``strided``; with ``view`` only where they are dense.
+        """
+        ...
+
+    def reads_strided(self, step: Step, index: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
+        """Whether a step reads its input ``index`` in place, without a copy, when it has these strides."""
+        ...
+
+    def natural_strides(self, step: Step, inputs: Sequence[Sequence[int]]) -> Strides | None:
+        """The strides in which a step leaves its only output with the attribute ``strided``; None if dense.
+
+        ``inputs`` are the shapes of its inputs. It is a forecast that later library versions may break.
+        """
         ...
 
     def synchronize(self) -> None:

@@ -1,7 +1,8 @@
 """From chosen options to steps, constants and buffers: an engine but for its records.
 
 Conversions between formats become steps of their own, shared by all readers of a value. A reshape of a
-row-major value costs nothing and becomes a view. Constants with equal content are stored once.
+row-major value costs nothing and becomes a view, and so do splits and transposes where the readers allow it
+(``views.py``). Constants with equal content are stored once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tamis.compiler.ir.graph import Graph
 from tamis.compiler.planner.memory import Lifetime, peak_bytes, place
 from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.select import port_format
+from tamis.compiler.planner.views import Flow, with_views
 from tamis.compiler.tactics.base import Lowered, Tactic, layer_of
 from tamis.compiler.tactics.region import RegionTactic, region_of
 from tamis.compiler.tuner.cache import digest_of
@@ -24,7 +26,10 @@ from tamis.engine.plan import Buffer, Format, Step
 
 @dataclass(frozen=True)
 class Draft:
-    """Steps, buffers and constants of an engine. ``step_of`` names the step that computes each layer."""
+    """Steps, buffers and constants of an engine. ``step_of`` names the step that computes each layer.
+
+    ``copying`` is the same engine with a copy wherever this one hands out a view; None where they are the same.
+    """
 
     options: tuple[Option, ...]
     steps: tuple[Step, ...]
@@ -35,6 +40,7 @@ class Draft:
     arena_bytes: int
     peak_bytes: int
     step_of: Mapping[str, str]
+    copying: Draft | None = None
 
 
 class Lowering:
@@ -72,11 +78,20 @@ class Lowering:
         for option in options:
             writer.add(option, *self.lower(option))
         outputs = tuple(writer.converted(v, port_format(self.graph, v)) for v in self.graph.outputs)
-        buffers, arena, peak = _buffers(writer, self.graph, outputs, self.device)
+        flow = Flow(tuple(writer.steps), writer.views)
+        copying, viewing = (
+            with_views(flow, writer.shapes, outputs, self.device, allowed=allowed) for allowed in (False, True)
+        )
+        plain = self._finished(options, writer, copying, outputs)
+        if viewing == copying:
+            return plain
+        return replace(self._finished(options, writer, viewing, outputs), copying=plain)
+
+    def _finished(self, options: tuple[Option, ...], writer: _Writer, flow: Flow, outputs: tuple[str, ...]) -> Draft:
+        buffers, arena, peak = _buffers(flow, writer.shapes, self.graph, outputs, self.device)
         return Draft(
-            options, tuple(writer.steps), buffers, writer.constants, writer.digests, outputs, arena, peak,
-            writer.step_of,
-        )  # fmt: skip
+            options, flow.steps, buffers, writer.constants, writer.digests, outputs, arena, peak, writer.step_of
+        )
 
 
 class _Writer:
@@ -89,7 +104,7 @@ class _Writer:
         self.digests: dict[str, str] = {}
         self.step_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[tuple[int, ...], Format]] = {}
-        self.views: dict[str, str] = {}
+        self.views: dict[str, Step] = {}
         self._names: dict[str, str] = {}
         for value in graph.inputs:
             self.shapes[value] = (graph.types[value].shape, port_format(graph, value))
@@ -105,10 +120,11 @@ class _Writer:
             inputs = tuple(sources.get(v, v) for v in step.inputs)
             for layer in step.layers:
                 self.step_of.setdefault(layer, step.name)
+            written = replace(step, inputs=inputs, constants=tuple(stored[name] for name in step.constants))
             if self._is_view(step, inputs):
-                self.views[step.outputs[0]] = inputs[0]
-                continue
-            self.steps.append(replace(step, inputs=inputs, constants=tuple(stored[name] for name in step.constants)))
+                self.views[step.outputs[0]] = written
+            else:
+                self.steps.append(written)
 
     def converted(self, value: str, format: Format) -> str:
         """The name of a value in a format, converting it if it does not lie so yet."""
@@ -145,24 +161,29 @@ class _Writer:
 
 
 def _buffers(
-    writer: _Writer, graph: Graph, outputs: tuple[str, ...], device: Device
+    flow: Flow,
+    shapes: Mapping[str, tuple[tuple[int, ...], Format]],
+    graph: Graph,
+    outputs: tuple[str, ...],
+    device: Device,
 ) -> tuple[tuple[Buffer, ...], int, int]:
     """Places and lifetimes of all values, the arena's size and the largest live set, in bytes."""
-    made = {value: index for index, step in enumerate(writer.steps) for value in step.outputs}
-    writers = {value: step for step in writer.steps for value in step.outputs}
+    views = {value: step.inputs[0] for value, step in flow.aliases.items()}
+    made = {value: index for index, step in enumerate(flow.steps) for value in step.outputs}
+    writers = {value: step for step in flow.steps for value in step.outputs}
     owner = {value: value for value in (*graph.inputs, *made)}
-    for view, source in writer.views.items():
+    for view, source in views.items():
         owner[view] = owner[source]
     # A step that hands out views of its input keeps that input's memory alive as long as they live.
     parent = {
         v: step.inputs[0]
         for v, step in writers.items()
-        if step.inputs and device.may_alias(step) and not device.writes_into_memory(step)
+        if step.inputs and v not in flow.copied and device.may_alias(step) and not device.writes_into_memory(step)
     }
-    parent |= writer.views
-    end = len(writer.steps)
+    parent |= views
+    end = len(flow.steps)
     last = dict.fromkeys(owner, -1)
-    for index, step in enumerate(writer.steps):
+    for index, step in enumerate(flow.steps):
         for value in (*step.inputs, *step.outputs):
             last[value] = index
             last[owner[value]] = max(last[owner[value]], index)
@@ -174,15 +195,15 @@ def _buffers(
         while root in parent:
             root = parent[root]
             kept[root] = max(kept[root], last[value])
-    sizes = {v: int(np.prod(s, dtype=np.int64)) * f.dtype.size_bytes for v, (s, f) in writer.shapes.items()}
+    sizes = {v: int(np.prod(s, dtype=np.int64)) * f.dtype.size_bytes for v, (s, f) in shapes.items()}
     lifetimes = [Lifetime(v, sizes[v], made[v], max(kept[v], made[v])) for v in made if v not in parent]
     in_arena = [x for x in lifetimes if device.writes_into_memory(writers[x.name]) and x.size_bytes]
     offsets, arena = place(in_arena)
     buffers = []
     for value, held_by in owner.items():
-        shape, format = writer.shapes[value]
+        shape, format = shapes[value]
         kind = "input" if value in graph.inputs else "arena" if value in offsets else "device"
-        if value in writer.views:
+        if value in views:
             kind = "alias"
         buffers.append(
             Buffer(
@@ -194,7 +215,7 @@ def _buffers(
                 max(kept[value], 0),
                 sizes[value],
                 offsets.get(value, 0),
-                writer.views.get(value, ""),
+                views.get(value, ""),
             )
         )
     return tuple(buffers), arena, peak_bytes(lifetimes, end)

@@ -3,6 +3,7 @@
 The name of a kernel is the operator's class name in snake case, its attributes are the operator's fields
 as JSON and ``arguments`` (see ``aten_binding.binding_of``). ``aten.convert`` brings a value to another
 format. The attribute ``strided`` lets a step give out a view of any strides; without it results are dense.
+``view`` makes a step give out a view where that is dense, instead of writing into given memory.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ def _always(attributes: Mapping[str, Any]) -> bool:
     return True
 
 
+def _unless_view(attributes: Mapping[str, Any]) -> bool:
+    return not attributes.get("strided") and not attributes.get("view")
+
+
 @dataclass(frozen=True)
 class Kernel:
     """How an operator is prepared; whether its result may share memory with an input; whether it can write
@@ -109,7 +114,7 @@ KERNELS: Mapping[str, Kernel] = {
     "split": Kernel(split, alias=True),
     "tile": Kernel(tile),
     "top_k": Kernel(top_k),
-    "transpose": Kernel(transpose, alias=True, out=lambda a: not a.get("strided")),
+    "transpose": Kernel(transpose, alias=True, out=_unless_view),
     "triangle": Kernel(triangle, out=_always),
     "where": Kernel(where, out=_always),
 }

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Tensor
-from tamis.devices.cpu import aten, linear, onednn, openvino, tensors
+from tamis.devices.cpu import aten, aten_strides, linear, onednn, openvino, tensors
 from tamis.devices.cpu.info import cpu_info, usable_cores
+from tamis.devices.strides import Strides
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.errors import DeviceError
 
@@ -94,6 +95,20 @@ class CpuDevice:
     def may_alias(self, step: Step) -> bool:
         """Whether an output of the step may share memory with its first input."""
         return step.kernel.startswith(aten.PREFIX) and aten.may_alias(step.kernel)
+
+    def view_strides(
+        self, step: Step, shape: Sequence[int], strides: Sequence[int], outputs: Sequence[Sequence[int]]
+    ) -> tuple[Strides, ...] | None:
+        """The strides of a step's outputs as views of its first input; None where it computes or copies."""
+        return aten_strides.view_strides(step, shape, strides, outputs)
+
+    def reads_strided(self, step: Step, index: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
+        """Whether a step reads its input ``index`` in place when it has these strides."""
+        return aten_strides.reads_strided(step, index, shape, strides)
+
+    def natural_strides(self, step: Step, inputs: Sequence[Sequence[int]]) -> Strides | None:
+        """The strides in which a step leaves its output when it need not be dense; None if dense."""
+        return aten_strides.natural_strides(step, inputs)
 
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when their work is done."""
