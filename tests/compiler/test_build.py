@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tamis.compiler import BuildConfig, build
 from tamis.engine.file import save
-from tamis.errors import InputError
+from tamis.errors import ConfigError, InputError
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
 from tamis.runtime.session import Session
@@ -127,6 +128,41 @@ def test_the_guard_moves_layers_to_float32_when_asked_for_more_than_bfloat16_giv
     config = BuildConfig(repetitions=3, precisions=FP32_AND_BF16, accuracy_cosine=0.99999999)
     engine = build(convolutional_model(), config)
     assert all(step.precision == DType.FLOAT32 for step in engine.plan.steps)
+
+
+def test_a_layer_runs_in_the_precision_that_the_user_wants() -> None:
+    model = convolutional_model()
+    names = [record.name for record in build(model, BuildConfig()).plan.layers]
+    wished = next(name for name in names if "conv" in name.lower())
+    engine = build(model, BuildConfig(layer_precisions=((wished, (DType.BFLOAT16,)),)))
+    chosen = {record.name: record.chosen_precision for record in engine.plan.layers}
+    assert chosen.pop(wished) == DType.BFLOAT16
+    assert set(chosen.values()) == {DType.FLOAT32}
+    config = BuildConfig(precisions=FP32_AND_BF16, layer_precisions=(("*", (DType.FLOAT32,)),))
+    engine = build(model, config)
+    assert {record.chosen_precision for record in engine.plan.layers} == {DType.FLOAT32}
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"precisions": (DType.FLOAT16,)}, "float16"),
+        ({"layer_precisions": (("a", (DType.TF32,)),)}, "tf32"),
+        ({"precisions": ("float31",)}, "float31"),
+        ({"device": "tpu"}, "tpu"),
+        ({"optimization_level": 6}, "optimization_level"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        BuildConfig(**options)
+
+
+def test_levels_change_how_much_is_measured() -> None:
+    low, high = BuildConfig(optimization_level=0), BuildConfig(optimization_level=5)
+    assert (low.turns, low.algorithms) < (BuildConfig().turns, BuildConfig().algorithms) < (high.turns, high.algorithms)
+    assert BuildConfig(repetitions=7).turns == 7
+    assert BuildConfig(device="cuda", precisions=(DType.FLOAT16,)).precisions == (DType.FLOAT32, DType.FLOAT16)
 
 
 def test_samples_are_used_and_checked() -> None:

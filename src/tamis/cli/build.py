@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tamis.cli.options import Inputs, Json, ModelPath, Threads, read_inputs, read_precisions, read_shapes
+from tamis.cli.options import (
+    Inputs,
+    Json,
+    ModelPath,
+    Threads,
+    read_inputs,
+    read_layer_precisions,
+    read_precisions,
+    read_shapes,
+)
 from tamis.cli.output import progress_bar, show, show_json
 from tamis.errors import ConfigError
 
@@ -19,11 +29,24 @@ def command(
         Path,
         typer.Option("--output", "-o", metavar="ENGINE", help="Engine file to write.", show_default=False),
     ],
+    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where the engine will run.")] = "cpu",
     precision: Annotated[
-        str, typer.Option("--precision", metavar="LIST", help="Precisions that layers may run in.")
+        str,
+        typer.Option("--precision", metavar="LIST", help="Precisions that layers may run in: fp32, tf32, bf16, fp16."),
     ] = "fp32",
+    tf32: Annotated[bool, typer.Option("--tf32", help="Allow tf32 products too (CUDA).")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Allow bfloat16 too.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Allow float16 too (CUDA).")] = False,
     best: Annotated[bool, typer.Option("--best", help="Allow every precision of the device.")] = False,
+    layer_precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer-precision",
+            metavar="LAYER=LIST",
+            help="Precisions for the layers of a name or pattern, such as 'encoder.*=fp32'. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     sparsity: Annotated[
         str,
         typer.Option(
@@ -48,6 +71,9 @@ def command(
         typer.Option("--timing-cache", metavar="FILE", help="Measurements to use and to add to.", show_default=False),
     ] = None,
     budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", help="Time that measuring may take.")] = 120.0,
+    level: Annotated[
+        int, typer.Option("--level", metavar="0..5", help="How hard to search: 0 builds fast, 5 offers everything.")
+    ] = 3,
     exclude_tactic: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,12 +111,15 @@ def command(
             model,
             output=output,
             progress=progress,
-            precisions=read_precisions("fp32,bf16" if bf16 or best else precision),
+            device=device,
+            precisions=_precisions(device, precision, {"tf32": tf32, "bf16": bf16, "fp16": fp16}, best),
+            layer_precisions=read_layer_precisions(layer_precision),
             sparsity=sparsity,
             shapes=read_shapes(shape),
             threads=threads,
             timing_cache=timing_cache,
             budget_seconds=budget,
+            optimization_level=level,
             exclude_tactics=tuple(exclude_tactic or ()),
             samples=read_inputs(given) or None,
             seed=seed,
@@ -101,3 +130,12 @@ def command(
         show_json(build_data(engine, seconds, str(output), file_bytes))
     elif not quiet:
         show(build_summary(engine, seconds, str(output), file_bytes))
+
+
+def _precisions(device: str, text: str, flags: Mapping[str, bool], best: bool) -> tuple[str, ...]:
+    """What ``--precision`` names and the flags add; everything the device has with ``--best``."""
+    from tamis.compiler.config import PRECISIONS
+
+    if best and device in PRECISIONS:
+        return tuple(map(str, PRECISIONS[device]))
+    return (*read_precisions(text), *read_precisions(",".join(name for name, wanted in flags.items() if wanted)))

@@ -28,7 +28,10 @@ Inputs = Annotated[
     ),
 ]
 
-_PRECISIONS = {"fp32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
+_PRECISIONS = {
+    "fp32": "float32", "float32": "float32", "tf32": "tf32", "bf16": "bfloat16", "bfloat16": "bfloat16",
+    "fp16": "float16", "float16": "float16",
+}  # fmt: skip
 
 
 def read_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
@@ -47,8 +50,19 @@ def read_precisions(text: str) -> tuple[str, ...]:
     names = [part.strip().lower() for part in text.split(",") if part.strip()]
     for name in names:
         if name not in _PRECISIONS:
-            raise ConfigError(f"there is no precision '{name}'", remedy="choose among fp32 and bf16")
+            raise ConfigError(f"there is no precision '{name}'", remedy="choose among fp32, tf32, bf16 and fp16")
     return tuple(dict.fromkeys(_PRECISIONS[name] for name in names))
+
+
+def read_layer_precisions(texts: Sequence[str] | None) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Precisions by layer from texts such as ``encoder.*=fp32,bf16``. Raises ``ConfigError``."""
+    wishes = []
+    for text in texts or ():
+        name, separator, precisions = text.rpartition("=")
+        if not separator or not name or not precisions:
+            raise ConfigError(f"the layer precision '{text}' is not readable", remedy="write it as layer=fp32,bf16")
+        wishes.append((name, read_precisions(precisions)))
+    return tuple(wishes)
 
 
 def read_inputs(texts: Sequence[str] | None) -> dict[str, np.ndarray]:

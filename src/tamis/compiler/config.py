@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,14 @@ import numpy as np
 from tamis.errors import ConfigError
 from tamis.formats.dtype import DType
 
-PRECISIONS = (DType.FLOAT32, DType.BFLOAT16)
+# What each device can compute in, from the most accurate to the least.
+PRECISIONS: Mapping[str, tuple[DType, ...]] = {
+    "cpu": (DType.FLOAT32, DType.BFLOAT16),
+    "cuda": (DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16),
+}
+# Turns in a race, and library algorithms offered to it, at each optimization level.
+_REPETITIONS = (3, 5, 9, 15, 21, 31)
+_ALGORITHMS = (1, 2, 4, 8, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,10 @@ class BuildConfig:
 
     Attributes:
         device: ``"cpu"`` (the default) or ``"cuda"``.
-        precisions: the precisions that layers may run in; float32 is always allowed.
+        precisions: the precisions that layers may run in; float32 is always allowed. The CPU has float32 and
+            bfloat16, CUDA also tf32 (float32 values, products of 10-bit mantissas) and float16.
+        layer_precisions: precisions by layer name or shell pattern (``encoder.*``), the first match counts: layers
+            that match may run in these only, and in float32 when that is all that works.
         sparsity: ``"off"`` never races sparse kernels; ``"auto"`` races them on weights that are 2:4;
             ``"force"`` prunes the other weights by magnitude first, to see what sparsity would bring. Such an
             engine is marked as not usable for accuracy.
@@ -30,7 +41,9 @@ class BuildConfig:
         exclude_tactics: names of tactics (or prefixes up to a dot) that must not race.
         timing_cache: file that measurements are read from and added to; None for none.
         budget_seconds: time that racing may take; what is left out is recorded as skipped.
-        repetitions: measurements of each candidate.
+        optimization_level: 0 to 5, how hard to search: turns in a race and library algorithms offered to it.
+            3 is the default; 0 builds fast, 5 offers everything.
+        repetitions: measurements of each candidate; None for those of the level.
         accuracy_cosine: smallest cosine between an output and its float32 reference that a lower precision
             may have.
         accuracy_relative: largest error, over the largest reference value, that float32 tactics may have.
@@ -42,13 +55,15 @@ class BuildConfig:
 
     device: Literal["cpu", "cuda"] = "cpu"
     precisions: tuple[DType, ...] = (DType.FLOAT32,)
+    layer_precisions: tuple[tuple[str, tuple[DType, ...]], ...] = ()
     sparsity: Literal["off", "auto", "force"] = "auto"
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     threads: int | None = None
     exclude_tactics: tuple[str, ...] = ()
     timing_cache: Path | None = None
     budget_seconds: float = 120.0
-    repetitions: int = 15
+    optimization_level: int = 3
+    repetitions: int | None = None
     accuracy_cosine: float = 0.999
     accuracy_relative: float = 1e-3
     samples: Mapping[str, np.ndarray] | None = None
@@ -60,21 +75,53 @@ class BuildConfig:
         """Whether a tactic must not race: it is named, or its family is (``tamis`` for ``tamis.chain``)."""
         return any(tactic == name or tactic.startswith(f"{name}.") for name in self.exclude_tactics)
 
+    @property
+    def turns(self) -> int:
+        """How often each candidate of a race is measured."""
+        return self.repetitions if self.repetitions is not None else _REPETITIONS[self.optimization_level]
+
+    @property
+    def algorithms(self) -> int:
+        """How many algorithms of a library race for one layer."""
+        return _ALGORITHMS[self.optimization_level]
+
+    @property
+    def raced_precisions(self) -> tuple[DType, ...]:
+        """Every precision that some layer may run in."""
+        return self._known((*self.precisions, *(p for _, precisions in self.layer_precisions for p in precisions)))
+
+    def precisions_of(self, layer: str) -> tuple[DType, ...]:
+        """The precisions that a layer may run in."""
+        for pattern, precisions in self.layer_precisions:
+            if layer == pattern or fnmatchcase(layer, pattern):
+                return precisions
+        return self.precisions
+
     def __post_init__(self) -> None:
         """Normalise and check; raises ``ConfigError``."""
-        wanted = tuple(p for p in PRECISIONS if p in {DType.FLOAT32, *map(DType, self.precisions)})
-        for precision in self.precisions:
-            if DType(precision) not in PRECISIONS:
-                raise ConfigError(
-                    f"precision {precision} is not available on this device",
-                    remedy=f"choose among {', '.join(map(str, PRECISIONS))}",
-                )
-        object.__setattr__(self, "precisions", wanted)
+        if self.device not in PRECISIONS:
+            raise ConfigError(f"there is no device '{self.device}'", remedy=f"choose {' or '.join(PRECISIONS)}")
+        object.__setattr__(self, "precisions", self._known((DType.FLOAT32, *self.precisions)))
+        by_layer = tuple((name, self._known(precisions)) for name, precisions in self.layer_precisions)
+        object.__setattr__(self, "layer_precisions", by_layer)
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}", remedy="give a number of at least 1")
-        if self.repetitions < 3:
+        if not 0 <= self.optimization_level < len(_REPETITIONS):
+            raise ConfigError(f"optimization_level is {self.optimization_level}", remedy="give a number from 0 to 5")
+        if self.repetitions is not None and self.repetitions < 3:
             raise ConfigError(f"repetitions is {self.repetitions}", remedy="give at least 3")
         if self.sparsity not in ("off", "auto", "force"):
             raise ConfigError(f"sparsity is {self.sparsity!r}", remedy="choose off, auto or force")
         if not 0.0 <= self.accuracy_cosine <= 1.0:
             raise ConfigError(f"accuracy_cosine is {self.accuracy_cosine}", remedy="give a number from 0 to 1")
+
+    def _known(self, precisions: Iterable[DType | str]) -> tuple[DType, ...]:
+        """Precisions in the device's order; ``ConfigError`` for one that it does not have."""
+        offered = PRECISIONS[self.device]
+        for precision in precisions:
+            if precision not in offered:
+                raise ConfigError(
+                    f"precision {precision} is not available on the device '{self.device}'",
+                    remedy=f"choose among {', '.join(map(str, offered))}",
+                )
+        return tuple(p for p in offered if p in set(precisions))

@@ -2,6 +2,9 @@
 
 The names are those that ONNX, safetensors and NumPy users know. ``bfloat16`` and the 8-bit floats have no
 NumPy type of their own; they come from ``ml_dtypes``, as in ONNX's own tools.
+
+``tf32`` is a precision of products, not a type in memory: operands are float32, of which the tensor cores read ten
+bits of the mantissa. ``storage`` gives the type in which a layer of a precision keeps its values.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ class DType(str, Enum):
 
     FLOAT64 = "float64"
     FLOAT32 = "float32"
+    TF32 = "tf32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
     FLOAT8_E4M3 = "float8_e4m3"
@@ -37,10 +41,16 @@ class DType(str, Enum):
     def numpy(self) -> np.dtype:
         """The NumPy type that holds elements of this type bit for bit."""
         special = {
+            DType.TF32: np.dtype(np.float32),
             DType.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
             DType.FLOAT8_E4M3: np.dtype(ml_dtypes.float8_e4m3fn),
         }
         return special.get(self) or np.dtype(self.value)
+
+    @property
+    def storage(self) -> DType:
+        """The type of the values in memory: float32 for ``tf32``, else the type itself."""
+        return DType.FLOAT32 if self is DType.TF32 else self
 
     @property
     def size_bytes(self) -> int:
@@ -50,7 +60,7 @@ class DType(str, Enum):
     @property
     def is_float(self) -> bool:
         """Whether this is a floating-point type of any width."""
-        return self.value.startswith(("float", "bfloat"))
+        return self.value.startswith(("float", "bfloat", "tf"))
 
     @classmethod
     def of(cls, array: np.ndarray) -> DType:

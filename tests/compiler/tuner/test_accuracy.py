@@ -31,6 +31,7 @@ def test_what_is_not_finite_never_passes(bad: float) -> None:
     for precision in (DType.FLOAT32, DType.BFLOAT16):
         assert objection(compare(result, reference), precision, 0.0, 1e9) is not None
         assert objection(compare(reference, result), precision, 0.0, 1e9) is not None
+    assert "overflows" in str(objection(compare(result, reference), DType.FLOAT16, 0.0, 1e9))
     both_nan = np.full(4, np.nan)
     assert objection(compare(both_nan, both_nan), DType.FLOAT32, 0.0, 1e9) is not None
 

@@ -47,8 +47,8 @@ class Result:
 
 def engine_precision(draft: Draft) -> DType:
     """The lowest precision that any step of a draft runs in."""
-    half = any(step.precision == DType.BFLOAT16 for step in draft.steps)
-    return DType.BFLOAT16 if half else DType.FLOAT32
+    present = {step.precision for step in draft.steps}
+    return next((p for p in (DType.FLOAT16, DType.BFLOAT16, DType.TF32) if p in present), DType.FLOAT32)
 
 
 class Contest:

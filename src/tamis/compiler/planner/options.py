@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tactics.region import Region
 from tamis.compiler.tuner.race import LayerRace
 from tamis.engine.plan import Format, Timing
+from tamis.formats.dtype import DType
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,34 @@ def region_option(region: Region, choice: Choice, timing: Timing, sqnr_db: float
         timing,
         sqnr_db,
     )
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The precisions that the user wants for single layers, by the position of the layer."""
+
+    by_position: Mapping[int, frozenset[DType]]
+
+    def permit(self, option: Option) -> bool:
+        """Whether an option runs every layer as wished."""
+        return all(option.choice.precision in wished for wished in self._of(option))
+
+    def fix(self, option: Option) -> bool:
+        """Whether a wish keeps the option from being moved to float32."""
+        return any(DType.FLOAT32 not in wished for wished in self._of(option))
+
+    def _of(self, option: Option) -> list[frozenset[DType]]:
+        return [self.by_position[p] for p in range(option.start, option.stop) if p in self.by_position]
+
+
+def wishes_of(graph: Graph, layers: Iterable[Option], config: BuildConfig) -> Wishes:
+    """What ``config.layer_precisions`` asks for; a layer that fails in all of it may run in float32."""
+    able: dict[int, set[DType]] = {}
+    for option in layers:
+        able.setdefault(option.start, set()).add(option.choice.precision)
+    wished = {}
+    for position, node in enumerate(graph.nodes):
+        precisions = frozenset(config.precisions_of(node.name))
+        if precisions != frozenset(config.precisions):
+            wished[position] = precisions if precisions & able[position] else frozenset({DType.FLOAT32})
+    return Wishes(wished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from tamis.compiler.ir.graph import Graph
 from tamis.compiler.planner.contest import Contest, drop_duplicates
 from tamis.compiler.planner.conversions import Conversions
 from tamis.compiler.planner.lower import Draft, Lowering
-from tamis.compiler.planner.options import Option, layer_options
+from tamis.compiler.planner.options import Option, Wishes, layer_options, wishes_of
 from tamis.compiler.planner.records import layer_records, region_records
 from tamis.compiler.planner.regions import RegionRaces
 from tamis.compiler.planner.search import Filter, Search
@@ -38,25 +39,28 @@ def plan_engine(
     lowering = Lowering(graph, TACTICS, REGION_TACTICS, track.device)
     region_races = RegionRaces(graph, track, REGION_TACTICS)
     conversions = Conversions(track)
-    finder = Search(graph, layer_options(graph, races), region_races, conversions, progress)
+    layers = layer_options(graph, races)
+    finder = Search(graph, layers, region_races, conversions, progress)
     contest = Contest(
         lambda draft: _assemble(graph, draft, track, (), (), (), {}),
         track.device, track.config, track.cache, track.reference,
     )  # fmt: skip
 
+    wishes = wishes_of(graph, layers, track.config)
+
     def best(allowed: Filter) -> Draft:
-        return lowering.draft(finder.best(allowed).options)
+        return lowering.draft(finder.best(lambda o: wishes.permit(o) and allowed(o)).options)
 
     def by_layers(allowed: Filter) -> Draft:
-        return lowering.draft(finder.by_layers(allowed).options)
+        return lowering.draft(finder.by_layers(lambda o: wishes.permit(o) and allowed(o)).options)
 
     elaborate = [
-        ("dense, layer by layer", _guarded(by_layers, _dense, contest)),
-        ("dense", _guarded(best, _dense, contest)),
-        ("layer by layer", _guarded(by_layers, _any, contest)),
-        ("all tactics", _guarded(best, _any, contest)),
+        ("dense, layer by layer", _guarded(by_layers, _dense, contest, wishes)),
+        ("dense", _guarded(best, _dense, contest, wishes)),
+        ("layer by layer", _guarded(by_layers, _any, contest, wishes)),
+        ("all tactics", _guarded(best, _any, contest, wishes)),
     ]
-    whole = [o for o in region_races.options() if (o.start, o.stop) == (0, len(graph.nodes))]
+    whole = [o for o in region_races.options() if (o.start, o.stop) == (0, len(graph.nodes)) and wishes.permit(o)]
     simple = [(f"{o.choice.tactic} {o.choice.precision} {o.choice.sparsity}", lowering.draft((o,))) for o in whole]
     proposals = [*simple, *elaborate]
     drafts = drop_duplicates([(n, d) for n, d in proposals if contest.objection(d) is None])
@@ -82,19 +86,22 @@ def _dense(option: Option) -> bool:
     return option.choice.sparsity == "dense"
 
 
-def _guarded(make: Callable[[Filter], Draft], allowed: Filter, contest: Contest) -> Draft:
-    """The draft that ``make`` gives, moving the least accurate layers to float32 until the guard is content."""
+def _guarded(make: Callable[[Filter], Draft], allowed: Filter, contest: Contest, wishes: Wishes) -> Draft:
+    """The draft that ``make`` gives, moving the least accurate layers to float32 until the guard is content.
+
+    Layers whose precision the user fixed stay as they are.
+    """
+
+    def kept(option: Option, sqnr_db: float) -> bool:
+        accurate = option.choice.precision == DType.FLOAT32 or option.sqnr_db >= sqnr_db
+        return allowed(option) and (accurate or wishes.fix(option))
+
     draft = make(allowed)
     for threshold in _GUARD_STEPS_DB:
         if contest.objection(draft) is None:
             break
-        draft = make(_at_least(threshold, allowed))
+        draft = make(functools.partial(kept, sqnr_db=threshold))
     return draft
-
-
-def _at_least(sqnr_db: float, allowed: Filter) -> Filter:
-    """Of what is allowed, float32 and whatever is at least this accurate by itself."""
-    return lambda o: allowed(o) and (o.choice.precision == DType.FLOAT32 or o.sqnr_db >= sqnr_db)
 
 
 def _assemble(
@@ -137,6 +144,7 @@ def _config_json(config: BuildConfig) -> dict[str, Any]:
     skipped = {"timing_cache", "dump", "samples", "verify", "threads"}
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in skipped}
     fields["precisions"] = [str(p) for p in config.precisions]
+    fields["layer_precisions"] = [[name, [str(p) for p in wanted]] for name, wanted in config.layer_precisions]
     fields["exclude_tactics"] = list(config.exclude_tactics)
     fields["shapes"] = {name: list(shape) for name, shape in config.shapes.items()}
     return fields

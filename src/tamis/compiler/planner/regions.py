@@ -125,7 +125,7 @@ class RegionRaces:
                 accuracy = worst([compare(r, t) for r, t in zip(results, references, strict=True)])
                 whole = (region.start, region.stop) == (0, len(graph.nodes))
                 contender = trial.contender(settle=whole)
-                timing = track.clock.race({"": contender}, max(5, track.config.repetitions // 2))[""]
+                timing = track.clock.race({"": contender}, max(5, track.config.turns // 2))[""]
         except (RuntimeError, TamisError) as error:
             return Measurement(failure=f"failed: {str(error).splitlines()[0][:200]}")
         return Measurement(timing, accuracy)

@@ -176,4 +176,4 @@ def moved_bytes_of(layer: Layer, choice: Choice) -> int:
 def uniform_format(type_: TensorType, dtype: DType, channels_last: bool) -> Format:
     """The format of a value under one wish: only floating point changes type, only images change layout."""
     layout = "channels_last" if channels_last and len(type_.shape) == 4 else "row_major"
-    return Format(dtype if type_.dtype == DType.FLOAT32 else type_.dtype, layout)  # type: ignore[arg-type]
+    return Format(dtype.storage if type_.dtype == DType.FLOAT32 else type_.dtype, layout)  # type: ignore[arg-type]

@@ -9,11 +9,12 @@ from tamis.formats.dtype import DType
 
 
 def to_precision(array: np.ndarray, dtype: DType) -> np.ndarray:
-    """Floating-point constants in ``dtype``, rounded to nearest even; other constants unchanged.
+    """Floating-point constants in the storage type of ``dtype``, rounded to nearest even; other constants unchanged.
 
     Finite values stay finite: a mask filled with the smallest float32 must not become minus infinity, which
     would turn a fully masked row into NaN. Zeros stay zeros.
     """
+    dtype = dtype.storage
     if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
         return array
     if array.dtype == dtype.numpy:

@@ -16,6 +16,7 @@ from tamis.compiler.tuner.race import LayerRace, Track, race_layer
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.timing import Clock
 from tamis.devices.base import Device
+from tamis.formats.dtype import DType
 
 # Weights beyond this size do not stay in the caches between two runs of a network, so races flush them.
 _CACHE_BYTES = 16 << 20
@@ -35,7 +36,7 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
         config=config,
         clock=Clock(cold=weights > _CACHE_BYTES),
         cache=cache,
-        roof=measure_roof(cache, config.precisions),
+        roof=measure_roof(cache, config.raced_precisions),
         reference=reference,
         deadline=time.monotonic() + config.budget_seconds,
         threads=threads,
@@ -44,15 +45,15 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
 
 def race_all(graph: Graph, track: Track, progress: Callable[[int, int, str], None]) -> tuple[LayerRace, ...]:
     """One race for each layer, in order; layers of equal signature share the measurements."""
-    races: dict[str, LayerRace] = {}
+    races: dict[tuple[str, tuple[DType, ...]], LayerRace] = {}
     results = []
     for index, node in enumerate(graph.nodes):
         layer = layer_of(graph, node)
         progress(index, len(graph.nodes), node.name)
-        signature = signature_of(layer)
-        if signature not in races:
-            races[signature] = race_layer(layer, TACTICS, track)
-        shared = races[signature]
+        key = (signature_of(layer), track.config.precisions_of(node.name))
+        if key not in races:
+            races[key] = race_layer(layer, TACTICS, track)
+        shared = races[key]
         results.append(LayerRace(layer, shared.entries, shared.refusals))
     progress(len(graph.nodes), len(graph.nodes), "")
     return tuple(results)

@@ -7,6 +7,9 @@ import numpy as np
 from tamis.engine.plan import Accuracy
 from tamis.formats.dtype import DType
 
+# The error of a result that is infinite or NaN where the reference is not.
+_NOT_FINITE = 1e30
+
 
 def compare(result: np.ndarray, reference: np.ndarray) -> Accuracy:
     """Accuracy of ``result``; anything not finite where the reference is finite counts as infinitely wrong."""
@@ -19,7 +22,7 @@ def compare(result: np.ndarray, reference: np.ndarray) -> Accuracy:
     if infinite.any():
         a, b = np.where(infinite, 0.0, a), np.where(infinite, 0.0, b)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return Accuracy(1e30, -1.0, -999.0)
+        return Accuracy(_NOT_FINITE, -1.0, -999.0)
     error, scale = np.abs(a - b), float(np.abs(b).max())
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     noise = float(np.linalg.norm(a - b))
@@ -45,6 +48,8 @@ def objection(accuracy: Accuracy, precision: DType, cosine: float, relative: flo
     float32 results must be within ``relative`` of the largest reference value; lower precisions must point in
     the same direction to within ``cosine``.
     """
+    if accuracy.max_relative_error >= _NOT_FINITE and precision != DType.FLOAT32:
+        return f"overflows: not finite in {precision} on the sample inputs"
     if precision == DType.FLOAT32 and not accuracy.max_relative_error <= relative:
         return f"wrong: largest error {accuracy.max_relative_error:.3g} of the largest value, allowed {relative:g}"
     if precision != DType.FLOAT32 and not accuracy.cosine >= cosine:

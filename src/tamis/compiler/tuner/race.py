@@ -8,7 +8,7 @@ is declared here: which choice serves the whole graph best is for the planner to
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -71,7 +71,8 @@ class Track:
 
 def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> LayerRace:
     """Race all tactics for one layer."""
-    info, config = track.device.info(), track.config
+    info = track.device.info()
+    config = replace(track.config, precisions=track.config.precisions_of(layer.name))  # float32 always races
     refusals: list[tuple[str, str]] = []
     choices: list[tuple[Tactic, Choice]] = []
     for tactic in tactics:
@@ -145,7 +146,7 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
         for index, trial in trials.items()
         if timings[index].median_us <= _BEHIND * best[(choices[index][1].inputs, choices[index][1].outputs)]
     }
-    finals = track.clock.race(finalists, track.config.repetitions, track.deadline)
+    finals = track.clock.race(finalists, track.config.turns, track.deadline)
     timings |= {int(index): timing for index, timing in finals.items()}
     for index, timing in timings.items():
         results[index] = Measurement(timing, accuracies[index])
