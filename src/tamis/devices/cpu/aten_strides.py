@@ -119,9 +119,11 @@ def natural_strides(step: Step, inputs: Sequence[Shape]) -> Strides | None:
     torch's fast attention writes ``[B, H, S, D]`` in the order of ``[B, S, H, D]``. This is a forecast: a step
     that must have dense values still makes sure of it.
     """
-    if step.kernel != "aten.attention" or len(inputs) < 3:
+    places = {f"in{index}": tuple(shape) for index, shape in enumerate(inputs)}
+    found = [places.get(name, ()) for name in step.attributes.get("arguments", list(places))[:3]]
+    if step.kernel != "aten.attention" or len(found) < 3 or any(len(shape) != 4 for shape in found):
         return None
-    if any(len(shape) != 4 or shape[:2] != inputs[0][:2] or shape[3] != inputs[0][3] for shape in inputs[:3]):
+    _, heads, length, depth = found[0]
+    if any((*shape[:2], shape[3]) != (*found[0][:2], depth) for shape in found):
         return None
-    _, heads, length, depth = inputs[0]
     return (heads * length * depth, depth, heads * depth, 1)
