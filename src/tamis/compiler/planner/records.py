@@ -72,8 +72,9 @@ def _layer_record(race: LayerRace, option: Option, draft: Draft) -> LayerRecord:
 
 
 def _sparsity(option: Option, layer: str) -> Sparsity:
-    by_layer: Mapping[str, Sparsity] = option.choice.parameters.get("sparsity_by_layer", {})
-    return by_layer.get(layer, option.choice.sparsity)
+    by_layer: Mapping[str, Sparsity] | None = option.choice.parameters.get("sparsity_by_layer")
+    # A layer that is not listed has no weight.
+    return option.choice.sparsity if by_layer is None else by_layer.get(layer, "dense")
 
 
 def _candidate(entry: Entry, race: LayerRace, option: Option, in_race: bool) -> Candidate:

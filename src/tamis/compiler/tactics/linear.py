@@ -68,7 +68,7 @@ class TamisLinear:
             (node.inputs[0], *residuals),
             (result,),
             tuple(constants),
-            chain_attributes([entry], choice),
+            chain_attributes([entry], choice, entry["k"]),
             (layer.name,),
             choice.precision,
             choice.sparsity,
@@ -138,9 +138,14 @@ def split_program(layer: Layer) -> tuple[tuple[Pointwise, ...], tuple[Pointwise,
     return program, ()
 
 
-def chain_attributes(entries: Sequence[Mapping[str, Any]], choice: Choice) -> dict[str, Any]:
+def chain_attributes(
+    entries: Sequence[Mapping[str, Any]], choice: Choice, x_columns: int, pieces: Sequence[Mapping[str, int]] = ()
+) -> dict[str, Any]:
     """The attributes of a ``tamis.chain`` step."""
-    return {"layers": list(entries), "isa": choice.parameters["isa"], "layout": LAYOUT_VERSION}
+    return {
+        "layers": list(entries), "x_columns": x_columns, "pieces": list(pieces), "isa": choice.parameters["isa"],
+        "layout": LAYOUT_VERSION,
+    }  # fmt: skip
 
 
 def packed_layer(

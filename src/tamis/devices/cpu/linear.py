@@ -14,7 +14,7 @@ from tamis.engine.plan import Step
 from tamis.errors import DeviceError, EngineMismatch
 from tamis.formats import parse_pattern
 from tamis.formats.tiles import LAYOUT_VERSION
-from tamis.kernels.cpu.linear import Chain, Layer, LinearSpec
+from tamis.kernels.cpu.linear import Chain, Layer, LinearSpec, Piece
 from tamis.kernels.cpu.linear import Step as EpilogueStep
 
 
@@ -23,8 +23,9 @@ def bind(
 ) -> Runner:
     """A runner for a ``tamis.chain`` step.
 
-    Attributes: ``layers`` (n, k, weight_dtype, pattern, epilogue, bias) and ``isa``, the level it was tuned for.
-    Constants: for each layer the packed weight, then the bias if any. Inputs: x, then the residuals in order.
+    Attributes: ``layers`` (n, k, weight_dtype, pattern, epilogue, bias), ``isa``, the level it was tuned for,
+    ``x_columns``, and ``pieces`` (layer, column, columns): inputs that stand beside a layer's own input.
+    Constants: for each layer the packed weight, then the bias if any. Inputs: x, the residuals and the pieces in order.
     """
     if step.kernel != "tamis.chain":
         raise DeviceError(f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again")
@@ -36,14 +37,21 @@ def bind(
         )
     names = iter(step.constants)
     layers = [_layer(entry, names, constants, inputs) for entry in step.attributes["layers"]]
+    joined = inputs[len(inputs) - len(step.attributes["pieces"]) :]
+    pieces = [
+        Piece(entry["layer"], entry["column"], entry["columns"], bound.format.dtype.value)  # type: ignore[arg-type]
+        for entry, bound in zip(step.attributes["pieces"], joined, strict=True)
+    ]
     chain = Chain(
         layers,
         threads=torch.get_num_threads(),
         isa=step.attributes["isa"],
         x_dtype=inputs[0].format.dtype.value,  # type: ignore[arg-type]
         y_dtype=outputs[0].format.dtype.value,  # type: ignore[arg-type]
+        pieces=pieces,
+        x_columns=step.attributes["x_columns"],
     )
-    rows = prod(inputs[0].shape) // layers[0].spec.k
+    rows = prod(inputs[0].shape) // chain.x_columns
     chain.reserve(rows)
     return _runner(chain, rows, inputs, outputs[0])
 
@@ -61,12 +69,14 @@ def _layer(
 
 def _runner(chain: Chain, rows: int, inputs: Sequence[BoundShape], output: BoundShape) -> Runner:
     x, y, call = inputs[0].slot, output.slot, chain.run
-    residuals = tuple(bound.slot for bound in inputs[1:])
+    others = tuple(bound.slot for bound in inputs[1:])
+    added = len(others) - len(chain.pieces)
     shape, format, preallocated = output.shape, output.format, output.preallocated
 
     def run(slots: Slots) -> None:
         if not preallocated:
             slots[y] = tensors.empty(shape, format)
-        call(slots[x].data_ptr(), slots[y].data_ptr(), rows, [slots[slot].data_ptr() for slot in residuals])
+        given = [slots[slot].data_ptr() for slot in others]
+        call(slots[x].data_ptr(), slots[y].data_ptr(), rows, given[:added], given[added:])
 
     return run

@@ -34,7 +34,7 @@ _AVX512 = (
     "-mprefer-vector-width=512",
 )
 # Sources for every machine, and those for one instruction set, with its flags.
-_SOURCES = ("cpu.cpp", "linear.cpp", "linear_portable.cpp", "threads.cpp")
+_SOURCES = ("cpu.cpp", "linear.cpp", "linear_portable.cpp", "plan.cpp", "threads.cpp")
 _X86_SOURCES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("linear_avx2.cpp", ("-mavx2", "-mfma")),
     ("linear_avx512.cpp", _AVX512),

@@ -1,4 +1,4 @@
-/* What the driver (linear.cpp) and the kernels of one instruction set say to each other.
+/* What the driver (linear.cpp, plan.cpp) and the kernels of one instruction set say to each other.
  *
  * PANELS. Inputs are repacked, so that a kernel reads one sequential stream whatever X's strides are. A panel
  * holds blocks of 16 rows; inside a block, `group` consecutive k of one row lie together, row after row:
@@ -43,6 +43,7 @@ struct Task {
     tamis_matrix residual;
     Panel in;
     Panel out;      /* used when out.data is not null, else y */
+    int64_t out_columns; /* of out: this layer's outputs and the zeros behind them; a multiple of TILE_N */
     tamis_matrix y;
 };
 
@@ -64,8 +65,10 @@ struct Kernels {
     /* sum[r * ld + c] = sum over the unit's k of x[row + r][k] w[16 tile + c][k]; room for rows rounded up to 32 */
     void (*multiply)(const Task *task, const Unit *unit, float *sum, int64_t ld, void *scratch);
     void (*finish)(const Task *task, const Unit *unit, float *sum, int64_t ld);
-    /* panel elements of `block`, k tiles k0..k1 */
-    void (*pack)(const tamis_matrix *x, int64_t columns, const Panel *panel, int64_t block, int64_t k0, int64_t k1);
+    /* Write k..end of the panel's `block`, both multiples of TILE_N: the matrix's columns start at `start`, a multiple
+     * of TILE_N not above k, and zeros lie behind the last of them. */
+    void (*pack)(const tamis_matrix *x, int64_t columns, int64_t start, const Panel *panel, int64_t block, int64_t k,
+                 int64_t end);
 };
 
 /* Null where the compiler could not build them (weak) or the level has no kernel of its own. */

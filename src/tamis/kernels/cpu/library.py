@@ -14,11 +14,11 @@ from typing import Any
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.kernels.cpu.build import LIBRARY_NAME
 
-ABI = 1
+ABI = 2
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 _STATUS = {
-    1: "a size, a code or a pointer makes no sense, or two layers do not join",
+    1: "a size, a code or a pointer makes no sense, or layers or pieces do not join",
     2: "the workspace is too small",
     3: "this processor or this build has no such instruction set",
     4: "a row stride is smaller than the row",
@@ -59,20 +59,34 @@ class LinearStruct(ctypes.Structure):
     ]
 
 
+class PieceStruct(ctypes.Structure):
+    """``tamis_piece``."""
+
+    _fields_ = [
+        ("matrix", MatrixStruct),
+        ("column", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("layer", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
 class ChainStruct(ctypes.Structure):
     """``tamis_chain``."""
 
     _fields_ = [
         ("layers", ctypes.POINTER(LinearStruct)),
         ("residuals", ctypes.POINTER(MatrixStruct)),
+        ("pieces", ctypes.POINTER(PieceStruct)),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_int64),
         ("x", MatrixStruct),
         ("y", MatrixStruct),
+        ("x_columns", ctypes.c_int64),
         ("layer_count", ctypes.c_int32),
+        ("piece_count", ctypes.c_int32),
         ("isa", ctypes.c_int32),
         ("threads", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
     ]
 
 

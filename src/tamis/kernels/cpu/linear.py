@@ -30,6 +30,7 @@ from tamis.kernels.cpu.library import (
     Library,
     LinearStruct,
     MatrixStruct,
+    PieceStruct,
     load,
 )
 
@@ -114,16 +115,32 @@ class Layer:
             raise FormatError("the bias is not contiguous")
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A matrix ``[rows, columns]`` that stands beside the own input of layer number ``layer``.
+
+    It takes the input columns from ``column``, a multiple of 16, on. ``stride`` is in elements, 0 for ``columns``.
+    """
+
+    layer: int
+    column: int
+    columns: int
+    dtype: WeightType = "float32"
+    stride: int = 0
+
+
 class Chain:
     """One or more linear layers that run in one parallel region, ready to be called often.
 
     Args:
-        layers: applied in order; each one's k is the n of the one before.
+        layers: applied in order; each one's k is the n of the one before, or where its last piece ends.
         threads: how many to use; 1 stays on the calling thread.
         isa: highest level to use (None: the best here).
         x_dtype, y_dtype: element types of the input and of the output.
         x_stride, y_stride: elements from one row to the next; 0 means no gap.
         library: the kernels to use, those of the installation by default.
+        pieces: by layer, then by column. A layer's own input comes first; what lies between the parts counts as zero.
+        x_columns: columns of x where pieces follow it; 0 means k of the first layer.
 
     A chain owns its workspace and serves one call at a time; constants are kept alive by it.
     """
@@ -139,36 +156,46 @@ class Chain:
         x_stride: int = 0,
         y_stride: int = 0,
         library: Library | None = None,
+        pieces: Sequence[Piece] = (),
+        x_columns: int = 0,
     ) -> None:
-        if not layers:
-            raise FormatError("a chain needs at least one layer")
-        for first, second in itertools.pairwise(layers):
-            if first.spec.n != second.spec.k:
-                raise FormatError(f"a layer with {first.spec.n} outputs cannot feed one with {second.spec.k} inputs")
+        _check_joins(layers, pieces)
         self.layers = tuple(layers)
         self.x_dtype: WeightType = x_dtype
         self.y_dtype: WeightType = y_dtype
+        self.pieces = tuple(pieces)
+        self.x_columns = x_columns or layers[0].spec.k
         self._library = library or load()
         self._layers = (LinearStruct * len(layers))(*(_linear_struct(layer) for layer in layers))
         self._residuals = (MatrixStruct * len(layers))(*(_residual_struct(layer) for layer in layers))
-        self._residual_slots = [i for i, layer in enumerate(layers) if layer.spec.adds_residual]
-        self._chain = ChainStruct(layer_count=len(layers), threads=threads, isa=self._library.level(isa))
-        self._chain.layers, self._chain.residuals = self._layers, self._residuals
-        self._chain.x = MatrixStruct(stride=x_stride or layers[0].spec.k, dtype=_CODES[x_dtype])
+        self._pieces = (PieceStruct * len(pieces))(*(_piece_struct(piece) for piece in pieces))
+        # What each call gives an address to; these objects share the memory of the arrays.
+        self._added = [self._residuals[i] for i, layer in enumerate(layers) if layer.spec.adds_residual]
+        self._joined = [piece.matrix for piece in self._pieces]
+        self._chain = ChainStruct(
+            x_columns=self.x_columns, layer_count=len(layers), piece_count=len(pieces), threads=threads,
+            isa=self._library.level(isa),
+        )  # fmt: skip
+        self._chain.layers, self._chain.residuals, self._chain.pieces = self._layers, self._residuals, self._pieces
+        self._chain.x = MatrixStruct(stride=x_stride or self.x_columns, dtype=_CODES[x_dtype])
         self._chain.y = MatrixStruct(stride=y_stride or layers[-1].spec.n, dtype=_CODES[y_dtype])
         self._address = ctypes.addressof(self._chain)
         self._run = self._library.handle.tamis_chain_run
         self._workspace = np.empty(0, np.uint8)
 
-    def run(self, x: int, y: int, rows: int, residuals: Sequence[int] = ()) -> None:
-        """Run on raw addresses: ``x`` [rows, k], ``y`` [rows, n], a residual for each layer that adds one.
+    def run(self, x: int, y: int, rows: int, residuals: Sequence[int] = (), pieces: Sequence[int] = ()) -> None:
+        """Run on raw addresses: ``x`` [rows, x_columns], ``y`` [rows, n], a residual for each layer that adds one.
 
-        The last residuals given stay in place for calls without. ``y`` may not overlap ``x``. A first call
-        with more rows than before enlarges the workspace. ``DeviceError`` for arguments that make no sense.
+        ``pieces`` are the addresses of the chain's pieces. The last residuals and pieces given stay in place for
+        calls without. ``y`` may not overlap what is read. A first call with more rows than before enlarges the
+        workspace. ``DeviceError`` for arguments that make no sense.
         """
         if residuals:
-            for slot, address in zip(self._residual_slots, residuals, strict=True):
-                self._residuals[slot].data = address
+            for matrix, address in zip(self._added, residuals, strict=True):
+                matrix.data = address
+        if pieces:
+            for matrix, address in zip(self._joined, pieces, strict=True):
+                matrix.data = address
         status = self._run(self._address, x, y, rows)
         if status == SMALL_WORKSPACE:
             self.reserve(rows)
@@ -178,8 +205,8 @@ class Chain:
 
     def reserve(self, rows: int) -> int:
         """Make the workspace large enough for so many rows (no more is needed later); returns its bytes."""
-        for slot in self._residual_slots:
-            self._residuals[slot].data = self._residuals[slot].data or self._address  # any address will do here
+        for matrix in (*self._added, *self._joined):
+            matrix.data = matrix.data or self._address  # any address will do here
         size = int(self._library.handle.tamis_chain_workspace(self._address, rows))
         self._library.check(max(0, -size))
         if size > self._workspace.size:
@@ -188,16 +215,27 @@ class Chain:
             self._chain.workspace_bytes = size
         return int(self._workspace.size)
 
-    def apply(self, x: NDArray[Any], residuals: Sequence[NDArray[Any]] = ()) -> NDArray[Any]:
+    def apply(
+        self, x: NDArray[Any], residuals: Sequence[NDArray[Any]] = (), pieces: Sequence[NDArray[Any]] = ()
+    ) -> NDArray[Any]:
         """Run on NumPy arrays (contiguous rows as declared) and return a new [rows, n] array; for tests."""
-        if x.ndim != 2 or x.shape[1] != self.layers[0].spec.k or x.dtype != _NUMPY[self.x_dtype]:
-            raise InputError(
-                f"the input is {x.dtype}{list(x.shape)}, not {self.x_dtype}[rows, {self.layers[0].spec.k}]"
-            )
+        if x.ndim != 2 or x.shape[1] != self.x_columns or x.dtype != _NUMPY[self.x_dtype]:
+            raise InputError(f"the input is {x.dtype}{list(x.shape)}, not {self.x_dtype}[rows, {self.x_columns}]")
         x = np.ascontiguousarray(x)
         y = np.empty((x.shape[0], self.layers[-1].spec.n), _NUMPY[self.y_dtype])
-        self.run(x.ctypes.data, y.ctypes.data, x.shape[0], [residual.ctypes.data for residual in residuals])
+        added, joined = ([array.ctypes.data for array in arrays] for arrays in (residuals, pieces))
+        self.run(x.ctypes.data, y.ctypes.data, x.shape[0], added, joined)
         return y
+
+
+def _check_joins(layers: Sequence[Layer], pieces: Sequence[Piece]) -> None:
+    """The joins that have no piece; the kernels check those that have."""
+    if not layers:
+        raise FormatError("a chain needs at least one layer")
+    joined = {piece.layer for piece in pieces}
+    for index, (first, second) in enumerate(itertools.pairwise(layers), 1):
+        if first.spec.n != second.spec.k and index not in joined:
+            raise FormatError(f"a layer with {first.spec.n} outputs cannot feed one with {second.spec.k} inputs")
 
 
 def _linear_struct(layer: Layer) -> LinearStruct:
@@ -220,3 +258,8 @@ def _linear_struct(layer: Layer) -> LinearStruct:
 
 def _residual_struct(layer: Layer) -> MatrixStruct:
     return MatrixStruct(stride=layer.residual_stride or layer.spec.n, dtype=_CODES[layer.residual_dtype])
+
+
+def _piece_struct(piece: Piece) -> PieceStruct:
+    matrix = MatrixStruct(stride=piece.stride or piece.columns, dtype=_CODES[piece.dtype])
+    return PieceStruct(matrix=matrix, column=piece.column, columns=piece.columns, layer=piece.layer)

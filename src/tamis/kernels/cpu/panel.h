@@ -105,18 +105,19 @@ inline void write_panel_16(const PanelRow &row, int64_t k, const float *v) {
     for (int g = 0; g < 4; g++) __builtin_memcpy(to + g * row.step, narrow + 4 * g, 8);
 }
 
-void pack_panel(const tamis_matrix *x, int64_t columns, const Panel *panel, int64_t block, int64_t k0, int64_t k1) {
+void pack_panel(const tamis_matrix *x, int64_t columns, int64_t start, const Panel *panel, int64_t block, int64_t k,
+                int64_t end) {
     const int64_t first = block * BLOCK_ROWS, last = smaller(first + BLOCK_ROWS, panel->rows);
     for (int64_t r = first; r < last; r++) {
         const PanelRow row = panel_row(panel, r);
-        for (int64_t k = k0 * TILE_K; k < k1 * TILE_K; k += TILE_N) {
+        for (int64_t at = k; at < end; at += TILE_N) {
             float v[TILE_N] = {};
-            const int64_t live = smaller(larger(columns - k, 0), TILE_N);
+            const int64_t column = at - start, live = smaller(columns - column, TILE_N);
             if (live == TILE_N)
-                read_floats(x->data, x->dtype, r * x->stride + k, TILE_N, v);
-            else
-                read_floats(x->data, x->dtype, r * x->stride + k, live, v);
-            write_panel_16(row, k, v);
+                read_floats(x->data, x->dtype, r * x->stride + column, TILE_N, v);
+            else if (live > 0)
+                read_floats(x->data, x->dtype, r * x->stride + column, live, v);
+            write_panel_16(row, at, v);
         }
     }
 }
@@ -146,7 +147,7 @@ inline void store_unit(const Task *task, const Unit *unit, float *sum, int64_t l
     }
     /* The next layer multiplies padding by zero weights: it must be finite, so it is zero. */
     const bool last = column + live == task->n;
-    const int64_t padded = last ? task->out.k - column : width;
+    const int64_t padded = last ? task->out_columns - column : width;
     const float zeros[TILE_N] = {};
     for (int64_t r = 0; r < unit->rows; r++) {
         const PanelRow to = panel_row(&task->out, unit->row + r);

@@ -6,6 +6,12 @@
  *     h(i+1) = epilogue_i(h(i) W_i^T + bias_i)          [rows, n_i],  k(i+1) = n_i
  *     Y = h(count)
  *
+ * Pieces stand beside a layer's own input (X, or the outputs before it): its input is then
+ *
+ *     [own input | zeros | piece | zeros | piece ...]
+ *
+ * where each piece starts at a multiple of 16 columns, the zeros fill up to it, and the last one ends at k.
+ *
  * Products are summed in float32. Weights are packed tiles (formats/tiles.py), X, Y and residuals are row-major
  * with any row stride, float32 or bfloat16. Nothing here allocates, keeps state between calls, or touches
  * the floating-point environment. One tamis_chain serves one call at a time (it owns a workspace).
@@ -19,7 +25,7 @@
 extern "C" {
 #endif
 
-#define TAMIS_CPU_ABI 1
+#define TAMIS_CPU_ABI 2
 #define TAMIS_MAX_LAYERS 64
 #define TAMIS_MAX_THREADS 256
 
@@ -69,19 +75,28 @@ typedef struct {
     int32_t weight_dtype, pattern, epilogue_count, reserved;
 } tamis_linear;
 
+/* Columns of a matrix that stand at column..column+columns of a layer's input. */
+typedef struct {
+    tamis_matrix matrix;
+    int64_t column, columns;
+    int32_t layer, reserved;
+} tamis_piece;
+
 typedef struct {
     const tamis_linear *layers;
     const tamis_matrix *residuals; /* one for each layer; only read where an epilogue adds it; may be NULL */
+    const tamis_piece *pieces;     /* by layer, then by column; may be NULL when there are none */
     void *workspace;               /* at least tamis_chain_workspace bytes; contents are scratch */
     int64_t workspace_bytes;
     tamis_matrix x, y; /* stride and dtype; data is given to each call */
-    int32_t layer_count, isa, threads, reserved;
+    int64_t x_columns; /* k of the first layer, unless it has pieces */
+    int32_t layer_count, piece_count, isa, threads;
 } tamis_chain;
 
 /* Result codes. */
 enum tamis_status {
     TAMIS_OK = 0,
-    TAMIS_BAD_ARGUMENT = 1,        /* a null pointer, a size below one, an unknown code, layers that do not join */
+    TAMIS_BAD_ARGUMENT = 1,        /* a null pointer, a size below one, an unknown code, layers or pieces that do not join */
     TAMIS_SMALL_WORKSPACE = 2,
     TAMIS_UNAVAILABLE_ISA = 3,
     TAMIS_SMALL_STRIDE = 4
