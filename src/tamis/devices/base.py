@@ -36,6 +36,23 @@ class BoundShape:
     preallocated: bool = False
 
 
+class Stopwatch(Protocol):
+    """Measures what calls take on a device."""
+
+    def time_us(
+        self, call: Callable[[], object], warm: Sequence[Tensor] = (), *, alone: bool = False, warmups: int = 0
+    ) -> float:
+        """Microseconds of one call.
+
+        Args:
+            call: gives work to the device, as a bound step or a whole engine does.
+            warm: tensors that the call finds in the caches in a real run; they matter where caches are evicted.
+            alone: the call makes up a whole engine: what else keeps the device busy must have come to rest.
+            warmups: untimed calls just before.
+        """
+        ...
+
+
 class Device(Protocol):
     """What the tuner and the runtime need of a device."""
 
@@ -108,6 +125,10 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it."""
+        ...
+
+    def stopwatch(self, *, cold: bool) -> Stopwatch:
+        """A stopwatch. ``cold``: it evicts the caches before each call and then touches the warm tensors again."""
         ...
 
     def set_threads(self, threads: int) -> None:

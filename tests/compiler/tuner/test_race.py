@@ -13,7 +13,7 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph, Node, TensorType
 from tamis.compiler.ir.ops import Linear
 from tamis.compiler.passes.note_sparsity import note_sparsity
-from tamis.compiler.tactics import TACTICS
+from tamis.compiler.tactics import CPU_TACTICS
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
 from tamis.compiler.tuner import open_track
@@ -101,27 +101,27 @@ def test_refusals_are_recorded() -> None:
 
 
 def test_excluded_tactics_do_not_race_but_the_reference_does() -> None:
-    result = race(linear_graph(), TACTICS, exclude_tactics=("onednn", "tamis", "aten"))
+    result = race(linear_graph(), CPU_TACTICS, exclude_tactics=("onednn", "tamis", "aten"))
     assert {e.choice.tactic for e in result.entries} == {"aten"}
     assert dict(result.refusals) == {"onednn": "excluded by the user", "tamis.linear": "excluded by the user"}
 
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_sparse_tactics_race_exactly_where_the_weight_is_eligible(sparse: bool) -> None:
-    result = race(linear_graph(sparse=sparse), TACTICS, precisions=(DType.FLOAT32, DType.BFLOAT16))
+    result = race(linear_graph(sparse=sparse), CPU_TACTICS, precisions=(DType.FLOAT32, DType.BFLOAT16))
     assert ("2:4" in {e.choice.sparsity for e in result.finishers}) is sparse
     assert {e.choice.precision for e in result.finishers} == {DType.FLOAT32, DType.BFLOAT16}
     assert all(e.timing is not None and e.timing.median_us > 0 for e in result.finishers)
 
 
 def test_all_finishers_are_right_and_the_reference_is_among_them() -> None:
-    result = race(linear_graph(), TACTICS)
+    result = race(linear_graph(), CPU_TACTICS)
     assert result.entries[0].choice.tactic == "aten"
     assert all(e.accuracy is not None and e.accuracy.max_relative_error < 1e-5 for e in result.finishers)
 
 
 def test_a_second_race_with_the_cache_measures_nothing(tmp_path: Path) -> None:
     cache = tmp_path / "times.json"
-    first = race(linear_graph(), TACTICS, timing_cache=cache)
-    again = race(linear_graph(), (*TACTICS,), timing_cache=cache)
+    first = race(linear_graph(), CPU_TACTICS, timing_cache=cache)
+    again = race(linear_graph(), (*CPU_TACTICS,), timing_cache=cache)
     assert [e.timing for e in first.entries] == [e.timing for e in again.entries]

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tamis.compiler.tuner.timing import Clock, Contender, beats, summarise
+from tamis.devices.cpu.device import CpuDevice
 from tamis.engine.plan import Timing
 
 
@@ -43,18 +44,18 @@ def test_contenders_take_turns_and_only_the_last_call_is_timed() -> None:
             time.sleep(0.01)
 
     contenders = {"a": Contender(slow_first, warmups=1), "b": Contender(lambda: calls.append("b"))}
-    result = Clock(cold=False).race(contenders, 4)
+    result = Clock(CpuDevice(), cold=False).race(contenders, 4)
     assert calls == ["a", "b"] + ["a", "a", "b"] * 4
     assert result["b"].n == 4
 
 
 def test_settling_waits_before_the_call_and_is_not_counted() -> None:
     start = time.perf_counter()
-    elapsed_us = Clock(cold=False).once(Contender(lambda: None, settle=True))
+    elapsed_us = Clock(CpuDevice(), cold=False).once(Contender(lambda: None, settle=True))
     assert time.perf_counter() - start > 0.01
     assert elapsed_us < 5000
 
 
 def test_a_deadline_still_allows_three_turns() -> None:
-    result = Clock(cold=False).race({"a": Contender(lambda: None)}, 50, deadline=0.0)
+    result = Clock(CpuDevice(), cold=False).race({"a": Contender(lambda: None)}, 50, deadline=0.0)
     assert result["a"].n == 3

@@ -20,7 +20,7 @@ class Conversions:
 
     def __init__(self, track: Track) -> None:
         self._track = track
-        self._clock = Clock(cold=False)
+        self._clock = Clock(track.device, cold=False)
         self._known: dict[tuple[TensorType, Format, Format], float] = {}
 
     def __call__(self, type_: TensorType, source: Format, target: Format) -> float:

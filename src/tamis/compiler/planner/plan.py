@@ -17,7 +17,7 @@ from tamis.compiler.planner.options import Option, Wishes, layer_options, wishes
 from tamis.compiler.planner.records import layer_records, region_records
 from tamis.compiler.planner.regions import RegionRaces
 from tamis.compiler.planner.search import Filter, Search
-from tamis.compiler.tactics import REGION_TACTICS, TACTICS
+from tamis.compiler.tactics import region_tactics_of, tactics_of
 from tamis.compiler.tuner.race import LayerRace, Track
 from tamis.engine.file import Engine
 from tamis.engine.plan import PLAN_VERSION, Plan, Port
@@ -36,8 +36,9 @@ def plan_engine(
     progress: Callable[[int], None],
 ) -> Engine:
     """The fastest engine that is accurate enough, with the records of how it came about."""
-    lowering = Lowering(graph, TACTICS, REGION_TACTICS, track.device)
-    region_races = RegionRaces(graph, track, REGION_TACTICS)
+    regions = region_tactics_of(track.config.device)
+    lowering = Lowering(graph, tactics_of(track.config.device), regions, track.device)
+    region_races = RegionRaces(graph, track, regions)
     conversions = Conversions(track)
     layers = layer_options(graph, races)
     finder = Search(graph, layers, region_races, conversions, progress)

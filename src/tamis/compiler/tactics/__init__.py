@@ -10,5 +10,15 @@ from tamis.compiler.tactics.onednn import OneDnn
 from tamis.compiler.tactics.openvino import OpenVino
 from tamis.compiler.tactics.region import RegionTactic
 
-TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn(), TamisLinear())
-REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(), TamisChain())
+CPU_TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn(), TamisLinear())
+CPU_REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(), TamisChain())
+
+
+def tactics_of(device: str) -> tuple[Tactic, ...]:
+    """The tactics that race for single layers on a kind of device."""
+    return CPU_TACTICS
+
+
+def region_tactics_of(device: str) -> tuple[RegionTactic, ...]:
+    """The tactics that race for regions on a kind of device."""
+    return CPU_REGION_TACTICS

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph
-from tamis.compiler.tactics import TACTICS
+from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import layer_of
 from tamis.compiler.tuner.cache import TimingCache
 from tamis.compiler.tuner.describe import signature_of
@@ -34,9 +34,9 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     return Track(
         device=device,
         config=config,
-        clock=Clock(cold=weights > _CACHE_BYTES),
+        clock=Clock(device, cold=weights > _CACHE_BYTES),
         cache=cache,
-        roof=measure_roof(cache, config.raced_precisions),
+        roof=measure_roof(cache, device, config.raced_precisions),
         reference=reference,
         deadline=time.monotonic() + config.budget_seconds,
         threads=threads,
@@ -45,6 +45,7 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
 
 def race_all(graph: Graph, track: Track, progress: Callable[[int, int, str], None]) -> tuple[LayerRace, ...]:
     """One race for each layer, in order; layers of equal signature share the measurements."""
+    tactics = tactics_of(track.config.device)
     races: dict[tuple[str, tuple[DType, ...]], LayerRace] = {}
     results = []
     for index, node in enumerate(graph.nodes):
@@ -52,7 +53,7 @@ def race_all(graph: Graph, track: Track, progress: Callable[[int, int, str], Non
         progress(index, len(graph.nodes), node.name)
         key = (signature_of(layer), track.config.precisions_of(node.name))
         if key not in races:
-            races[key] = race_layer(layer, TACTICS, track)
+            races[key] = race_layer(layer, tactics, track)
         shared = races[key]
         results.append(LayerRace(layer, shared.entries, shared.refusals))
     progress(len(graph.nodes), len(graph.nodes), "")

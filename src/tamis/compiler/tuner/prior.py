@@ -8,16 +8,20 @@ above what another candidate already reached is not measured.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from tamis.compiler.tuner.cache import Measurement, TimingCache
+from tamis.devices.base import Device
+from tamis.engine.plan import Format
 from tamis.formats.dtype import DType
 
-_TORCH = {DType.FLOAT32: torch.float32, DType.BFLOAT16: torch.bfloat16}
+# Sides of the square matrices, and elements of the copy, that show what a device can do.
+_PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
+_COPY_ELEMENTS = {"cpu": 16 << 20, "cuda": 512 << 20}
 # Library kernels on other shapes may run above the rate of the probe; a bound must stay a bound.
 _HEADROOM = 1.5
 
@@ -35,13 +39,13 @@ class Roof:
         return max(arithmetic, moved_bytes / (self.bytes_per_us * _HEADROOM * 4))
 
 
-def measure_roof(cache: TimingCache, precisions: tuple[DType, ...]) -> Roof:
+def measure_roof(cache: TimingCache, device: Device, precisions: tuple[DType, ...]) -> Roof:
     """The device's ceilings, from the timing cache or measured now (a few hundred milliseconds)."""
     rates = {}
     for precision in precisions:
         key = f"roof: matrix product in {precision}"
-        rates[precision] = _number(cache, key, functools.partial(_product_rate, precision))
-    return Roof(rates, _number(cache, "roof: copy", _copy_rate))
+        rates[precision] = _number(cache, key, functools.partial(_product_rate, device, precision))
+    return Roof(rates, _number(cache, "roof: copy", functools.partial(_copy_rate, device)))
 
 
 def _number(cache: TimingCache, key: str, measure: Callable[[], float]) -> float:
@@ -52,22 +56,25 @@ def _number(cache: TimingCache, key: str, measure: Callable[[], float]) -> float
     return found.number
 
 
-def _best_seconds(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def _best_us(device: Device, call: Callable[[], object]) -> float:
+    stopwatch = device.stopwatch(cold=False)
+    return min(stopwatch.time_us(call, warmups=1) for _ in range(5))
 
 
-def _product_rate(precision: DType) -> float:
-    size = 1024
-    a, b = torch.randn(size, size).to(_TORCH[precision]), torch.randn(size, size).to(_TORCH[precision])
-    return 2 * size**3 / _best_seconds(lambda: a @ b) / 1e6
+def _product_rate(device: Device, precision: DType) -> float:
+    size = _PRODUCT_SIZE[device.info().kind]
+    values = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    # Products of tf32 run at half the rate of bfloat16; PyTorch's own switch for them is global, so it stays alone.
+    halved = precision == DType.TF32
+    format = Format(DType.BFLOAT16 if halved else precision)
+    operand = device.empty((size, size), format)
+    operand.copy_(torch.from_numpy(values))
+    rate = 2 * size**3 / _best_us(device, lambda: operand @ operand)
+    return rate / 2 if halved else rate
 
 
-def _copy_rate() -> float:
-    source = torch.randn(16 << 20)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source)) / 1e6
+def _copy_rate(device: Device) -> float:
+    elements = _COPY_ELEMENTS[device.info().kind]
+    source, target = (device.empty((elements,), Format()) for _ in range(2))
+    source.fill_(0.5)
+    return 2 * 4 * elements / _best_us(device, lambda: target.copy_(source))

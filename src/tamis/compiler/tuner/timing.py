@@ -10,57 +10,41 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from tamis.devices.base import Device, Tensor
 from tamis.engine.plan import Timing
-
-# What a cold race streams through between two calls: more than the second-level caches of all cores and than
-# most third-level caches; where the third level is larger, our share of it on a server rarely is.
-FLUSH_BYTES = 64 << 20
-# OpenMP workers spin for up to about 15 ms after their last task before they sleep.
-_SETTLE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Contender:
     """A function to time, and the tensors that are warm in the cache when it is called in a real run.
 
-    ``settle``: wait before the call until PyTorch's threads, which keep spinning for some milliseconds after
-    their last work, have gone to sleep. Right for what makes up a whole engine and may bring threads of its own;
-    wrong for a part of an engine, which does run beside those threads. ``warmups``: untimed calls just before.
+    ``settle``: it makes up a whole engine, and is timed when the device has come to rest. ``warmups``: untimed calls
+    just before.
     """
 
     call: Callable[[], None]
-    warm: tuple[torch.Tensor, ...] = ()
+    warm: tuple[Tensor, ...] = ()
     settle: bool = False
     warmups: int = 0
 
 
 class Clock:
-    """Times contenders; owns the buffer that evicts the caches.
+    """Times contenders on a device.
 
     Args:
+        device: where they run.
         cold: evict the caches before every call, then touch the warm tensors again. True for models whose
             weights exceed the caches, since each layer's weights have then been evicted by the other layers.
     """
 
-    def __init__(self, *, cold: bool) -> None:
+    def __init__(self, device: Device, *, cold: bool) -> None:
         self.cold = cold
-        self._flush = torch.ones(FLUSH_BYTES // 4) if cold else None
+        self._stopwatch = device.stopwatch(cold=cold)
 
     def once(self, contender: Contender) -> float:
         """One call, in microseconds."""
-        if self._flush is not None:
-            self._flush.mul_(1.0)
-            for tensor in contender.warm:
-                tensor.max()
-        if contender.settle:
-            time.sleep(_SETTLE_SECONDS)
-        for _ in range(contender.warmups):
-            contender.call()
-        start = time.perf_counter_ns()
-        contender.call()
-        return (time.perf_counter_ns() - start) / 1e3
+        c = contender
+        return self._stopwatch.time_us(c.call, c.warm, alone=c.settle, warmups=c.warmups)
 
     def race(
         self, contenders: Mapping[str, Contender], repetitions: int, deadline: float = float("inf")

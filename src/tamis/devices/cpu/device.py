@@ -11,6 +11,7 @@ import torch
 from tamis.devices.base import BoundShape, Runner, Tensor
 from tamis.devices.cpu import aten, aten_strides, linear, onednn, openvino, tensors
 from tamis.devices.cpu.info import cpu_info, usable_cores
+from tamis.devices.cpu.stopwatch import CpuStopwatch
 from tamis.devices.strides import Strides
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.errors import DeviceError
@@ -112,6 +113,10 @@ class CpuDevice:
 
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when their work is done."""
+
+    def stopwatch(self, *, cold: bool) -> CpuStopwatch:
+        """A stopwatch; ``cold`` evicts the caches before each call."""
+        return CpuStopwatch(cold=cold)
 
     def set_threads(self, threads: int) -> None:
         """How many cores kernels use. It applies to the whole process, and to steps bound from now on."""
