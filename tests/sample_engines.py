@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots
-from tamis.devices.cpu.tensors import torch_dtype
+from tamis.devices.tensors import torch_dtype
 from tamis.engine import (
     Accuracy,
     Buffer,

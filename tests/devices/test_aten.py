@@ -13,9 +13,10 @@ from operator_cases import CASES, Case
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.ops import BINARY_KINDS, UNARY_KINDS, Elementwise, Op
 from tamis.compiler.tactics.base import attributes_of
+from tamis.devices.aten import kernels as aten
+from tamis.devices.aten.pointwise import BINARY, UNARY
 from tamis.devices.base import BoundShape
-from tamis.devices.cpu import CpuDevice, aten
-from tamis.devices.cpu.aten_pointwise import BINARY, UNARY
+from tamis.devices.cpu import CpuDevice
 from tamis.engine.plan import Format, Step
 from tamis.errors import DeviceError
 from tamis.formats.dtype import DType

@@ -16,7 +16,7 @@ from tamis.compiler.tactics.onednn import OneDnn
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.compiler.tuner.trial import bind_trial, download_all
 from tamis.devices.cpu.device import CpuDevice
-from tamis.devices.cpu.tensors import memory_format
+from tamis.devices.tensors import memory_format
 from tamis.formats.dtype import DType
 
 RELU, SILU = Pointwise("relu"), Pointwise("silu")

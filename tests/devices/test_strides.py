@@ -13,9 +13,9 @@ from test_aten import Run, kernel_name
 from operator_cases import CASES, Case
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.tactics.base import attributes_of
+from tamis.devices.aten.strides import READS, VIEWS
 from tamis.devices.base import BoundShape
 from tamis.devices.cpu import CpuDevice
-from tamis.devices.cpu.aten_strides import READS, VIEWS
 from tamis.devices.strides import dense_strides, is_dense, reshaped
 from tamis.engine.plan import Format, Step
 from tamis.formats.dtype import DType

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from tamis.devices.cpu.tensors import torch_dtype
+from tamis.devices.tensors import torch_dtype
 from tamis.engine.plan import Port
 from tamis.errors import InputError
 

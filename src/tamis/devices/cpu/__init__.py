@@ -1,4 +1,4 @@
-"""The CPU: memory, PyTorch's kernels, oneDNN, OpenVINO and our own."""
+"""The CPU: memory, oneDNN, OpenVINO and our own."""
 
 from tamis.devices.cpu.device import CpuDevice
 

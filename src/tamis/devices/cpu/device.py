@@ -8,8 +8,11 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from tamis.devices import tensors
+from tamis.devices.aten import kernels as aten
+from tamis.devices.aten import strides as aten_strides
 from tamis.devices.base import BoundShape, Runner, Tensor
-from tamis.devices.cpu import aten, aten_strides, linear, onednn, openvino, tensors
+from tamis.devices.cpu import linear, onednn, openvino
 from tamis.devices.cpu.info import cpu_info, usable_cores
 from tamis.devices.cpu.stopwatch import CpuStopwatch
 from tamis.devices.strides import Strides

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from tamis.devices import tensors
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
-from tamis.devices.cpu import tensors
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError, EngineMismatch
 from tamis.formats import parse_pattern

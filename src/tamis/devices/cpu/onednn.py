@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
-from tamis.devices.cpu.tensors import memory_format
+from tamis.devices.tensors import memory_format
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
-from tamis.devices.cpu.tensors import empty, memory_format
+from tamis.devices.tensors import empty, memory_format
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.formats.dtype import DType

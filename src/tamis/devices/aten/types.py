@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from tamis.devices.cpu.aten_binding import Argument, Binding, Prepared, constant_argument
-from tamis.devices.cpu.tensors import torch_dtype
+from tamis.devices.aten.binding import Argument, Binding, Prepared, constant_argument
+from tamis.devices.tensors import torch_dtype
 from tamis.formats.dtype import DType
 
 FLOAT8_MAX = 448.0

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tamis.devices.cpu.aten_binding import Binding, Prepared
-from tamis.devices.cpu.aten_convolution import axis_pads
+from tamis.devices.aten.binding import Binding, Prepared
+from tamis.devices.aten.convolution import axis_pads
 
 _MAX: tuple[Callable[..., Any], ...] = (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
 _AVERAGE: tuple[Callable[..., Any], ...] = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tamis.devices.cpu.aten_binding import Argument, Binding, Prepared, constant_argument, same_type
+from tamis.devices.aten.binding import Argument, Binding, Prepared, constant_argument, same_type
 
 _index: Any = torch.ops.aten.index.Tensor
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tamis.devices.cpu.aten_binding import Argument, Binding, Prepared, constant_argument, same_type
-from tamis.devices.cpu.aten_pointwise import with_epilogue
+from tamis.devices.aten.binding import Argument, Binding, Prepared, constant_argument, same_type
+from tamis.devices.aten.pointwise import with_epilogue
 
 _CONV = (torch.conv1d, torch.conv2d, torch.conv3d)
 _CONV_TRANSPOSE = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)

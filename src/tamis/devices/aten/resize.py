@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tamis.devices.cpu.aten_binding import Binding, Prepared
-from tamis.devices.cpu.aten_pointwise import nn
+from tamis.devices.aten.binding import Binding, Prepared
+from tamis.devices.aten.pointwise import nn
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def resize(binding: Binding) -> Prepared:
     if fast is not None:
         return Prepared(fast, (x,))
     if a["mode"] == "nearest":
-        picks = [(axis.axis, torch.from_numpy(_nearest(a, axis))) for axis in axes]
+        picks = [(axis.axis, torch.as_tensor(_nearest(a, axis))) for axis in axes]
         return Prepared(lambda x: _pick(x, picks), (x,))
     between = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    matrices = [(axis.axis, torch.from_numpy(_weights(a, axis)).to(between)) for axis in axes]
+    matrices = [(axis.axis, torch.as_tensor(_weights(a, axis)).to(between)) for axis in axes]
     return Prepared(lambda x: _multiply(x.to(between), matrices).to(x.dtype), (x,))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tamis.devices.cpu.aten_binding import Argument, Binding, Prepared
-from tamis.devices.cpu.tensors import memory_format
+from tamis.devices.aten.binding import Argument, Binding, Prepared
+from tamis.devices.tensors import memory_format
 
 
 def _copied(view: Callable[[Any], Any], x: Argument) -> Prepared:

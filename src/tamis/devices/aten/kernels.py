@@ -1,7 +1,7 @@
 """The kernels ``aten.*``: every operator of the graph by PyTorch's own functions.
 
 The name of a kernel is the operator's class name in snake case, its attributes are the operator's fields
-as JSON and ``arguments`` (see ``aten_binding.binding_of``). ``aten.convert`` brings a value to another
+as JSON and ``arguments`` (see ``binding.binding_of``). ``aten.convert`` brings a value to another
 format. The attribute ``strided`` lets a step give out a view of any strides; without it results are dense.
 ``view`` makes a step give out a view where that is dense, instead of writing into given memory.
 """
@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tamis.devices.base import BoundShape, Runner, Tensor
-from tamis.devices.cpu.aten_binding import Binding, Prepared, binding_of, make_runner
-from tamis.devices.cpu.aten_convolution import conv, conv_transpose
-from tamis.devices.cpu.aten_index import (
+from tamis.devices.aten.binding import Binding, Prepared, binding_of, make_runner
+from tamis.devices.aten.convolution import conv, conv_transpose
+from tamis.devices.aten.index import (
     gather,
     gather_elements,
     gather_nd,
@@ -23,8 +22,8 @@ from tamis.devices.cpu.aten_index import (
     scatter_nd,
     where,
 )
-from tamis.devices.cpu.aten_matrix import attention, einsum, linear, mat_mul
-from tamis.devices.cpu.aten_movement import (
+from tamis.devices.aten.matrix import attention, einsum, linear, mat_mul
+from tamis.devices.aten.movement import (
     concat,
     convert,
     depth_to_space,
@@ -37,18 +36,19 @@ from tamis.devices.cpu.aten_movement import (
     tile,
     transpose,
 )
-from tamis.devices.cpu.aten_normalization import (
+from tamis.devices.aten.normalization import (
     batch_norm,
     group_norm,
     layer_norm,
     local_response_norm,
     softmax,
 )
-from tamis.devices.cpu.aten_pointwise import elementwise
-from tamis.devices.cpu.aten_pool import pool
-from tamis.devices.cpu.aten_reduction import arg_reduce, cum_sum, reduce, reduces_into, top_k, triangle
-from tamis.devices.cpu.aten_resize import resize
-from tamis.devices.cpu.aten_types import cast, dequantize, quantize
+from tamis.devices.aten.pointwise import elementwise
+from tamis.devices.aten.pool import pool
+from tamis.devices.aten.reduction import arg_reduce, cum_sum, reduce, reduces_into, top_k, triangle
+from tamis.devices.aten.resize import resize
+from tamis.devices.aten.types import cast, dequantize, quantize
+from tamis.devices.base import BoundShape, Runner, Tensor
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError, TamisError
 

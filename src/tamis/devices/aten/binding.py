@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots
-from tamis.devices.cpu.tensors import memory_format, torch_dtype
+from tamis.devices.tensors import memory_format, torch_dtype
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tamis.devices.cpu.aten_binding import (
+from tamis.devices.aten.binding import (
     Argument,
     Binding,
     Prepared,

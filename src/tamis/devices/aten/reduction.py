@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tamis.devices.cpu.aten_binding import Binding, Prepared
+from tamis.devices.aten.binding import Binding, Prepared
 from tamis.errors import DeviceError
 
 

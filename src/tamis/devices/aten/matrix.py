@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from tamis.devices.cpu.aten_binding import Argument, Binding, Prepared, broadcast, same_type
-from tamis.devices.cpu.aten_pointwise import nn, with_epilogue
+from tamis.devices.aten.binding import Argument, Binding, Prepared, broadcast, same_type
+from tamis.devices.aten.pointwise import nn, with_epilogue
 
 
 def linear(binding: Binding) -> Prepared:

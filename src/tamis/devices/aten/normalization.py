@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tamis.devices.cpu.aten_binding import Argument, Binding, Prepared, constant_argument, constant_as
+from tamis.devices.aten.binding import Argument, Binding, Prepared, constant_argument, constant_as
 
 
 def softmax(binding: Binding) -> Prepared:
