@@ -1,0 +1,166 @@
+"""cuBLASLt: linear layers, 1x1 convolutions of NHWC images, and products of two activations.
+
+One residual of the output's shape, then one activation, are part of the call; what is left follows as a pointwise
+step. cuBLASLt's GELU is the tanh approximation, so it serves ``gelu_tanh`` only. Which of the library's algorithms
+runs is the parameter ``rank``, a place in the library's own order; the race times several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from math import prod
+
+import numpy as np
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.ops import Conv, Linear, MatMul, Pointwise, epilogue_of
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
+from tamis.compiler.tactics.onednn import pointwise_step
+from tamis.compiler.tactics.precision import to_precision
+from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.formats.dtype import DType
+
+RANKS = 8
+# Of the form that turns 16-bit inputs into float32 outputs, which saves a conversion behind the last layer.
+WIDENING_RANKS = 2
+_ACTIVATIONS = ("relu", "gelu_tanh")
+_NEEDED_FEATURE = {DType.TF32: "tf32", DType.BFLOAT16: "bf16"}
+
+
+class CublasLt:
+    """Dense matrix products by cuBLASLt."""
+
+    name = "cublaslt"
+
+    def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Anything that is not one matrix product, or a device without the library."""
+        if device.kind != "cuda":
+            return "runs on CUDA devices only"
+        if "cublaslt" not in device.libraries:
+            return "cuBLASLt is not installed"
+        if isinstance(layer.op, MatMul):
+            return _refuses_batched(layer)
+        return refuses_product(layer)
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        """Each allowed precision, each rank; with 16-bit inputs also float32 outputs where nothing else reads them."""
+        channels_last = isinstance(layer.op, Conv)
+        residual, _, tail = split_epilogue(layer, _ACTIVATIONS)
+        for precision in config.precisions:
+            if not runs_in(precision, device):
+                continue
+            storage = precision.storage
+            inputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.values)
+            outputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.node.outputs)
+            for rank in range(RANKS):
+                yield Choice(self.name, precision, inputs, outputs, parameters={"rank": rank})
+            if storage is not DType.FLOAT32 and residual is None and not tail:
+                wide = tuple(Format(DType.FLOAT32, f.layout) for f in outputs)
+                for rank in range(WIDENING_RANKS):
+                    yield Choice(self.name, precision, inputs, wide, parameters={"rank": rank})
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        """One call, and a pointwise step for what it cannot fuse."""
+        node = layer.node
+        residual, activation, tail = split_epilogue(layer, _ACTIVATIONS)
+        attributes = {
+            "activation": activation.kind if activation else "none", "residual": residual is not None,
+            "rank": choice.parameters["rank"],
+        }  # fmt: skip
+        constants: dict[str, np.ndarray] = {}
+        if isinstance(layer.op, MatMul):
+            kernel, attributes, inputs = "cublaslt.batched", attributes | batched_shape(layer), node.inputs[:2]
+        else:
+            n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
+            kernel, inputs = "cublaslt.matmul", node.inputs[:1]
+            attributes |= {"rows": rows_of(layer), "n": n, "k": k}
+            weight = layer.constants[node.inputs[1]].reshape(n, k)
+            constants[f"{layer.name}.weight"] = np.ascontiguousarray(to_precision(weight, choice.precision.storage))
+            if layer.op.bias:  # in the output's type, as the library wants it
+                bias = layer.constants[node.inputs[2]].reshape(n)
+                constants[f"{layer.name}.bias"] = to_precision(bias, choice.outputs[0].dtype)
+        if residual is not None:
+            inputs = (*inputs, node.inputs[residual.operand])  # type: ignore[index]
+        result = node.output if not tail else f"{node.output}/before_epilogue"
+        step = Step(
+            layer.name, kernel, inputs, (result,), tuple(constants), attributes, (layer.name,), choice.precision,
+            flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
+        )  # fmt: skip
+        if not tail:
+            return Lowered((step,), constants)
+        after, more = pointwise_step(layer, tail, result, choice)
+        shape = layer.types[node.output].shape
+        return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+
+
+def runs_in(precision: DType, device: DeviceInfo) -> bool:
+    """Whether the device has matrix instructions of a precision; float32 and float16 are everywhere."""
+    known = precision in (DType.FLOAT32, DType.FLOAT16) or precision in _NEEDED_FEATURE
+    return known and _NEEDED_FEATURE.get(precision, "") in ("", *device.features)
+
+
+def refuses_product(layer: Layer) -> str | None:
+    """Why a layer is not ``y[rows, n] = x[rows, k] w[n, k]^T + bias`` with a constant weight and bias; or None."""
+    op = layer.op
+    if not isinstance(op, Conv | Linear):
+        return f"{type(op).__name__} is not a linear layer"
+    weight = layer.constant(1)
+    if weight is None or (op.bias and layer.constant(2) is None):
+        return "the weight or the bias is computed at run time"
+    if isinstance(op, Conv):
+        if weight.ndim != 4 or weight.shape[2:] != (1, 1):
+            return f"a {'x'.join(map(str, weight.shape[2:]))} convolution is not a matrix product"
+        if set(op.strides) != {1} or set(op.pads) != {0} or op.groups != 1:
+            return "a strided, padded or grouped 1x1 convolution is not a matrix product"
+    if layer.type(0).dtype != DType.FLOAT32:
+        return f"the input is {layer.type(0).dtype}, not floating point"
+    return None
+
+
+def rows_of(layer: Layer) -> int:
+    """Rows of the matrix product: pixels of all images, or rows of a linear layer's input."""
+    return layer.type(0).elements // prod(layer.type(1).shape[1:])
+
+
+def split_epilogue(
+    layer: Layer, activations: Collection[str]
+) -> tuple[Pointwise | None, Pointwise | None, tuple[Pointwise, ...]]:
+    """The longest prefix of the epilogue that is ``activation(product + residual)``: (residual, activation, rest).
+
+    A residual is a run-time value of the output's shape that is added; ``activations`` are the kinds allowed.
+    """
+    program = epilogue_of(layer.op)
+    residual: Pointwise | None = None
+    if program and program[0].kind == "add" and program[0].operand is not None:
+        operand = layer.node.inputs[program[0].operand]
+        same = layer.types[operand] == layer.types[layer.node.output]
+        if same and operand not in layer.constants:
+            residual, program = program[0], program[1:]
+    if program and program[0].operand is None and program[0].kind in activations:
+        return residual, program[0], program[1:]
+    return residual, None, program
+
+
+def _refuses_batched(layer: Layer) -> str | None:
+    left, right = layer.type(0), layer.type(1)
+    if layer.constant(0) is not None or layer.constant(1) is not None:
+        return "an operand is constant"
+    if (left.dtype, right.dtype) != (DType.FLOAT32, DType.FLOAT32):
+        return f"the operands are {left.dtype} and {right.dtype}, not floating point"
+    if min(len(left.shape), len(right.shape)) < 2:
+        return "an operand is a vector"
+    batches = {prod(left.shape[:-2]), prod(right.shape[:-2])} - {1}
+    if len(batches) > 1 or (batches and batches != {prod(layer.types[layer.node.output].shape[:-2])}):
+        return f"the batches {left.shape[:-2]} and {right.shape[:-2]} are broadcast against each other"
+    return None
+
+
+def batched_shape(layer: Layer) -> dict[str, int]:
+    """The attributes of a ``cublaslt.batched`` step; one right operand for all is one large product."""
+    left, right = layer.type(0).shape, layer.type(1).shape
+    rows, k, n = left[-2], left[-1], right[-1]
+    lefts, rights = prod(left[:-2]), prod(right[:-2])
+    if rights == 1:
+        return {"batch": 1, "rows": rows * lefts, "n": n, "k": k, "left_stride": 0, "right_stride": 0}
+    left_stride = rows * k if lefts > 1 else 0
+    return {"batch": rights, "rows": rows, "n": n, "k": k, "left_stride": left_stride, "right_stride": k * n}

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: PyTorch's memory and kernels, NVIDIA's libraries and our own kernels."""

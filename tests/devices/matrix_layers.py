@@ -1,0 +1,113 @@
+"""Layers that are matrix products, and how to run their lowered steps on tensors of the CPU with a stand-in library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from tamis.compiler.ir.graph import Graph, Node, SparsityNote, TensorType
+from tamis.compiler.ir.infer import infer
+from tamis.compiler.ir.ops import Conv, Linear, MatMul, Op, Pointwise, operand_start
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
+from tamis.devices import tensors
+from tamis.devices.aten import kernels as aten
+from tamis.devices.base import BoundShape, Runner
+from tamis.engine.plan import DeviceInfo, Format
+from tamis.formats import TWO_FOUR, magnitude_mask
+from tamis.formats.dtype import DType
+
+H200 = DeviceInfo(
+    "cuda", "NVIDIA H200", "sm_90", 132, ("bf16", "fp8", "sparse_tensor_cores", "tf32"),
+    {"torch": "2.11.0", "cublaslt": "13.1.0", "cusparselt": "0.8.1"},
+)  # fmt: skip
+
+RELU, GELU, GELU_TANH = Pointwise("relu"), Pointwise("gelu"), Pointwise("gelu_tanh")
+RELU6, CLIP, SILU = Pointwise("clip", (0.0, 6.0)), Pointwise("clip", (-0.5, 0.75)), Pointwise("silu")
+
+
+def add(index: int) -> Pointwise:
+    return Pointwise("add", operand=index)
+
+
+def linear(*epilogue: Pointwise, bias: bool = True) -> Linear:
+    return Linear(bias, tuple(epilogue))
+
+
+def conv(*epilogue: Pointwise, bias: bool = True, stride: int = 1, pad: int = 0, groups: int = 1) -> Conv:
+    return Conv((stride, stride), (pad,) * 4, (1, 1), groups, bias, tuple(epilogue))
+
+
+def layer_and_arrays(
+    op: Op, x: tuple[int, ...], w: tuple[int, ...], *, sparse: bool = False, seed: int = 5
+) -> tuple[Layer, list[np.ndarray]]:
+    """A layer of one operator with random constants, and the float32 arrays of all its inputs.
+
+    A residual for ``add`` has the output's shape. ``sparse`` prunes the weight to 2:4.
+    """
+    generator = np.random.default_rng(seed)
+    shapes = {"x": x, "w": w}
+    if getattr(op, "bias", False):
+        shapes["b"] = (w[0],)
+    plain = replace(op, epilogue=())  # type: ignore[call-arg]
+    y = infer(plain, [TensorType(s) for s in shapes.values()])[0]
+    for step in op.epilogue:  # type: ignore[union-attr]
+        if step.operand is not None and step.operand >= operand_start(op):
+            shapes[f"r{step.operand}"] = y.shape
+    arrays = {name: generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    note = None
+    if sparse:
+        rows = arrays["w"].reshape(w[0], -1)
+        arrays["w"] = (rows * magnitude_mask(rows, TWO_FOUR)).reshape(w)
+        note = SparsityNote("2:4", 1, 0.5, 1.0)
+    types = {name: TensorType(shape) for name, shape in shapes.items()} | {"y": y}
+    fixed = () if isinstance(op, MatMul) else ("w", "b")
+    constants = {name: arrays[name] for name in fixed if name in arrays}
+    node = Node("layer", op, tuple(shapes), ("y",))
+    inputs = tuple(name for name in shapes if name not in constants)
+    graph = Graph("g", inputs, ("y",), (node,), types, constants, {"w": note} if note else {})
+    return layer_of(graph, node), list(arrays.values())
+
+
+def rounded(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """An array as ``dtype`` holds it, in float64."""
+    return array.astype(dtype.numpy).astype(np.float64)
+
+
+def run_on_cpu(
+    lowered: Lowered, choice: Choice, layer: Layer, values: dict[str, np.ndarray], bind: Callable[..., Runner]
+) -> np.ndarray:
+    """The layer's output in float64: matrix steps bound with ``bind``, the others by PyTorch on the CPU.
+
+    Outputs hold NaN before the run.
+    """
+    constants = {name: tensors.upload(array) for name, array in lowered.constants.items()}
+    where: dict[str, BoundShape] = {}
+    slots: list[torch.Tensor | None] = []
+
+    def place(name: str, shape: tuple[int, ...], format: Format, array: np.ndarray | None) -> None:
+        tensor = tensors.empty(shape, format).fill_(float("nan"))
+        if array is not None:
+            tensor.copy_(torch.from_numpy(array).to(tensor.dtype))
+        where[name] = BoundShape(len(slots), shape, format, array is None)
+        slots.append(tensor)
+
+    for name, format in zip(layer.values, choice.inputs, strict=True):
+        place(name, layer.types[name].shape, format, values[name])
+    for name, (shape, format) in lowered.temporaries.items():
+        place(name, shape, format, None)
+    for name, format in zip(layer.node.outputs, choice.outputs, strict=True):
+        place(name, layer.types[name].shape, format, None)
+    for step in lowered.steps:
+        binder = aten.bind if step.kernel.startswith("aten.") else bind
+        names = [where[n] for n in step.inputs], [where[n] for n in step.outputs]
+        binder(step, {n: constants[n] for n in step.constants}, *names)(slots)
+    result = slots[where[layer.node.output].slot]
+    return tensors.download(result).astype(np.float64)
+
+
+def tolerance(dtype: DType) -> float:
+    """Largest error of an output of this type, over the largest value."""
+    return {DType.FLOAT32: 1e-5, DType.FLOAT16: 2e-3, DType.BFLOAT16: 1.6e-2}[dtype]
