@@ -181,12 +181,15 @@ def _record(result: Result, winner: Result, fastest: Result) -> EngineRecord:
 
 
 def drop_duplicates(drafts: Sequence[tuple[str, Draft]]) -> dict[str, Draft]:
-    """Drafts by name, the first of those that choose the same options."""
+    """Drafts by name, the first of each name and of those that choose the same options.
+
+    A draft that falls to its name may come again under another one: the search may have found that very one.
+    """
     seen: set[str] = set()
-    kept = {}
+    kept: dict[str, Draft] = {}
     for name, draft in drafts:
         key = "\n".join(f"{o.start} {o.stop} {o.choice.key()}" for o in draft.options)
-        if key not in seen:
+        if key not in seen and name not in kept:
             seen.add(key)
             kept[name] = draft
     return kept

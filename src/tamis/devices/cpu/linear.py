@@ -73,10 +73,15 @@ def _runner(chain: Chain, rows: int, inputs: Sequence[BoundShape], output: Bound
     added = len(others) - len(chain.pieces)
     shape, format, preallocated = output.shape, output.format, output.preallocated
 
+    def run_alone(slots: Slots) -> None:
+        if not preallocated:
+            slots[y] = tensors.empty(shape, format)
+        call(slots[x].data_ptr(), slots[y].data_ptr(), rows)
+
     def run(slots: Slots) -> None:
         if not preallocated:
             slots[y] = tensors.empty(shape, format)
         given = [slots[slot].data_ptr() for slot in others]
         call(slots[x].data_ptr(), slots[y].data_ptr(), rows, given[:added], given[added:])
 
-    return run
+    return run if others else run_alone
