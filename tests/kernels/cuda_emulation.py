@@ -1,0 +1,147 @@
+"""Our CUDA kernels on the CPU: compiled by the C++ compiler against ``native/cuda_emulated.h``.
+
+Tensors lie against a page that must not be touched, at the end in one run and at the beginning in another, so a
+kernel that reads or writes outside them fails. Outputs are filled with NaN first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from tamis.formats.dtype import DType
+from tamis.kernels.cpu.build import compiler
+from tamis.kernels.cuda.compile import FOLDER, translation_unit
+from tamis.kernels.cuda.pointwise import physical_order
+from tamis.kernels.cuda.specification import Kernel
+
+NATIVE = Path(__file__).parent / "native"
+FAILURES = {1: "threads wait for each other for ever", 2: "an access outside of the tensors, or a misaligned one"}
+_FLAGS = (
+    "-std=c++17", "-O0", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-psabi",
+    "-Wno-unknown-pragmas", "-fsanitize=alignment,bounds,shift", "-fsanitize-undefined-trap-on-error",
+    "-include", "cuda_emulated.h", f"-I{NATIVE}", f"-I{FOLDER}",
+)  # fmt: skip
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="tamis-emulated-")
+
+
+@functools.cache
+def compiled(text: str) -> ctypes.CDLL:
+    """A library of this source and ``EMULATED_KERNEL``."""
+    stem = Path(_folder().name) / f"kernel{abs(hash(text)):x}"
+    stem.with_suffix(".cpp").write_text(text)
+    command = [*compiler(), *_FLAGS, str(stem.with_suffix(".cpp")), "-o", str(stem.with_suffix(".so"))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[:4000]
+    return ctypes.CDLL(str(stem.with_suffix(".so")))
+
+
+class Guarded:
+    """Memory between two forbidden pages, its content against the one at the end or the one at the beginning."""
+
+    def __init__(self, array: np.ndarray, at_end: bool) -> None:
+        page = mmap.PAGESIZE
+        room = -(-max(array.nbytes, 1) // page) * page
+        self._map = mmap.mmap(-1, room + 2 * page)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        # A tensor begins at a multiple of 16 bytes, so up to 15 bytes may lie between its end and the page.
+        self._offset = page + (room - -(-array.nbytes // 16) * 16 if at_end else 0)
+        self._shape, self._dtype, self._nbytes = array.shape, array.dtype, array.nbytes
+        self._map[self._offset : self._offset + array.nbytes] = array.tobytes()
+        for edge in (self._base, self._base + page + room):
+            assert _libc.mprotect(ctypes.c_void_p(edge), ctypes.c_size_t(page), 0) == 0
+
+    @property
+    def address(self) -> int:
+        return self._base + self._offset
+
+    def read(self) -> np.ndarray:
+        data = self._map[self._offset : self._offset + self._nbytes]
+        return np.frombuffer(data, self._dtype).reshape(self._shape)
+
+
+def run(
+    kernel: Kernel,
+    inputs: Sequence[np.ndarray],
+    constants: Sequence[np.ndarray],
+    outputs: Sequence[tuple[tuple[int, ...], np.dtype]],
+) -> tuple[np.ndarray, ...]:
+    """Launch a kernel; arrays are given and returned as they lie in memory."""
+    results = [_run_once(kernel, inputs, constants, outputs, at_end) for at_end in (True, False)]
+    for first, second in zip(*results, strict=True):
+        assert first.tobytes() == second.tobytes(), "the result depends on what lies around the tensors"
+    return results[0]
+
+
+def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndarray, ...]:
+    library = compiled(f"{translation_unit(f'{kernel.family}.cu', kernel.defines)}EMULATED_KERNEL({kernel.family})\n")
+    places = {
+        "in": [Guarded(array, at_end) for array in inputs],
+        "const": [Guarded(array, at_end) for array in constants],
+        "out": [Guarded(np.full(shape, np.nan, dtype), at_end) for shape, dtype in outputs],
+    }
+    values: list[ctypes.c_void_p | ctypes.c_int] = []
+    for argument in kernel.arguments:
+        if argument.kind == "int":
+            values.append(ctypes.c_int(argument.value))
+        elif argument.kind == "null":
+            values.append(ctypes.c_void_p())
+        else:
+            values.append(ctypes.c_void_p(places[argument.kind][argument.value].address))
+    packed = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    grid, block = (ctypes.c_uint * 3)(*kernel.grid), (ctypes.c_uint * 3)(*kernel.block)
+    status = library.emulated_run(grid, block, packed)
+    assert status == 0, f"{kernel.family}: {FAILURES.get(status, status)}"
+    return tuple(place.read() for place in places["out"])
+
+
+def in_memory(array: np.ndarray, dtype: np.dtype, channels_last: bool) -> np.ndarray:
+    """A logical array rounded to a type, with its axes in the order in which they lie in memory."""
+    order = physical_order(array.ndim, channels_last)
+    return np.ascontiguousarray(array.astype(dtype).transpose(order))
+
+
+def memory_shape(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
+    """The shape of what ``in_memory`` gives."""
+    return tuple(shape[axis] for axis in physical_order(len(shape), channels_last))
+
+
+def from_memory(array: np.ndarray, channels_last: bool) -> np.ndarray:
+    """The logical array in float64."""
+    order = physical_order(array.ndim, channels_last)
+    return array.transpose(np.argsort(order)).astype(np.float64)
+
+
+def assert_close(result: np.ndarray, expected: np.ndarray, dtype: DType, scale: float = 4.0) -> None:
+    """Equal NaN and infinities; else within ``scale`` units of float32 rounding and half a unit of the output's.
+
+    ``expected`` is float64 and takes the inputs as the kernel got them, rounded to their types.
+    """
+    limit = float(ml_dtypes.finfo(dtype.numpy).max)
+    unit, tiny = float(ml_dtypes.finfo(dtype.numpy).eps), float(ml_dtypes.finfo(dtype.numpy).smallest_subnormal)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = np.where(np.abs(expected) < limit * (1 + unit / 4), expected, np.copysign(np.inf, expected))
+        rounded = np.where(np.isnan(expected), np.nan, rounded)
+        np.testing.assert_array_equal(np.isnan(result), np.isnan(expected))
+        infinite = np.isinf(result) | np.isinf(rounded)
+        # Beside the limit of the type either answer is a correct rounding.
+        near = np.abs(expected) > limit * (1 - scale * 2**-22)
+        assert np.all((result == rounded) | near | ~infinite), "infinities differ"
+        allowed = np.abs(expected) * (unit / 2 + scale * 2**-23) + scale * 2**-23 + tiny
+        wrong = ~infinite & ~np.isnan(expected) & ~(np.abs(result - expected) <= allowed)
+    if wrong.any():
+        first = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise AssertionError(f"{wrong.sum()} of {wrong.size} differ; at {first}: {result[first]} not {expected[first]}")

@@ -1,0 +1,188 @@
+// CUDA C++ on the CPU, enough of it to run our kernels thread by thread.
+//
+// A block's threads are fibres on one core, switched only where they wait: at __syncthreads (all threads of the block)
+// and in a warp shuffle (the 32 lanes). Blocks run one after the other. Wrong programs are found out: a thread that
+// leaves while others wait at a barrier, a shuffle with lanes missing, a misaligned or outside access (through the
+// caller's guard pages and the compiler's alignment checks) end the launch with a code and not the process.
+#pragma once
+
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <utility>
+#include <vector>
+
+#define TAMIS_EMULATED 1
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __restrict__
+
+struct EmulatedIndex {
+    unsigned x, y, z;
+};
+static EmulatedIndex gridDim, blockDim, blockIdx, threadIdx;
+
+template <class To, class From> inline To emulated_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+inline float __uint_as_float(unsigned bits) { return emulated_bits<float>(bits); }
+inline float __int_as_float(int bits) { return emulated_bits<float>(bits); }
+inline unsigned __float_as_uint(float x) { return emulated_bits<unsigned>(x); }
+
+inline float emulated_half_to_float(unsigned short bits) { return (float)emulated_bits<_Float16>(bits); }
+inline unsigned short emulated_float_to_half(float x) { return emulated_bits<unsigned short>((_Float16)x); }
+inline unsigned short emulated_float_to_bfloat(float x) {
+    const unsigned bits = emulated_bits<unsigned>(x);
+    if (x != x) return 0x7fff;
+    return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+enum { EMULATED_OK = 0, EMULATED_DEADLOCK = 1, EMULATED_FAULT = 2, EMULATED_NO_MEMORY = 3 };
+
+struct EmulatedFibre {
+    ucontext_t context;
+    EmulatedIndex index;
+    enum { READY, AT_BARRIER, AT_SHUFFLE, DONE } state;
+    float shuffled;
+};
+
+static struct {
+    std::vector<EmulatedFibre> fibres;
+    char *stacks;
+    ucontext_t scheduler;
+    unsigned current;
+    void (*body)();
+} emulated;
+
+static const size_t EMULATED_STACK = 1 << 16;
+
+inline void emulated_wait(decltype(EmulatedFibre::state) state) {
+    EmulatedFibre &self = emulated.fibres[emulated.current];
+    self.state = state;
+    swapcontext(&self.context, &emulated.scheduler);
+}
+
+inline void __syncthreads() { emulated_wait(EmulatedFibre::AT_BARRIER); }
+
+inline unsigned emulated_lane() { return emulated.current & 31; }
+
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+    const unsigned self = emulated.current;
+    emulated.fibres[self].shuffled = value;
+    emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has given its value
+    const float other = emulated.fibres[(self & ~31u) | ((self & 31) ^ (unsigned)mask)].shuffled;
+    emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has read
+    return other;
+}
+
+static void emulated_fibre() {
+    emulated.body();
+    emulated.fibres[emulated.current].state = EmulatedFibre::DONE;
+}
+
+// Makes the fibres [from, to) ready again when all of them wait in `state`.
+inline bool emulated_release(unsigned from, unsigned to, decltype(EmulatedFibre::state) state) {
+    for (unsigned i = from; i < to; i++)
+        if (emulated.fibres[i].state != state) return false;
+    for (unsigned i = from; i < to; i++) emulated.fibres[i].state = EmulatedFibre::READY;
+    return true;
+}
+
+inline int emulated_block() {
+    const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+    for (unsigned i = 0; i < threads; i++) {
+        EmulatedFibre &fibre = emulated.fibres[i];
+        fibre.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+        fibre.state = EmulatedFibre::READY;
+        getcontext(&fibre.context);
+        fibre.context.uc_stack.ss_sp = emulated.stacks + i * EMULATED_STACK;
+        fibre.context.uc_stack.ss_size = EMULATED_STACK;
+        fibre.context.uc_link = &emulated.scheduler;
+        makecontext(&fibre.context, emulated_fibre, 0);
+    }
+    for (;;) {
+        bool ran = false, done = true;
+        // Backwards: a kernel that counts on the lowest thread running first must not pass.
+        for (unsigned i = threads; i-- > 0;) {
+            EmulatedFibre &fibre = emulated.fibres[i];
+            if (fibre.state == EmulatedFibre::READY) {
+                emulated.current = i;
+                threadIdx = fibre.index;
+                swapcontext(&emulated.scheduler, &fibre.context);
+                ran = true;
+            }
+            done = done && fibre.state == EmulatedFibre::DONE;
+        }
+        if (done) return EMULATED_OK;
+        for (unsigned warp = 0; warp + 32 <= threads; warp += 32)
+            ran = emulated_release(warp, warp + 32, EmulatedFibre::AT_SHUFFLE) || ran;
+        ran = emulated_release(0, threads, EmulatedFibre::AT_BARRIER) || ran;
+        if (!ran) return EMULATED_DEADLOCK;
+    }
+}
+
+static sigjmp_buf emulated_escape;
+static void emulated_fault(int) { siglongjmp(emulated_escape, 1); }
+
+static void **emulated_arguments;
+template <class... A, size_t... I>
+inline void emulated_call(void (*kernel)(A...), std::index_sequence<I...>) {
+    kernel(*static_cast<A *>(emulated_arguments[I])...);
+}
+template <class... A> inline void emulated_call(void (*kernel)(A...)) {
+    emulated_call(kernel, std::index_sequence_for<A...>());
+}
+
+inline int emulated_launch(void (*body)(), const unsigned *grid, const unsigned *block, void **arguments) {
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    const unsigned threads = block[0] * block[1] * block[2];
+    emulated_arguments = arguments;
+    emulated.body = body;
+    emulated.fibres.resize(threads);
+    emulated.stacks = static_cast<char *>(malloc(threads * EMULATED_STACK));
+    static char alternate[1 << 16];
+    if (!emulated.stacks) return EMULATED_NO_MEMORY;
+    stack_t stack = {}, old_stack;
+    stack.ss_sp = alternate, stack.ss_size = sizeof alternate;
+    sigaltstack(&stack, &old_stack);
+    struct sigaction action = {}, old[3];
+    const int signals[3] = {SIGSEGV, SIGILL, SIGBUS};
+    action.sa_handler = emulated_fault;
+    action.sa_flags = SA_ONSTACK;
+    for (int i = 0; i < 3; i++) sigaction(signals[i], &action, &old[i]);
+    volatile int status = EMULATED_OK;
+    if (sigsetjmp(emulated_escape, 1)) {
+        status = EMULATED_FAULT;
+    } else {
+        for (unsigned z = 0; z < grid[2] && !status; z++)
+            for (unsigned y = 0; y < grid[1] && !status; y++)
+                for (unsigned x = 0; x < grid[0] && !status; x++) {
+                    blockIdx = {x, y, z};
+                    status = emulated_block();
+                }
+    }
+    for (int i = 0; i < 3; i++) sigaction(signals[i], &old[i], nullptr);
+    sigaltstack(&old_stack, nullptr);
+    free(emulated.stacks);
+    return status;
+}
+
+// The entry that the test calls; after the kernel's source.
+#define EMULATED_KERNEL(name)                                                                                \
+    static void emulated_body_##name() { emulated_call(name); }                                              \
+    extern "C" int emulated_run(const unsigned *grid, const unsigned *block, void **arguments) {             \
+        return emulated_launch(emulated_body_##name, grid, block, arguments);                                \
+    }

@@ -1,0 +1,117 @@
+"""Every kernel compiles for every generation of GPU that Tamis supports, without one at hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from tamis.errors import BuildError, MissingLibrary
+from tamis.formats.dtype import DType
+from tamis.kernels.cuda import compile as toolchain
+from tamis.kernels.cuda import nvrtc as nvrtc_module
+from tamis.kernels.cuda.compile import compile_source, compile_with_nvcc, compiler_name, sources, translation_unit
+from tamis.kernels.cuda.movement import convert, pad_channels
+from tamis.kernels.cuda.nvrtc import load_nvrtc
+from tamis.kernels.cuda.pointwise import Operand, PointwiseStep, pointwise
+from tamis.kernels.cuda.pool import pool, reduce_pixels
+from tamis.kernels.cuda.rows import layer_norm, softmax
+from tamis.kernels.cuda.specification import Argument, Kernel
+
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_120")
+IMAGE, WINDOW = (2, 64, 14, 14), {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=toolchain.NO_COMPILER)
+
+
+def kernels(dtype: DType) -> list[Kernel]:
+    """One of each family."""
+    steps = (PointwiseStep("mul", operand=1), PointwiseStep("gelu"), PointwiseStep("clip", (-1.0, float("inf"))))
+    operands = (
+        Operand(IMAGE, dtype, True, Argument("in", 0)),
+        Operand((64, 1, 1), DType.FLOAT32, False, Argument("const", 0)),
+    )
+    everything = {"residual": Argument("in", 1), "scale": Argument("const", 0), "bias": Argument("const", 1)}
+    return [
+        pointwise(steps, operands, IMAGE, dtype, True),
+        convert(IMAGE, (DType.FLOAT32, False), (dtype, True)),
+        pad_channels((2, 3, 16, 16), (DType.FLOAT32, False), 8, dtype),
+        layer_norm(512, 768, dtype, 1e-5, total=Argument("out", 1), **everything),
+        softmax(4096, 197, dtype),
+        pool(IMAGE, (2, 64, 7, 7), dtype, average=False, **WINDOW),
+        reduce_pixels(IMAGE, dtype, "mean"),
+    ]
+
+
+def test_the_list_is_complete():
+    assert {f"{kernel.family}.cu" for kernel in kernels(DType.FLOAT16)} == set(sources())
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16], ids=str)
+def test_every_kernel_compiles(architecture, dtype):
+    if load_nvrtc() is None and dtype != DType.BFLOAT16:
+        pytest.skip("nvcc is slow: with it, one type must do")
+    for kernel in kernels(dtype):
+        cubin = compile_source(f"{kernel.family}.cu", kernel.defines, architecture)
+        assert cubin[:4] == b"\x7fELF"
+        assert kernel.family.encode() in cubin  # the C name under which the driver finds it
+
+
+@needs_compiler
+def test_every_pointwise_step_compiles():
+    from tamis.compiler.ir.ops import BINARY_KINDS, BOOLEAN_KINDS, UNARY_KINDS
+
+    steps = [PointwiseStep(kind) for kind in UNARY_KINDS if kind not in BOOLEAN_KINDS]
+    steps += [PointwiseStep(kind, operand=0) for kind in BINARY_KINDS if kind not in BOOLEAN_KINDS]
+    operand = Operand((64,), DType.FLOAT16, False, Argument("in", 0))
+    kernel = pointwise(steps, [operand], (64,), DType.FLOAT16, False)
+    assert compile_source("pointwise.cu", kernel.defines, "sm_90")
+
+
+@needs_compiler
+def test_equal_sources_give_equal_cubins():
+    kernel = softmax(4096, 64, DType.FLOAT16)
+    first = compile_source("softmax.cu", kernel.defines, "sm_80")
+    toolchain._compile.cache_clear()
+    assert compile_source("softmax.cu", kernel.defines, "sm_80") == first
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile():
+    kernel = softmax(4096, 64, DType.FLOAT16)
+    with pytest.raises(BuildError, match=r"cannot compile softmax\.cu"):
+        compile_source("softmax.cu", kernel.defines | {"TYPE": "float8"}, "sm_90")
+    with pytest.raises(BuildError, match="not a GPU architecture"):
+        compile_source("softmax.cu", kernel.defines, "sm_90; echo")
+
+
+def test_nvcc_compiles_the_same_units():
+    nvcc = toolchain._find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc is not installed")
+    kernel = pad_channels((2, 3, 16, 16), (DType.FLOAT32, False), 4, DType.BFLOAT16)
+    text = translation_unit("pad_channels.cu", kernel.defines)
+    assert compile_with_nvcc(nvcc, text, "pad_channels.cu", "sm_90a")[:4] == b"\x7fELF"
+    with pytest.raises(BuildError, match=r"nvcc cannot compile pad_channels\.cu"):
+        compile_with_nvcc(nvcc, f"{text}\n#error no\n", "pad_channels.cu", "sm_90a")
+
+
+def test_without_any_compiler(monkeypatch):
+    monkeypatch.setattr(toolchain, "load_nvrtc", lambda: None)
+    monkeypatch.setattr(toolchain, "_find_nvcc", lambda: None)
+    toolchain._nvcc_name.cache_clear()
+    try:
+        assert compiler_name() is None
+        with pytest.raises(MissingLibrary, match="no CUDA compiler"):
+            compile_source("softmax.cu", {"never": 1}, "sm_90")
+    finally:
+        toolchain._nvcc_name.cache_clear()
+
+
+def test_nvrtc_is_looked_for_in_the_toolkit(monkeypatch, tmp_path):
+    (tmp_path / "lib64").mkdir()
+    for name in ("libnvrtc.so.13", "libnvrtc.so", "libnvrtc-builtins.so.13.0", "libnvrtc.alt.so.13"):
+        (tmp_path / "lib64" / name).touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    found = [path.rsplit("/", 1)[1] for path in nvrtc_module._candidates() if path.startswith(str(tmp_path))]
+    assert found == ["libnvrtc.so.13", "libnvrtc.so"]
