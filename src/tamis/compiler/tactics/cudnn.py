@@ -1,0 +1,307 @@
+"""cuDNN: dense 2-D convolutions of NHWC images with constant weights.
+
+``cudnn.conv`` is one fused call; which of cuDNN's plans runs is the parameter ``rank``. How much is fused is the
+parameter ``fuse``:
+
+* ``all``: bias, one residual, and activations, as far as cuDNN has them. Anything but ``relu`` at the end is compiled
+  at run time, for engines that are slower than the ready ones.
+* ``sum``: bias and a leading residual on the ready engines; activations follow in a step of their own.
+* ``none``: the bare convolution, for grouped layers, whose special engines fuse nothing.
+
+``pad_channels`` lets images of few channels, such as the three of the first layer, be padded with zero channels by a
+step in front, as tensor cores like it. ``cudnn.torch_conv`` (tactic ``cudnn.torch``) needs PyTorch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.graph import TensorType
+from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilogue_of
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
+from tamis.compiler.tactics.onednn import pointwise_step
+from tamis.compiler.tactics.precision import to_precision
+from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.formats.dtype import DType
+
+# Ranks that race: of plans that are ready, of plans that are compiled (half a second each), and of each padding.
+READY_RANKS, COMPILED_RANKS, PADDED_RANKS = 8, 4, 4
+# Images of at most this many channels are padded.
+FEW_CHANNELS = 4
+_PARAMETERS = {
+    "clip": 2, "gelu": 0, "gelu_tanh": 0, "leaky_relu": 1, "relu": 0, "sigmoid": 0, "silu": 0, "tanh": 0,
+}  # fmt: skip
+_NEEDED_FEATURE = {DType.TF32: "tf32", DType.BFLOAT16: "bf16"}
+_RELU = Pointwise("relu")
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one step computes behind the convolution, and what is left: ``bias`` tells which of them adds it."""
+
+    fused: Program
+    tail: Program
+    bias: bool
+
+
+class CudnnConv:
+    """Fused convolutions through cuDNN graphs."""
+
+    name = "cudnn.conv"
+
+    def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Anything that is not a 2-D convolution with constant weights, or a device without the libraries."""
+        reason = refuses_conv(layer, device)
+        if reason is None and "cudnn_frontend" not in device.libraries:
+            return "the Python package nvidia-cudnn-frontend is not installed"
+        return reason
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        """Each allowed precision: what is fused, paddings of few channels, ranks."""
+        for precision in config.precisions:
+            if not runs_in(precision, device):
+                continue
+            formats = _formats(layer, precision)
+            for fuse in _fusions(layer):
+                ready = _is_ready(_split(layer, fuse).fused)
+                for rank in range(min(config.algorithms, READY_RANKS if ready else COMPILED_RANKS)):
+                    parameters: dict[str, Any] = {"rank": rank} | ({} if fuse == "all" else {"fuse": fuse})
+                    yield Choice(self.name, precision, *formats, parameters=parameters)
+            for channels in _paddings(layer, precision):
+                image = formats[0][0]
+                for first in dict.fromkeys((Format(DType.FLOAT32), image)):
+                    inputs = (first, *formats[0][1:])
+                    for rank in range(min(config.algorithms, PADDED_RANKS)):
+                        parameters = {"rank": rank, "pad_channels": channels}
+                        yield Choice(self.name, precision, inputs, formats[1], parameters=parameters)
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        """The call; before it a step that pads channels, after it a step for what it does not fuse."""
+        op, node = layer.op, layer.node
+        split = _split(layer, choice.parameters.get("fuse", "all"))
+        channels = choice.parameters.get("pad_channels")
+        # Without a bias only engines that are compiled at run time would remain.
+        wants_bias = split.bias if op.bias else bool(split.fused)
+        constants = _packed(layer, choice.precision, bias=wants_bias, channels=channels)
+        attributes = _geometry(op) | {
+            "rank": choice.parameters["rank"],
+            "epilogue": [{"kind": s.kind, "params": list(s.params)} for s in split.fused],
+        }
+        image = node.inputs[0]
+        before: tuple[Step, ...] = ()
+        temporaries: dict[str, tuple[tuple[int, ...], Format]] = {}
+        if channels:
+            padded = f"{node.output}/padded_input"
+            type_ = layer.type(0)
+            shape = (type_.shape[0], channels, *type_.shape[2:])
+            temporaries[padded] = (shape, Format(choice.precision.storage, "channels_last"))
+            before = (_padding(layer, choice, padded, channels),)
+            image = padded
+        residuals = tuple(node.inputs[s.operand] for s in split.fused if s.operand is not None)
+        return _finished(
+            layer, choice, split, (image, *residuals), ("cudnn.conv", attributes), constants, before, temporaries
+        )
+
+
+class CudnnTorch:
+    """Convolutions through PyTorch's cuDNN operators."""
+
+    name = "cudnn.torch"
+
+    def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Anything that is not a 2-D convolution with constant weights and symmetric padding."""
+        reason = refuses_conv(layer, device)
+        if reason is None and layer.op.pads[:2] != layer.op.pads[2:]:
+            return f"asymmetric padding {layer.op.pads}"
+        return reason
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        """Each allowed precision."""
+        for precision in config.precisions:
+            if runs_in(precision, device):
+                yield Choice(self.name, precision, *_formats(layer, precision))
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        """The call, and a step for what it does not fuse."""
+        fused, split = _torch_split(layer, choice.precision)
+        constants = _packed(layer, choice.precision, bias=fused != "none", channels=None)
+        residuals = tuple(layer.node.inputs[s.operand] for s in split.fused if s.operand is not None)
+        inputs = (layer.node.inputs[0], *residuals)
+        return _finished(
+            layer, choice, split, inputs, ("cudnn.torch_conv", _geometry(layer.op) | {"fused": fused}), constants
+        )
+
+
+def runs_in(precision: DType, device: DeviceInfo) -> bool:
+    """Whether the device's tensor cores have a precision; every device has float32 and float16."""
+    return _NEEDED_FEATURE.get(precision, "") in ("", *device.features)
+
+
+def refuses_conv(layer: Layer, device: DeviceInfo) -> str | None:
+    """Why cuDNN cannot run a layer on a device, or None."""
+    op = layer.op
+    if device.kind != "cuda":
+        return "runs on CUDA devices only"
+    version = device.architecture.removeprefix("sm_")
+    if version.isdecimal() and int(version) < 80:
+        return f"needs compute capability 8.0 or newer; this is {device.architecture}"
+    if "cudnn" not in device.libraries:
+        return "this PyTorch has no cuDNN"
+    if isinstance(op, ConvTranspose):
+        return "transposed convolutions are left to aten"
+    if not isinstance(op, Conv):
+        return f"{type(op).__name__} is not a convolution"
+    if len(op.strides) != 2:
+        return f"{len(op.strides)}-D convolution; only 2-D is offered"
+    if layer.type(0).dtype != DType.FLOAT32:
+        return f"the input is {layer.type(0).dtype}, not floating point"
+    if layer.constant(0) is not None:
+        return "the input is a constant"
+    if layer.constant(1) is None or (op.bias and layer.constant(2) is None):
+        return "the weight or the bias is computed at run time"
+    return None
+
+
+def _formats(layer: Layer, precision: DType) -> tuple[tuple[Format, ...], tuple[Format, ...]]:
+    """Formats of the run-time values and of the outputs: images lie channels last."""
+    storage = precision.storage
+    inputs = tuple(uniform_format(layer.types[v], storage, True) for v in layer.values)
+    return inputs, tuple(uniform_format(layer.types[v], storage, True) for v in layer.node.outputs)
+
+
+def _is_residual(layer: Layer, step: Pointwise) -> bool:
+    """Whether a step adds a run-time value of the output's shape."""
+    if step.kind != "add" or step.operand is None:
+        return False
+    operand = layer.node.inputs[step.operand]
+    return operand not in layer.constants and layer.types[operand] == layer.types[layer.node.output]
+
+
+def _split(layer: Layer, fuse: str) -> Split:
+    """The longest prefix of the epilogue that one graph computes under a wish, and the rest."""
+    program = epilogue_of(layer.op)
+    if fuse == "none":
+        return Split((), program, False)
+    count, residuals = 0, 0
+    for step in program:
+        if step.operand is None:
+            count_of_parameters = _PARAMETERS.get(step.kind)
+            fits = fuse == "all" and len(step.params) == count_of_parameters and all(map(isfinite, step.params))
+        else:
+            residuals += 1
+            fits = residuals == 1 and _is_residual(layer, step) and (fuse == "all" or count == 0)
+        if not fits:
+            break
+        count += 1
+    return Split(program[:count], program[count:], True)
+
+
+def _is_ready(fused: Program) -> bool:
+    """Whether cuDNN has engines for an epilogue that need no compilation: a leading residual, then ReLU."""
+    rest = fused[1:] if fused and fused[0].operand is not None else fused
+    return rest in ((), (_RELU,))
+
+
+def _fusions(layer: Layer) -> tuple[str, ...]:
+    """Values of ``fuse`` that make a difference for a layer, the most fused first."""
+    wishes = ["all"]
+    if not _is_ready(_split(layer, "all").fused):
+        wishes.append("sum")
+    if layer.op.groups > 1:
+        wishes.append("none")
+    found: dict[tuple[Program, bool], str] = {}
+    for wish in wishes:
+        split = _split(layer, wish)
+        found.setdefault((split.fused, split.bias and layer.op.bias), wish)
+    return tuple(found.values())
+
+
+def _paddings(layer: Layer, precision: DType) -> tuple[int, ...]:
+    """Numbers of channels that the image could be padded to."""
+    channels = layer.type(0).shape[1]
+    if layer.op.groups != 1 or channels > FEW_CHANNELS:
+        return ()
+    return tuple(c for c in ((4, 8) if precision.size_bytes == 2 else (4,)) if c > channels)
+
+
+def _torch_split(layer: Layer, precision: DType) -> tuple[str, Split]:
+    """Which of PyTorch's operators serves, and what it leaves."""
+    program = epilogue_of(layer.op)
+    if precision.size_bytes == 2:
+        if program[:1] == (_RELU,):
+            return "relu", Split(program[:1], program[1:], True)
+        if len(program) > 1 and _is_residual(layer, program[0]) and program[1] == _RELU:
+            return "add_relu", Split(program[:2], program[2:], True)
+    return "none", Split((), program, False)
+
+
+def _geometry(op: Conv) -> dict[str, Any]:
+    return {
+        "strides": list(op.strides), "pads": list(op.pads), "dilations": list(op.dilations), "groups": op.groups,
+    }  # fmt: skip
+
+
+def _packed(layer: Layer, precision: DType, *, bias: bool, channels: int | None) -> dict[str, np.ndarray]:
+    """The weight as [K, R, S, C / groups], with zero channels up to ``channels``, and the bias [K]."""
+    weight = layer.constants[layer.node.inputs[1]].transpose(0, 2, 3, 1)
+    if channels:
+        weight = np.pad(weight, ((0, 0), (0, 0), (0, 0), (0, channels - weight.shape[3])))
+    constants = {f"{layer.name}.weight": np.ascontiguousarray(to_precision(weight, precision))}
+    if bias:
+        values = layer.constants[layer.node.inputs[2]] if layer.op.bias else np.zeros(weight.shape[0], np.float32)
+        constants[f"{layer.name}.bias"] = to_precision(values.reshape(-1), precision)
+    return constants
+
+
+def _padding(layer: Layer, choice: Choice, padded: str, channels: int) -> Step:
+    """The step that adds zero channels and brings the image into the format of the convolution."""
+    image = layer.type(0)
+    pixels = image.elements // image.shape[1]
+    read, written = image.elements * choice.inputs[0].dtype.size_bytes, pixels * channels * choice.precision.size_bytes
+    return Step(
+        f"{layer.name}/pad", "cuda.pad_channels", (layer.node.inputs[0],), (padded,), (), {"channels": channels},
+        (layer.name,), choice.precision, moved_bytes=read + written,
+    )  # fmt: skip
+
+
+def _finished(
+    layer: Layer,
+    choice: Choice,
+    split: Split,
+    inputs: tuple[str, ...],
+    call: tuple[str, dict[str, Any]],
+    constants: dict[str, np.ndarray],
+    before: tuple[Step, ...] = (),
+    temporaries: dict[str, tuple[tuple[int, ...], Format]] | None = None,
+) -> Lowered:
+    """The step of a call between the steps before it and the rest of the epilogue."""
+    output = layer.node.output
+    source, program = _tail(layer, split)
+    result = f"{output}/before_epilogue" if program else output
+    step = Step(
+        layer.name, call[0], inputs, (result,), tuple(constants), call[1], (layer.name,), choice.precision,
+        flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
+    )  # fmt: skip
+    if not program:
+        return Lowered((*before, step), constants, temporaries or {})
+    after, more = pointwise_step(source, program, result, choice)
+    between = {result: (layer.types[output].shape, choice.outputs[0])}
+    return Lowered((*before, step, after), constants | more, (temporaries or {}) | between)
+
+
+def _tail(layer: Layer, split: Split) -> tuple[Layer, Program]:
+    """The program that is left, with the bias in front when the call does not add it, and the layer it refers to."""
+    if split.bias or not layer.op.bias:
+        return layer, split.tail
+    column = f"{layer.name}.bias_column"
+    values = layer.constants[layer.node.inputs[2]].reshape(1, -1, 1, 1)
+    node = replace(layer.node, inputs=(*layer.node.inputs, column))
+    types = {**layer.types, column: TensorType(values.shape)}
+    widened = replace(layer, node=node, types=types, constants={**layer.constants, column: values})
+    return widened, (Pointwise("add", operand=len(layer.node.inputs)), *split.tail)

@@ -1,0 +1,177 @@
+"""Convolutions through cuDNN.
+
+``cudnn.conv`` is one fused cuDNN graph, made with the Python package ``nvidia-cudnn-frontend``, which loads the cuDNN
+that PyTorch brings. ``cudnn.torch_conv`` calls PyTorch's own operators and needs nothing else.
+
+Plans are shared by all steps of a process that solve the same problem with the same rank, and are kept on disk. The
+steps of a device share one handle and one workspace, so they must not run on two streams at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from tamis.devices.base import BoundShape, Runner, Slots, Tensor
+from tamis.devices.cuda import cudnn_store, cudnn_torch
+from tamis.devices.cuda.cudnn_graph import BIAS, IMAGE, RESIDUAL, RESULT, WEIGHT, RankedPlans, deserialized
+from tamis.devices.cuda.cudnn_problem import ConvProblem, conv_problem
+from tamis.engine.plan import Step
+from tamis.errors import DeviceError, MissingLibrary
+
+# What runs a plan: addresses by number of the tensor, and the address of the workspace.
+Execute: TypeAlias = Callable[[Mapping[int, int], int], None]
+
+
+def bind(
+    step: Step, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
+) -> Runner:
+    """A runner for one ``cudnn.*`` step that launches on the current stream and can be captured in a graph.
+
+    Constants: weight [K, R, S, C / groups], then the bias [K] if there is one. Inputs: the image [N, C, H, W], then
+    the residual of the result's shape; images lie channels last. Raises ``DeviceError`` when cuDNN has no plan of the
+    wanted rank, and ``MissingLibrary`` without the package.
+    """
+    weight = constants[step.constants[0]]
+    bias = constants[step.constants[1]] if len(step.constants) > 1 else None
+    if step.kernel == "cudnn.torch_conv":
+        return cudnn_torch.bind_conv(step, weight, bias, inputs, outputs[0])
+    if step.kernel != "cudnn.conv":
+        raise DeviceError(f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again")
+    return bind_conv(step, weight, bias, inputs, outputs[0], context(weight.device.index))
+
+
+def bind_conv(
+    step: Step,
+    weight: Tensor,
+    bias: Tensor | None,
+    inputs: Sequence[BoundShape],
+    output: BoundShape,
+    shared: Context,
+) -> Runner:
+    """A runner for ``cudnn.conv`` with what the steps of its device share."""
+    device = weight.device.index
+    problem = conv_problem(step.attributes, inputs[0].shape, tuple(weight.shape), step.precision, bias=bias is not None)
+    if problem.result != tuple(output.shape) or problem.residual != (len(inputs) > 1):
+        raise DeviceError("the step contradicts the shapes of its values", layer=step.name, remedy="build it again")
+    try:
+        plan = shared.plan(problem, int(step.attributes["rank"]))
+    except MissingLibrary:
+        raise
+    except DeviceError as error:
+        raise DeviceError(error.cause, layer=step.name, remedy=error.remedy) from error
+    shared.reserve(plan.workspace)
+    cudnn, handle, execute = shared.cudnn, shared.handle, plan.execute
+    # Addresses of tensors that never move; the tensors themselves are held by the runner.
+    fixed = {WEIGHT: weight.data_ptr()} | ({BIAS: bias.data_ptr()} if bias is not None else {})
+    slots_of = [(IMAGE, inputs[0].slot), (RESULT, output.slot)]
+    if problem.residual:
+        slots_of.append((RESIDUAL, inputs[1].slot))
+
+    def run(slots: Slots, _keep: object = (weight, bias)) -> None:
+        addresses = {uid: slots[slot].data_ptr() for uid, slot in slots_of}
+        cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(device).cuda_stream)
+        execute(addresses | fixed, shared.workspace.data_ptr())
+
+    return run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that is ready to run, and the scratch memory it needs, in bytes."""
+
+    execute: Execute
+    workspace: int
+
+
+class Context:
+    """What the steps of one device share: cuDNN, a handle, plans and a workspace."""
+
+    def __init__(self, device: int, folder: Path | None = None) -> None:
+        self.cudnn = frontend()
+        self.folder = folder or cudnn_store.default_folder()
+        with torch.cuda.device(device):
+            self.handle = self.cudnn.create_handle()
+            self.workspace: Tensor = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
+        # Graphs that were captured hold the address of the workspace they were captured with.
+        self._outgrown: list[Tensor] = []
+        properties = torch.cuda.get_device_properties(device)
+        self._versions = (
+            f"cudnn {self.cudnn.backend_version()}, frontend {self.cudnn.__version__}, {properties.name}, "
+            f"sm_{properties.major}{properties.minor}, {properties.multi_processor_count} multiprocessors"
+        )
+        self._ranked: dict[ConvProblem, RankedPlans] = {}
+        self._plans: dict[tuple[ConvProblem, int], Plan] = {}
+        self._lock = threading.Lock()
+
+    def reserve(self, size: int) -> None:
+        """Let the workspace have at least ``size`` bytes."""
+        if size > self.workspace.numel():
+            self._outgrown.append(self.workspace)
+            size = max(size, 2 * self.workspace.numel())
+            self.workspace = torch.empty(size, dtype=torch.uint8, device=self.workspace.device)
+
+    def plan(self, problem: ConvProblem, rank: int) -> Plan:
+        """The plan of a problem: from this process, from the disk, or built and then stored on both."""
+        with self._lock:
+            found = self._plans.get((problem, rank))
+            if found is None:
+                found = self._plans[problem, rank] = self._stored(problem, rank) or self._built(problem, rank)
+            return found
+
+    def _key(self, problem: ConvProblem, rank: int) -> str:
+        return f"{self._versions}, rank {rank}, {problem.key()}"
+
+    def _stored(self, problem: ConvProblem, rank: int) -> Plan | None:
+        data = cudnn_store.read(self.folder, self._key(problem, rank))
+        if data is None:
+            return None
+        try:
+            graph = deserialized(self.cudnn, data, {"handle": self.handle})
+        except DeviceError:
+            return None  # of another driver, say: built anew and written over
+
+        def execute(addresses: Mapping[int, int], workspace: int) -> None:
+            graph.execute(addresses, workspace, handle=self.handle)
+
+        return Plan(execute, int(graph.get_workspace_size()))
+
+    def _built(self, problem: ConvProblem, rank: int) -> Plan:
+        ranked = self._ranked.get(problem)
+        if ranked is None:
+            ranked = self._ranked[problem] = RankedPlans(self.cudnn, problem, {"handle": self.handle})
+        index, graph = ranked.index(rank), ranked.graph
+        with contextlib.suppress(DeviceError):  # some engines cannot be stored; they are built each time
+            cudnn_store.write(self.folder, self._key(problem, rank), ranked.serialize(rank))
+
+        def execute(addresses: Mapping[int, int], workspace: int) -> None:
+            graph.execute_plan_at_index(addresses, workspace, index=index, handle=self.handle)
+
+        return Plan(execute, int(graph.get_workspace_size_plan_at_index(index)))
+
+
+@functools.cache
+def context(device: int) -> Context:
+    """The context of a device, made when it is first asked for. Raises ``MissingLibrary``."""
+    return Context(device)
+
+
+@functools.cache
+def frontend() -> Any:
+    """The package ``nvidia-cudnn-frontend``, with cuDNN behind it. Raises ``MissingLibrary``."""
+    remedy = "pip install nvidia-cudnn-frontend (--no-deps is enough), beside a CUDA build of PyTorch"
+    try:
+        # PyTorch is imported by now, so that the package finds the very cuDNN that PyTorch uses.
+        cudnn = importlib.import_module("cudnn")
+        cudnn.backend_version()
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise MissingLibrary(f"cuDNN's Python package is not usable ({error})", remedy=remedy) from error
+    return cudnn
