@@ -191,7 +191,7 @@ class _Descriptors:
     def __init__(self, library: Any, layer: str) -> None:
         self._library, self._layer = library, layer
         self._made: list[tuple[Callable[[Any], int], ctypes.c_void_p]] = []
-        weakref.finalize(self, _destroy, self._made)
+        weakref.finalize(self, _destroy, self._made).atexit = False
 
     def _new(self, kind: str, *arguments: int) -> ctypes.c_void_p:
         made = ctypes.c_void_p()

@@ -1,0 +1,129 @@
+"""cuSPARSELt: 2:4 sparse linear layers and 1x1 convolutions of NHWC images, on sparse tensor cores.
+
+One residual of the output's shape, then ReLU (also with an upper bound), are part of the call; what is left follows
+as a pointwise step. Products with float32 or tf32 values are out: there the pattern would be 1:2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.ops import Conv, Pointwise
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
+from tamis.compiler.tactics.cublaslt import refuses_product, rows_of, runs_in, split_epilogue
+from tamis.compiler.tactics.onednn import pointwise_step
+from tamis.compiler.tactics.precision import to_precision
+from tamis.engine.plan import DeviceInfo, Step
+from tamis.formats import TWO_FOUR, compress
+from tamis.formats.dtype import DType
+from tamis.formats.places import pack_places
+
+MULTIPLE = 16
+# How many algorithms to race. Versions 0.8.0 to 0.10.0 hold 36 (float16) and 9 (bfloat16) kernels for sm_90 in the
+# form used here, and 4 of each for sm_80; numbers that do not exist drop out when they are bound.
+MOST_ALGORITHMS = {DType.FLOAT16: 36, DType.BFLOAT16: 9}
+# Splitting k is raced where the outputs make fewer tiles than the device has multiprocessors.
+SPLIT_ALGORITHMS = 4
+SPLITS = (2, 4)
+SPLIT_MODES = (1, 2)
+_TILE = 128
+_SHORTEST_PART = 256
+
+
+class CusparseLt:
+    """2:4 matrix products by cuSPARSELt."""
+
+    name = "cusparselt"
+
+    def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Weights that are not 2:4, other layers than linear ones, shapes and devices that the library has not."""
+        if device.kind != "cuda":
+            return "runs on CUDA devices only"
+        reason = refuses_product(layer)
+        if reason:
+            return reason
+        if config.sparsity == "off":
+            return "sparsity is off"
+        if not layer.eligible:
+            return layer.note.reason if layer.note and layer.note.reason else "the weight is not 2:4"
+        if "sparse_tensor_cores" not in device.features:
+            return f"needs sparse tensor cores, compute capability 8.0 or newer; this is {device.architecture}"
+        if "cusparselt" not in device.libraries:
+            return "cuSPARSELt is not installed"
+        if not set(config.precisions) & set(MOST_ALGORITHMS):
+            return "2:4 needs 16-bit values; allow float16 or bfloat16"
+        n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
+        if n % MULTIPLE or k % MULTIPLE:
+            return f"outputs and inputs must be multiples of {MULTIPLE}; the weight is {n} x {k}"
+        return None
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        """Each allowed 16-bit precision with each algorithm, and some with k split where there is little work."""
+        channels_last = isinstance(layer.op, Conv)
+        for precision in config.precisions:
+            if precision not in MOST_ALGORITHMS or not runs_in(precision, device):
+                continue
+            inputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.values)
+            outputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.node.outputs)
+            plain = [(algorithm, 1, 0) for algorithm in range(MOST_ALGORITHMS[precision])]
+            for algorithm, split, mode in (*plain, *_splits(layer, device)):
+                parameters = {"algorithm": algorithm, "split_k": split, "split_k_mode": mode}
+                yield Choice(self.name, precision, inputs, outputs, "2:4", parameters)
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        """One call, and a pointwise step for what it cannot fuse."""
+        node = layer.node
+        residual, activation, tail = _split(layer)
+        n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
+        bounded = activation is not None and activation.kind == "clip"
+        attributes: dict[str, Any] = {
+            "rows": rows_of(layer), "n": n, "k": k, "residual": residual is not None, "relu": activation is not None,
+            "upper_bound": float(activation.params[1]) if activation and bounded else None, **choice.parameters,
+        }  # fmt: skip
+        weight = to_precision(layer.constants[node.inputs[1]].reshape(n, k), choice.precision)
+        compressed = compress(weight, TWO_FOUR)
+        constants: dict[str, np.ndarray] = {
+            f"{layer.name}.kept": compressed.values, f"{layer.name}.places": pack_places(compressed.indices),
+        }  # fmt: skip
+        if layer.op.bias:
+            bias = layer.constants[node.inputs[2]].reshape(n)
+            constants[f"{layer.name}.bias"] = to_precision(bias, choice.precision)
+        inputs = (node.inputs[0],) + ((node.inputs[residual.operand],) if residual else ())  # type: ignore[index]
+        result = node.output if not tail else f"{node.output}/before_epilogue"
+        step = Step(
+            layer.name, "cusparselt.matmul", inputs, (result,), tuple(constants), attributes, (layer.name,),
+            choice.precision, "2:4", flops_of(layer), moved_bytes_of(layer, choice),
+        )  # fmt: skip
+        if not tail:
+            return Lowered((step,), constants)
+        after, more = pointwise_step(layer, tail, result, choice)
+        shape = layer.types[node.output].shape
+        return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+
+
+def _split(layer: Layer) -> tuple[Pointwise | None, Pointwise | None, tuple[Pointwise, ...]]:
+    """(residual, activation, rest) of the epilogue; a clip is fused only where it is ReLU with an upper bound."""
+    residual, activation, tail = split_epilogue(layer, ("relu", "clip"))
+    if activation is None or activation.kind == "relu":
+        return residual, activation, tail
+    low, high = (*activation.params, 0.0, 0.0)[:2]
+    fused = len(activation.params) == 2 and low == 0.0 and high > 0.0
+    return (residual, activation, tail) if fused else (residual, None, (activation, *tail))
+
+
+def _splits(layer: Layer, device: DeviceInfo) -> Iterator[tuple[int, int, int]]:
+    """(algorithm, split, mode) for a layer whose outputs do not fill the device."""
+    n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
+    tiles = -(-n // _TILE) * -(-rows_of(layer) // _TILE)
+    if tiles >= device.cores:
+        return
+    for split in SPLITS:
+        if k // split >= _SHORTEST_PART:
+            for mode in SPLIT_MODES:
+                for algorithm in range(SPLIT_ALGORITHMS):
+                    yield algorithm, split, mode
