@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots
+from tamis.devices.cpu import CpuDevice
 from tamis.devices.tensors import torch_dtype
 from tamis.engine import (
     Accuracy,
@@ -36,6 +37,12 @@ F32 = Format()
 
 class FakeDevice:
     """Runs ``fake.scale``, ``fake.add`` and ``fake.noop`` with torch, in plain eager operations."""
+
+    replays = CpuDevice.replays
+    stage = CpuDevice.stage
+    record = CpuDevice.record
+    part_timer = CpuDevice.part_timer
+    stopwatch = CpuDevice.stopwatch
 
     def __init__(self, info: DeviceInfo = DEVICE) -> None:
         self._info = info

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import tamis
 from sample_engines import make_engine
@@ -63,6 +64,15 @@ def test_wrong_options(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fails(capsys, 2, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_build_for_a_gpu_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    line = fails(capsys, 6, "build", folder / "cnn.onnx", "-o", tmp_path / "a.tamis", "--device", "cuda", "--fp16")
+    assert "no CUDA device" in line and "--device cpu" in line
     assert list(tmp_path.iterdir()) == []
 
 

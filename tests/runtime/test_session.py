@@ -14,7 +14,7 @@ from sample_engines import DEVICE, F32, FakeDevice, make_engine, make_plan, refe
 from tamis.engine import Buffer, Engine, Format, Port, Step, save
 from tamis.errors import ConfigError, DeviceError, EngineMismatch, InputError
 from tamis.formats.dtype import DType
-from tamis.runtime import Session
+from tamis.runtime import Session, open_device
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -299,6 +299,12 @@ def test_threads() -> None:
         assert Session(make_engine(threads=64), device=device).threads == 4
 
 
-def test_an_unknown_device_kind_is_refused() -> None:
-    with pytest.raises(DeviceError, match="cuda"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_an_engine_for_cuda_needs_a_gpu() -> None:
+    with pytest.raises(DeviceError, match="no CUDA device"):
         Session(make_engine(device=replace(DEVICE, kind="cuda")))
+
+
+def test_an_unknown_device_kind_is_refused() -> None:
+    with pytest.raises(DeviceError, match="tpu"):
+        open_device("tpu")

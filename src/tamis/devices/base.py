@@ -54,7 +54,15 @@ class Stopwatch(Protocol):
 
 
 class Device(Protocol):
-    """What the tuner and the runtime need of a device."""
+    """What the tuner and the runtime need of a device.
+
+    Attributes:
+        replays: whether ``record`` gains anything; a run then reads its inputs at addresses that never change.
+        cache_bytes: weights beyond this size do not stay in the caches from one run to the next.
+    """
+
+    replays: bool
+    cache_bytes: int
 
     def info(self) -> DeviceInfo:
         """What this device is; part of the engine and of the key of the timing cache."""
@@ -121,6 +129,18 @@ class Device(Protocol):
 
         ``inputs`` are the shapes of its inputs. It is a forecast that later library versions may break.
         """
+        ...
+
+    def stage(self, target: Tensor, source: Tensor) -> None:
+        """Copy a tensor, of the host or of the device, into one of the device; it may go on after the call."""
+        ...
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """A function that does again what ``run`` does, on the same addresses, at less cost where there is a way."""
+        ...
+
+    def part_timer(self, parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
+        """A function that runs the parts one after the other and returns the microseconds of each."""
         ...
 
     def synchronize(self) -> None:

@@ -51,24 +51,21 @@ def profile(
 ) -> Profile:
     """Time every step in ``runs`` runs, or as many as fit into ``limit_s`` seconds (three at least)."""
     tensors, launch = session.check(inputs), session.bind(inputs)
-    clock, synchronize = time.perf_counter_ns, session.device.synchronize
-    start = clock()
-    while clock() - start < warmup_ms * 1e6:
+    timed, stopwatch = session.step_timer(tensors), session.device.stopwatch(cold=False)
+    start = time.monotonic()
+    while time.monotonic() - start < warmup_ms / 1e3:
         launch()
-        synchronize()
-    whole: list[int] = []
-    parts: list[list[int]] = []
-    start = clock()
-    while len(whole) < runs and (len(whole) < 3 or clock() - start < limit_s * 1e9):
-        before = clock()
-        launch()
-        synchronize()
-        whole.append(clock() - before)
-        parts.append(session.timed_run(tensors, clock))
-    per_step = np.diff(np.asarray(parts, dtype=np.int64), axis=1) / 1e3
+        session.device.synchronize()
+    whole: list[float] = []
+    parts: list[list[float]] = []
+    start = time.monotonic()
+    while len(whole) < runs and (len(whole) < 3 or time.monotonic() - start < limit_s):
+        whole.append(stopwatch.time_us(launch))
+        parts.append(timed())
+    per_step = np.asarray(parts)
     return Profile(
         steps=tuple(StepTime(step, timing_of(per_step[:, number])) for number, step in enumerate(session.plan.steps)),
-        whole=timing_of(np.asarray(whole) / 1e3),
+        whole=timing_of(whole),
         threads=session.threads,
     )
 

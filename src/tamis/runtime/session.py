@@ -14,11 +14,12 @@ import torch
 from tamis.devices.base import Device, Runner, Slots, Tensor
 from tamis.engine.check import check_plan
 from tamis.engine.file import Engine, read
-from tamis.engine.plan import DeviceInfo, Plan
+from tamis.engine.plan import DeviceInfo, Format, Plan
 from tamis.errors import ConfigError, DeviceError, InputError
-from tamis.runtime.loop import flat_loop, parts_of
+from tamis.runtime.loop import Part, flat_loop, parts_of
 from tamis.runtime.match import EngineWarning, check_device
 from tamis.runtime.memory import lay_out
+from tamis.runtime.recording import Recording
 from tamis.runtime.tensors import Array, to_torch
 
 Inputs = Mapping[str, Array] | Sequence[Array]
@@ -62,6 +63,7 @@ class Session:
         self._slots: Slots = self._memory.slots
         self._runners = self._bind_steps(engine)
         self._loop = flat_loop(plan, self._memory, self._runners, poison)
+        self._recorded: Recording | None = None
         self._input_slots = [self._memory.index[name] for name in plan.input_values]
         self._output_slots = [self._memory.index[name] for name in plan.output_values]
         self._lock = threading.Lock()
@@ -74,13 +76,12 @@ class Session:
         Inputs are NumPy arrays, torch tensors or objects with DLPack, of exactly the shapes and types of the
         engine; bfloat16 comes out as ``ml_dtypes.bfloat16`` for NumPy. Raises ``InputError`` otherwise.
         """
-        tensors = self.check(inputs)
+        tensors = self._matched(inputs)
         with self._lock:
             with torch.inference_mode():
-                self._launch(tensors)
+                values = self._launch(tensors)
                 self.device.synchronize()
             # Copies are made outside of inference mode, so that torch outputs may take part in training.
-            values = [self._slots[slot] for slot in self._output_slots]
             fetch = self.device.download if output == "numpy" else _copied
             results = {port.name: fetch(v) for port, v in zip(self.plan.outputs, values, strict=True)}
             self._clear()
@@ -93,6 +94,8 @@ class Session:
         inputs may be changed in place between calls. Of the functions bound on a session, run one at a time.
         """
         tensors, slots, loop = self.check(inputs), self._slots, self._loop
+        if self.device.replays:
+            return Recording(self.device, self._loop, slots, self._input_slots, self._output_slots, tensors).replay
         pairs = tuple(zip(self._input_slots, tensors, strict=True))
         outputs = tuple(self._output_slots)
         # What torch.inference_mode() wraps, at a third of the cost; it is entered in every run.
@@ -114,9 +117,8 @@ class Session:
         Nothing is checked: the tensors must be on the device and have the right shapes and types.
         """
         with self._lock, torch.inference_mode():
-            self._launch(inputs)
-            for slot, target in zip(self._output_slots, outputs, strict=True):
-                target.copy_(self._slots[slot])
+            for value, target in zip(self._launch(inputs), outputs, strict=True):
+                target.copy_(value)
 
     def trace(self, inputs: Inputs, names: frozenset[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """Run step by step and give each value (or those in ``names``) as soon as it is computed.
@@ -140,20 +142,26 @@ class Session:
                     self._slots[slot] = None
             self._clear()
 
-    def timed_run(self, inputs: Sequence[Tensor], clock: Callable[[], int]) -> list[int]:
-        """Run on checked tensors and return ``clock()`` before the first step and after each one."""
-        slots, synchronize = self._slots, self.device.synchronize
-        parts = parts_of(self._memory, self._runners)
-        with self._lock, torch.inference_mode():
-            self._fill(inputs)
-            synchronize()
-            times = [clock()]
-            for part in parts:
+    def step_timer(self, inputs: Sequence[Tensor]) -> Callable[[], list[float]]:
+        """A function that runs the engine on checked tensors and returns the microseconds of each step."""
+        slots = self._slots
+
+        def running(part: Part) -> Callable[[], None]:
+            def run() -> None:
                 for runner in part:
                     runner(slots)
-                synchronize()
-                times.append(clock())
-        return times
+
+            return run
+
+        parts = [running(part) for part in parts_of(self._memory, self._runners)]
+        filled = [running(((lambda slots: self._fill(inputs)),)), *parts]
+        timer = self.device.part_timer(filled)
+
+        def timed() -> list[float]:
+            with self._lock, torch.inference_mode():
+                return timer()[1:]
+
+        return timed
 
     def _fill(self, tensors: Sequence[Tensor]) -> None:
         """Put the inputs and the views of them into their slots."""
@@ -162,12 +170,21 @@ class Session:
         for view in self._memory.views[0]:
             view(self._slots)
 
-    def _launch(self, tensors: Sequence[Tensor]) -> None:
+    def _launch(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         slots = self._slots
+        if self.device.replays:
+            if self._recorded is None:
+                fixed = [self.device.empty(port.shape, Format(port.dtype)) for port in self.plan.inputs]
+                self._recorded = Recording(
+                    self.device, self._loop, slots, self._input_slots, self._output_slots, fixed, tensors
+                )
+            self._recorded.load(tensors)
+            return self._recorded.replay()
         for slot, tensor in zip(self._input_slots, tensors, strict=True):
             slots[slot] = tensor
         for step in self._loop:
             step(slots)
+        return [slots[slot] for slot in self._output_slots]
 
     def _clear(self) -> None:
         """Let go of the user's tensors and of those that libraries allocated."""
@@ -177,6 +194,10 @@ class Session:
 
     def check(self, inputs: Inputs) -> list[Tensor]:
         """The inputs as contiguous tensors of the device, in the order of the plan. Raises ``InputError``."""
+        return [tensor.to(self._memory.arena.device) for tensor in self._matched(inputs)]
+
+    def _matched(self, inputs: Inputs) -> list[Tensor]:
+        """The inputs as contiguous tensors, wherever they are, in the order of the plan."""
         ports = self.plan.inputs
         if not isinstance(inputs, Mapping):
             if len(inputs) != len(ports):
@@ -191,8 +212,7 @@ class Session:
         if unknown or missing:
             cause = f"there is no input '{unknown[0]}'" if unknown else f"the input '{missing[0]}' is missing"
             raise InputError(f"{cause}, expected {', '.join(names)}", remedy="give exactly these inputs")
-        tensors = [to_torch(port, inputs[port.name]) for port in ports]
-        return [tensor.to(self._memory.arena.device) for tensor in tensors]
+        return [to_torch(port, inputs[port.name]) for port in ports]
 
     def _bind_steps(self, engine: Engine) -> list[Runner]:
         uploaded: dict[str, Tensor] = {}
@@ -214,6 +234,10 @@ def open_device(kind: str) -> Device:
         from tamis.devices.cpu.device import CpuDevice  # noqa: PLC0415  only the device in use is loaded
 
         return CpuDevice()
+    if kind == "cuda":
+        from tamis.devices.cuda.device import CudaDevice  # noqa: PLC0415
+
+        return CudaDevice()
     raise DeviceError(f"this Tamis has no device of the kind '{kind}'", remedy="build the engine for the CPU")
 
 

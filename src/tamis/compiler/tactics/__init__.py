@@ -5,6 +5,9 @@ from __future__ import annotations
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Tactic
 from tamis.compiler.tactics.chain import TamisChain
+from tamis.compiler.tactics.cublaslt import CublasLt
+from tamis.compiler.tactics.cudnn import CudnnConv, CudnnTorch
+from tamis.compiler.tactics.cusparselt import CusparseLt
 from tamis.compiler.tactics.linear import TamisLinear
 from tamis.compiler.tactics.onednn import OneDnn
 from tamis.compiler.tactics.openvino import OpenVino
@@ -12,13 +15,14 @@ from tamis.compiler.tactics.region import RegionTactic
 
 CPU_TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn(), TamisLinear())
 CPU_REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(), TamisChain())
+CUDA_TACTICS: tuple[Tactic, ...] = (Aten(), CudnnTorch(), CudnnConv(), CublasLt(), CusparseLt())
 
 
 def tactics_of(device: str) -> tuple[Tactic, ...]:
     """The tactics that race for single layers on a kind of device."""
-    return CPU_TACTICS
+    return CPU_TACTICS if device == "cpu" else CUDA_TACTICS
 
 
 def region_tactics_of(device: str) -> tuple[RegionTactic, ...]:
     """The tactics that race for regions on a kind of device."""
-    return CPU_REGION_TACTICS
+    return CPU_REGION_TACTICS if device == "cpu" else ()

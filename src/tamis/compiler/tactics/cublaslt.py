@@ -52,7 +52,7 @@ class CublasLt:
             storage = precision.storage
             inputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.node.outputs)
-            for rank in range(RANKS):
+            for rank in range(min(config.algorithms, RANKS)):
                 yield Choice(self.name, precision, inputs, outputs, parameters={"rank": rank})
             if storage is not DType.FLOAT32 and residual is None and not tail:
                 wide = tuple(Format(DType.FLOAT32, f.layout) for f in outputs)

@@ -18,14 +18,11 @@ from tamis.compiler.tuner.timing import Clock
 from tamis.devices.base import Device
 from tamis.formats.dtype import DType
 
-# Weights beyond this size do not stay in the caches between two runs of a network, so races flush them.
-_CACHE_BYTES = 16 << 20
-
 
 def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     """The device, the clock, the cache and the reference that all races of a build share."""
     info = device.info()
-    threads = config.threads or info.cores
+    threads = config.threads or (info.cores if info.kind == "cpu" else 1)
     device.set_threads(threads)
     cache = TimingCache(config.timing_cache, info, threads)
     weights = sum(array.nbytes for array in graph.constants.values())
@@ -34,7 +31,7 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     return Track(
         device=device,
         config=config,
-        clock=Clock(device, cold=weights > _CACHE_BYTES),
+        clock=Clock(device, cold=weights > device.cache_bytes),
         cache=cache,
         roof=measure_roof(cache, device, config.raced_precisions),
         reference=reference,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -36,6 +38,9 @@ class CpuDevice:
     Args:
         threads: cores to use; None for all that the process may use.
     """
+
+    replays = False
+    cache_bytes = 16 << 20
 
     def __init__(self, threads: int | None = None) -> None:
         self.set_threads(threads or usable_cores())
@@ -113,6 +118,27 @@ class CpuDevice:
     def natural_strides(self, step: Step, inputs: Sequence[Sequence[int]]) -> Strides | None:
         """The strides in which a step leaves its output when it need not be dense; None if dense."""
         return aten_strides.natural_strides(step, inputs)
+
+    def stage(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy a tensor."""
+        target.copy_(source)
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """``run`` itself: calling functions is what a CPU does."""
+        return run
+
+    def part_timer(self, parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
+        """A function that runs the parts and reads the clock in between."""
+
+        def timed() -> list[float]:
+            times = [clock()]
+            for part in parts:
+                part()
+                times.append(clock())
+            return [(second - first) / 1e3 for first, second in itertools.pairwise(times)]
+
+        clock = time.perf_counter_ns
+        return timed
 
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when their work is done."""

@@ -1,0 +1,151 @@
+"""A GPU as a device: memory, the families of kernels that steps may name, and graphs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from tamis.devices import tensors
+from tamis.devices.aten import kernels as aten
+from tamis.devices.aten import strides as aten_strides
+from tamis.devices.base import BoundShape, Runner, Tensor
+from tamis.devices.cuda import cublaslt, cudnn, cusparselt, graph, kernels
+from tamis.devices.cuda.info import cuda_info, require_cuda
+from tamis.devices.cuda.stopwatch import CudaStopwatch
+from tamis.devices.strides import Strides
+from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.errors import DeviceError
+
+# Who runs a kernel, by the start of its name.
+BINDERS = (
+    ("aten.", aten.bind),
+    ("cublaslt.", cublaslt.bind),
+    ("cudnn.", cudnn.bind),
+    ("cusparselt.", cusparselt.bind),
+    ("cuda.", kernels.bind),
+)
+
+
+class CudaDevice:
+    """The current GPU. Raises ``DeviceError`` when PyTorch can use none.
+
+    PyTorch's own float32 products are made strict, for the whole process: tf32 is a precision that layers are given by
+    name.
+    """
+
+    replays = True
+
+    def __init__(self) -> None:
+        require_cuda()
+        self.torch_device = torch.device("cuda", torch.cuda.current_device())
+        self.cache_bytes = torch.cuda.get_device_properties(self.torch_device).L2_cache_size
+        self._info = cuda_info(self.torch_device.index)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+    def info(self) -> DeviceInfo:
+        """The GPU and the versions of the libraries."""
+        return self._info
+
+    def upload(self, array: np.ndarray) -> torch.Tensor:
+        """A row-major copy of an array on the GPU."""
+        return tensors.upload(array).to(self.torch_device)
+
+    def empty(self, shape: Sequence[int], format: Format) -> torch.Tensor:
+        """An uninitialised tensor."""
+        with self.torch_device:
+            return tensors.empty(shape, format)
+
+    def arena(self, size_bytes: int) -> torch.Tensor:
+        """One block of uninitialised memory."""
+        with self.torch_device:
+            return tensors.arena(size_bytes)
+
+    def view(self, arena: torch.Tensor, offset: int, shape: Sequence[int], format: Format) -> torch.Tensor:
+        """A tensor at ``offset`` bytes of an arena."""
+        return tensors.view(arena, offset, shape, format)
+
+    def download(self, tensor: torch.Tensor) -> np.ndarray:
+        """A row-major NumPy copy, by way of page-locked memory."""
+        dense = tensor.detach().contiguous()
+        host = torch.empty(dense.shape, dtype=dense.dtype, pin_memory=True)
+        host.copy_(dense, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return tensors.download(host)
+
+    def stage(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy a tensor of the host or the GPU into ``target``, in the order of the stream."""
+        if source.device.type == "cpu":
+            source = source.pin_memory()  # the allocator keeps it until the copy is done
+        target.copy_(source, non_blocking=True)
+
+    def lies_in(self, tensor: torch.Tensor, format: Format) -> bool:
+        """Whether a tensor has the type and the memory order of a format."""
+        return tensors.lies_in(tensor, format)
+
+    def bind(
+        self,
+        step: Step,
+        constants: Mapping[str, Tensor],
+        inputs: Sequence[BoundShape],
+        outputs: Sequence[BoundShape],
+    ) -> Runner:
+        """A runner for a step; everything that can be prepared is prepared here.
+
+        Raises ``DeviceError`` for a kernel that does not exist here and ``MissingLibrary`` for one whose library is
+        not installed.
+        """
+        for prefix, binder in BINDERS:
+            if step.kernel.startswith(prefix):
+                with torch.inference_mode(), self.torch_device:
+                    return binder(step, constants, inputs, outputs)
+        raise DeviceError(
+            f"kernel {step.kernel} is not one of the GPU's",
+            layer=step.name,
+            remedy="build the engine for cuda",
+        )
+
+    def writes_into_memory(self, step: Step) -> bool:
+        """Whether a step can write its outputs into memory that it is given, at no extra cost."""
+        if step.kernel.startswith(aten.PREFIX):
+            return aten.supports_out(step.kernel, step.attributes)
+        return True
+
+    def may_alias(self, step: Step) -> bool:
+        """Whether an output of the step may share memory with its first input."""
+        return step.kernel.startswith(aten.PREFIX) and aten.may_alias(step.kernel)
+
+    def view_strides(
+        self, step: Step, shape: Sequence[int], strides: Sequence[int], outputs: Sequence[Sequence[int]]
+    ) -> tuple[Strides, ...] | None:
+        """The strides of a step's outputs as views of its first input; None where it computes or copies."""
+        return aten_strides.view_strides(step, shape, strides, outputs)
+
+    def reads_strided(self, step: Step, index: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
+        """Whether a step reads its input ``index`` in place when it has these strides."""
+        return aten_strides.reads_strided(step, index, shape, strides)
+
+    def natural_strides(self, step: Step, inputs: Sequence[Sequence[int]]) -> Strides | None:
+        """Unknown for the GPU's kernels: every result is made dense."""
+        return None
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What ``run`` gives to the GPU, as one CUDA graph."""
+        return graph.record(run)
+
+    def part_timer(self, parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
+        """A function that runs the parts as one CUDA graph and returns the microseconds of each."""
+        return graph.part_timer(parts)
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has finished all work given to it."""
+        torch.cuda.synchronize(self.torch_device)
+
+    def stopwatch(self, *, cold: bool) -> CudaStopwatch:
+        """A stopwatch; ``cold`` evicts the L2 cache before each call."""
+        return CudaStopwatch(cold=cold)
+
+    def set_threads(self, threads: int) -> None:
+        """Nothing: the host only launches."""

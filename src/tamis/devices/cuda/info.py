@@ -1,0 +1,81 @@
+"""What this GPU is, for the engine and for the key of the timing cache."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from importlib import metadata
+
+import torch
+
+from tamis.devices.cuda import cublaslt_library, cusparselt_library
+from tamis.engine.plan import DeviceInfo
+from tamis.errors import DeviceError, MissingLibrary
+
+# What arrived with which compute capability. Sparse tensor cores: A100, A30, RTX 30, 40 and 50, L4, L40S, Orin, H100,
+# H200, B200; not V100, T4, RTX 20 or Xavier.
+_FEATURES = (("fp16", (7, 0)), ("tf32", (8, 0)), ("bf16", (8, 0)), ("sparse_tensor_cores", (8, 0)), ("fp8", (8, 9)))
+
+
+def require_cuda() -> None:
+    """Raise ``DeviceError`` unless PyTorch can use a GPU here."""
+    if torch.version.cuda is None:
+        raise DeviceError(
+            "there is no CUDA device: this PyTorch was built without CUDA",
+            remedy="install a CUDA build of PyTorch, or build for the CPU (--device cpu)",
+        )
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            "there is no CUDA device: PyTorch finds no GPU or no driver",
+            remedy="check that nvidia-smi lists a GPU, or build for the CPU (--device cpu)",
+        )
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """The name that compilers use: (9, 0) is ``sm_90``."""
+    return f"sm_{capability[0]}{capability[1]}"
+
+
+def features_of(capability: tuple[int, int]) -> tuple[str, ...]:
+    """What a GPU of this compute capability can do that an older one cannot."""
+    return tuple(name for name, since in _FEATURES if capability >= since)
+
+
+def cuda_info(index: int = 0) -> DeviceInfo:
+    """The GPU and the libraries whose version its kernels depend on; what is missing is left out."""
+    properties = torch.cuda.get_device_properties(index)
+    capability = (properties.major, properties.minor)
+    return DeviceInfo(
+        kind="cuda",
+        name=properties.name,
+        architecture=architecture_of(capability),
+        cores=properties.multi_processor_count,
+        features=features_of(capability),
+        libraries=_libraries(),
+    )
+
+
+def _libraries() -> dict[str, str]:
+    found = {"torch": str(torch.__version__), "cuda": str(torch.version.cuda)}
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    if cudnn is not None:
+        found["cudnn"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
+    for name, version in (("cublaslt", cublaslt_library.version), ("cusparselt", cusparselt_library.version)):
+        with contextlib.suppress(MissingLibrary):
+            found[name] = version()
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        found["cudnn_frontend"] = metadata.version("nvidia-cudnn-frontend")
+    driver = driver_version()
+    return found | ({"driver": driver} if driver else {})
+
+
+def driver_version() -> str | None:
+    """The newest CUDA version that the driver serves, such as ``13.0``; None without a driver."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    number = ctypes.c_int()
+    if library.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"
