@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilo
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.onednn import pointwise_step
 from tamis.compiler.tactics.precision import to_precision
+from tamis.devices.cuda.cudnn_graph import can_fuse
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
 
@@ -34,9 +34,6 @@ from tamis.formats.dtype import DType
 READY_RANKS, COMPILED_RANKS, PADDED_RANKS = 8, 4, 4
 # Images of at most this many channels are padded.
 FEW_CHANNELS = 4
-_PARAMETERS = {
-    "clip": 2, "gelu": 0, "gelu_tanh": 0, "leaky_relu": 1, "relu": 0, "sigmoid": 0, "silu": 0, "tanh": 0,
-}  # fmt: skip
 _NEEDED_FEATURE = {DType.TF32: "tf32", DType.BFLOAT16: "bf16"}
 _RELU = Pointwise("relu")
 
@@ -191,8 +188,7 @@ def _split(layer: Layer, fuse: str) -> Split:
     count, residuals = 0, 0
     for step in program:
         if step.operand is None:
-            count_of_parameters = _PARAMETERS.get(step.kind)
-            fits = fuse == "all" and len(step.params) == count_of_parameters and all(map(isfinite, step.params))
+            fits = fuse == "all" and can_fuse(step.kind, step.params)
         else:
             residuals += 1
             fits = residuals == 1 and _is_residual(layer, step) and (fuse == "all" or count == 0)

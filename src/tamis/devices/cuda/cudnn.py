@@ -167,7 +167,7 @@ def context(device: int) -> Context:
 @functools.cache
 def frontend() -> Any:
     """The package ``nvidia-cudnn-frontend``, with cuDNN behind it. Raises ``MissingLibrary``."""
-    remedy = "pip install nvidia-cudnn-frontend (--no-deps is enough), beside a CUDA build of PyTorch"
+    remedy = "run: pip install --no-deps nvidia-cudnn-frontend, beside a CUDA build of PyTorch"
     try:
         # PyTorch is imported by now, so that the package finds the very cuDNN that PyTorch uses.
         cudnn = importlib.import_module("cudnn")
