@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -20,6 +21,14 @@ LIBRARIES = (
     ("scikit-learn", "the demo's images", "pip install 'tamis[demo]'"),
 )
 
+# What tactics on the GPU need, by the name under which the device lists it.
+GPU_LIBRARIES = {
+    "cudnn": "install a CUDA build of PyTorch",
+    "cudnn_frontend": "pip install --no-deps nvidia-cudnn-frontend",
+    "cublaslt": "install a CUDA build of PyTorch",
+    "cusparselt": "pip install nvidia-cusparselt-cu13",
+}
+
 
 def command(json: Json = False) -> None:
     """Show versions, CPU features, kernels, and what is missing and how to get it."""
@@ -32,11 +41,14 @@ def command(json: Json = False) -> None:
     from tamis.report import table
 
     device, kernels = data["device"], data["kernels"]
+    gpu = data["cuda"]
     facts = (
         ("Tamis", data["tamis"]),
         ("Python", f"{data['python']} on {data['platform']}"),
         ("CPU", f"{device['name']} ({device['architecture']}), {device['cores']} cores"),
         ("Features", " ".join(device["features"]) or "none known"),
+        ("GPU", _gpu_line(gpu)),
+        *(("", note) for note in gpu.get("notes", ())),
         (
             "Kernels",
             f"levels {', '.join(kernels['levels'])}; OpenMP {kernels['openmp']}" if kernels else "missing",
@@ -45,6 +57,8 @@ def command(json: Json = False) -> None:
     show(table(("", ""), facts), Text())
     rows = ((name, version or "missing", needed) for name, version, needed in _libraries())
     show(table(("library", "version", "needed for"), rows))
+    if "libraries" in gpu:
+        show(Text(), table(("on the GPU", "version"), sorted(gpu["libraries"].items())))
     if data["missing"]:
         show(Text(), table(("missing", "how to get it"), ((m["name"], m["remedy"]) for m in data["missing"])))
 
@@ -70,9 +84,38 @@ def _environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": asdict(open_device("cpu").info()),
         "kernels": kernels,
+        "cuda": _cuda(missing),
         "libraries": {name: version for name, version, _ in _libraries()},
         "missing": missing,
     }
+
+
+def _gpu_line(gpu: Mapping[str, Any]) -> str:
+    if "reason" in gpu:
+        return str(gpu["reason"])
+    sparse = "with" if "sparse_tensor_cores" in gpu["features"] else "without"
+    return f"{gpu['name']} ({gpu['architecture']}), {gpu['cores']} multiprocessors, {sparse} sparse tensor cores"
+
+
+def _cuda(missing: list[dict[str, str]]) -> dict[str, Any]:
+    """The GPU with its libraries and what its user should know, or the reason why there is none."""
+    from dataclasses import asdict
+
+    from tamis.devices.cuda.cusparselt_library import advice
+    from tamis.devices.cuda.info import cuda_info, require_cuda
+    from tamis.errors import DeviceError
+    from tamis.kernels.cuda.compile import compiler_name
+
+    try:
+        require_cuda()
+    except DeviceError as error:
+        return {"reason": error.cause, "remedy": error.remedy}
+    info = cuda_info()
+    missing += [{"name": name, "remedy": how} for name, how in GPU_LIBRARIES.items() if name not in info.libraries]
+    if compiler_name() is None:
+        missing.append({"name": "a CUDA compiler", "remedy": "pip install nvidia-cuda-nvrtc"})
+    word = advice(info.libraries.get("cusparselt", ""), info.architecture)
+    return asdict(info) | {"compiler": compiler_name(), "notes": [word] if word else []}
 
 
 def _libraries() -> list[tuple[str, str | None, str]]:

@@ -50,7 +50,7 @@ from tamis.formats.dtype import DType
 
 # Operators whose kernels keep an image in NHWC when it comes so.
 _KEEPS_CHANNELS_LAST = (Elementwise, Pool, Reduce, Concat, Split, Slice, Resize, Pad, Where, Cast)
-# Operators whose kernels are right and worth having in bfloat16 (they accumulate in float32 inside).
+# Operators whose kernels are right and worth having in 16-bit types on every device (they sum in float32 inside).
 _HALF = (
     Attention, Concat, Elementwise, Expand, Gather, LayerNorm, MatMul, Linear, Pad, Pool, Reduce, Reshape, Resize,
     Slice, Softmax, Split, Tile, Transpose, Where,
@@ -67,10 +67,13 @@ class Aten:
         return None
 
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
-        """float32 in row-major order first (the reference), then NHWC and bfloat16 where they make sense."""
+        """float32 in row-major order first (the reference), then NHWC and 16-bit types where they make sense.
+
+        PyTorch's switch for tf32 is one for the whole process, so tf32 is left to the libraries.
+        """
         images = any(len(layer.types[v].shape) == 4 for v in (*layer.values, *layer.node.outputs))
         for dtype in config.precisions:
-            if dtype != DType.FLOAT32 and not self._may_be_half(layer):
+            if dtype == DType.TF32 or (dtype != DType.FLOAT32 and not self._may_be_half(layer, device)):
                 continue
             for channels_last in (False, True):
                 if channels_last and not (images and isinstance(layer.op, _KEEPS_CHANNELS_LAST)):
@@ -78,9 +81,9 @@ class Aten:
                 yield self._choice(layer, dtype, channels_last)
 
     @staticmethod
-    def _may_be_half(layer: Layer) -> bool:
+    def _may_be_half(layer: Layer, device: DeviceInfo) -> bool:
         """Whether the kernel is worth having in lower precision, and some value changes type at all."""
-        if not isinstance(layer.op, _HALF):
+        if not isinstance(layer.op, _HALF if device.kind == "cpu" else (*_HALF, Conv, ConvTranspose)):
             return False
         values = (*layer.values, *layer.node.outputs)
         return any(layer.types[v].dtype == DType.FLOAT32 for v in values)
