@@ -8,14 +8,12 @@ exact inverses and ``to_json`` is deterministic, so equal plans give equal bytes
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from tamis.engine.encoding import decode, encode
 from tamis.errors import CorruptEngine
 from tamis.formats.dtype import DType
 
@@ -211,7 +209,7 @@ class Plan:
 
 def to_json(plan: Plan) -> str:
     """The plan as compact JSON with sorted keys; equal plans give equal text."""
-    return json.dumps(_encode(plan), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(encode(plan), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def from_json(text: str) -> Plan:
@@ -227,44 +225,7 @@ def from_json(text: str) -> Plan:
             remedy="build the engine again with this version of Tamis",
         )
     try:
-        plan: Plan = _decode(Plan, data)
+        plan: Plan = decode(Plan, data)
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptEngine(f"the plan is inconsistent ({error})", remedy="build the engine again") from error
     return plan
-
-
-def _encode(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, DType):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(kind: Any, data: Any) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {f.name for f in dataclasses.fields(kind)}
-        if set(data) != known:
-            raise ValueError(f"{kind} has fields {sorted(set(data) ^ known)} too many or too few")
-        return kind(**{name: _decode(hints[name], data[name]) for name in known})  # type: ignore[operator]
-    if origin is tuple:
-        return tuple(_decode(arguments[0], item) for item in data)
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        return _decode(next(a for a in arguments if a is not type(None)), data)
-    if kind is DType:
-        return DType(data)
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    if origin is Literal and data not in arguments:
-        raise ValueError(f"{data!r} is not one of {arguments}")
-    if isinstance(kind, type) and origin is None and kind is not Any and not isinstance(data, kind):
-        raise ValueError(f"{data!r} is not of type {kind.__name__}")
-    return data
