@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from fake_cublaslt import FakeCublasLt
+from nvidia_header import constants_of, find_headers, kind_of, prototypes_of
+
 from matrix_layers import (
     CLIP,
     GELU,
@@ -17,19 +19,18 @@ from matrix_layers import (
     H200,
     RELU,
     SILU,
+    Bound,
     add,
     conv,
     layer_and_arrays,
     linear,
     rounded,
-    run_on_cpu,
     tolerance,
 )
-from nvidia_header import constants_of, find_headers, kind_of, prototypes_of
-
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.ops import MatMul, Op
+from tamis.compiler.tactics.base import Choice, Layer, Lowered
 from tamis.compiler.tactics.cublaslt import CublasLt
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import cublaslt
@@ -78,6 +79,12 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeCublasLt:
     return fake
 
 
+def result_of(lowered: Lowered, choice: Choice, layer: Layer, values: dict[str, np.ndarray]) -> np.ndarray:
+    bound = Bound(lowered, choice, layer, values, cublaslt.bind)
+    bound.run()
+    return bound.result()
+
+
 @pytest.mark.parametrize("name, op, x, w", CASES, ids=[case[0] for case in CASES])
 def test_every_choice_computes_the_layer(
     library: FakeCublasLt, name: str, op: Op, x: tuple[int, ...], w: tuple[int, ...]
@@ -92,7 +99,7 @@ def test_every_choice_computes_the_layer(
         storage = choice.precision.storage
         expected = evaluate(op, [rounded(a, storage) for a in arrays])[0]
         lowered = tactic.lower(layer, choice)
-        got = run_on_cpu(lowered, choice, layer, values, cublaslt.bind)
+        got = result_of(lowered, choice, layer, values)
         scale = np.abs(expected).max()
         np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance(storage) * scale, err_msg=str(choice))
         assert library.used[-1] == 100 + choice.parameters["rank"]
@@ -113,7 +120,7 @@ def test_16_bit_inputs_may_give_float32(library: FakeCublasLt) -> None:
     lowered = CublasLt().lower(layer, wide[0])
     assert lowered.constants["layer.weight"].dtype == np.float16
     assert lowered.constants["layer.bias"].dtype == np.float32
-    got = run_on_cpu(lowered, wide[0], layer, dict(zip("xwb", arrays, strict=True)), cublaslt.bind)
+    got = result_of(lowered, wide[0], layer, dict(zip("xwb", arrays, strict=True)))
     x, w, b = arrays
     expected = np.maximum(rounded(x, DType.FLOAT16) @ rounded(w, DType.FLOAT16).T + b, 0)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -10,25 +10,26 @@ import numpy as np
 import pytest
 import torch
 from fake_cusparselt import FakeCusparseLt
+from nvidia_header import constants_of, find_headers, kind_of, prototypes_of
+
 from matrix_layers import (
     CLIP,
     GELU_TANH,
     H200,
     RELU,
     RELU6,
+    Bound,
     add,
     conv,
     layer_and_arrays,
     linear,
     rounded,
-    run_on_cpu,
     tolerance,
 )
-from nvidia_header import constants_of, find_headers, kind_of, prototypes_of
-
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.ops import Op
+from tamis.compiler.tactics.base import Choice, Layer, Lowered
 from tamis.compiler.tactics.cusparselt import CusparseLt
 from tamis.devices import tensors
 from tamis.devices.base import BoundShape
@@ -73,6 +74,12 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeCusparseLt:
     return fake
 
 
+def result_of(lowered: Lowered, choice: Choice, layer: Layer, values: dict[str, np.ndarray]) -> np.ndarray:
+    bound = Bound(lowered, choice, layer, values, cusparselt.bind)
+    bound.run()
+    return bound.result()
+
+
 @pytest.mark.parametrize("name, op, x, w", CASES, ids=[case[0] for case in CASES])
 def test_every_choice_computes_the_layer(
     library: FakeCusparseLt, name: str, op: Op, x: tuple[int, ...], w: tuple[int, ...]
@@ -86,7 +93,7 @@ def test_every_choice_computes_the_layer(
     assert any(c.parameters["split_k"] > 1 for c in choices) == (name == "k can be split")
     for choice in choices[:3] + choices[-3:]:
         expected = evaluate(op, [rounded(a, choice.precision) for a in arrays])[0]
-        got = run_on_cpu(tactic.lower(layer, choice), choice, layer, values, cusparselt.bind)
+        got = result_of(tactic.lower(layer, choice), choice, layer, values)
         bound = tolerance(choice.precision) * np.abs(expected).max()
         np.testing.assert_allclose(got, expected, rtol=0, atol=bound, err_msg=str(choice))
         assert library.used[-1] == tuple(choice.parameters[key] for key in ("algorithm", "split_k", "split_k_mode"))
