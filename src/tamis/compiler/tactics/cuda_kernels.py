@@ -1,0 +1,198 @@
+"""Our own CUDA kernels for what surrounds the matrix products: one kernel, one walk through memory, for a whole layer.
+
+Pointwise programs, layer normalisation, softmax, pooling. Lowering compiles the kernel, so a build needs NVRTC or nvcc
+but no GPU; the cubin is a constant of the engine. A build from a recorded timing cache gives equal bytes with an equal
+compiler, whose name the step keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.graph import TensorType
+from tamis.compiler.ir.ops import BOOLEAN_KINDS, Elementwise, LayerNorm, Pool, Program, Reduce, Softmax
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, moved_bytes_of, uniform_format
+from tamis.compiler.tactics.cuda_steps import kernel_step, program_step
+from tamis.engine.plan import DeviceInfo
+from tamis.formats.dtype import DType
+from tamis.kernels.cuda.compile import NO_COMPILER, compiler_name
+from tamis.kernels.cuda.pointwise import MOST_OPERANDS
+from tamis.kernels.cuda.pool import pool, reduce_pixels
+from tamis.kernels.cuda.rows import NOTHING, layer_norm, softmax
+from tamis.kernels.cuda.specification import ELEMENTS, MOST_ELEMENTS, Argument, Kernel
+
+_CHANNELS_LAST_ONLY = (Pool, Reduce)
+_REDUCTIONS = ("mean", "sum", "max")
+
+
+class TamisCuda:
+    """Fused memory-bound kernels."""
+
+    name = "tamis.cuda"
+
+    def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Other operators, element types that are not floating point, and machines without a CUDA compiler."""
+        if device.kind != "cuda":
+            return "runs on CUDA devices only"
+        check = _CHECKS.get(type(layer.op))
+        if check is None:
+            return f"there is no kernel for {type(layer.op).__name__}"
+        types = [layer.types[value] for value in (*layer.node.inputs, *layer.node.outputs) if value]
+        reason = check(layer) or _refuses_types(types)
+        if reason is not None:
+            return reason
+        if _generation(device) < 75:
+            return f"needs compute capability 7.5 or newer; this is {device.architecture}"
+        return NO_COMPILER if compiler_name() is None else None
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        """Each type of memory; pointwise programs on images in both layouts, pooling with channels last."""
+        values = (*layer.values, *layer.node.outputs)
+        images = any(len(layer.types[value].shape) == 4 for value in values)
+        layouts = (False, True) if isinstance(layer.op, Elementwise) and images else (False,)
+        if isinstance(layer.op, _CHANNELS_LAST_ONLY):
+            layouts = (True,)
+        for precision in config.precisions:
+            if precision not in ELEMENTS or (precision == DType.BFLOAT16 and _generation(device) < 80):
+                continue
+            for last in layouts:
+                inputs = tuple(uniform_format(layer.types[v], precision, last) for v in layer.values)
+                outputs = tuple(uniform_format(layer.types[v], precision, last) for v in layer.node.outputs)
+                yield Choice(self.name, precision, inputs, outputs, parameters={"architecture": device.architecture})
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        """One step, its cubin compiled. ``MissingLibrary`` without a compiler."""
+        return _LOWERINGS[type(layer.op)](layer, choice)
+
+
+def _generation(device: DeviceInfo) -> int:
+    digits = "".join(c for c in device.architecture if c.isdigit())
+    return int(digits or 0)
+
+
+def _refuses_types(types: list[TensorType]) -> str | None:
+    for type_ in types:
+        if type_.dtype != DType.FLOAT32:
+            return f"{type_.dtype} values; the kernels are for floating point"
+        if not 0 < type_.elements <= MOST_ELEMENTS:
+            return f"{type_.elements} elements; the kernels are for 1 to {MOST_ELEMENTS}"
+    return None
+
+
+def _refuses_program(layer: Layer) -> str | None:
+    program: Program = layer.op.program
+    if any(step.kind in BOOLEAN_KINDS for step in program):
+        return "the program has boolean steps"
+    read = {layer.node.inputs[0], *(layer.node.inputs[s.operand] for s in program if s.operand is not None)}
+    if len(read) > MOST_OPERANDS:
+        return f"{len(read)} operands; the kernel takes {MOST_OPERANDS}"
+    return None
+
+
+def _refuses_norm(layer: Layer) -> str | None:
+    op: LayerNorm = layer.op
+    inputs = layer.node.inputs
+    for name in inputs[1 : 1 + op.scale + op.bias]:
+        if name not in layer.constants:
+            return "the scale or the bias is computed at run time"
+        shape, rows = layer.constants[name].shape, layer.type(0).shape[op.axis :]
+        if len(shape) > len(rows) and prod(shape[: len(shape) - len(rows)]) != 1:
+            return f"a scale or bias of shape {list(shape)} differs from row to row"
+    if inputs[0] in layer.constants:
+        return "the values are constants"
+    if op.residual and (inputs[-1] in layer.constants or layer.type(-1).shape != layer.type(0).shape):
+        return "the residual is a constant or is repeated"
+    return None
+
+
+def _refuses_softmax(layer: Layer) -> str | None:
+    last = len(layer.type(0).shape) - 1
+    return None if layer.op.axis in (-1, last) else "softmax along an axis that is not the last"
+
+
+def _refuses_pool(layer: Layer) -> str | None:
+    rank = len(layer.op.kernel)
+    return None if rank == 2 else f"{rank}-D pooling; only 2-D is offered"
+
+
+def _refuses_reduction(layer: Layer) -> str | None:
+    op: Reduce = layer.op
+    if op.kind not in _REDUCTIONS:
+        return f"there is no kernel for the reduction {op.kind}"
+    shape = layer.type(0).shape
+    return None if len(shape) == 4 and op.axes == (2, 3) else "reduces something else than the pixels of images"
+
+
+def _single(layer: Layer, choice: Choice, kernel: Kernel, constants: Mapping[str, np.ndarray]) -> Lowered:
+    """A layer as one step that reads its run-time values in order."""
+    step, packed = kernel_step(
+        kernel, choice, name=layer.name, layers=(layer.name,), inputs=layer.values, outputs=layer.node.outputs,
+        constants=constants, moved_bytes=moved_bytes_of(layer, choice),
+    )  # fmt: skip
+    return Lowered((step,), packed)
+
+
+def _lower_program(layer: Layer, choice: Choice) -> Lowered:
+    step, constants = program_step(layer, layer.op.program, layer.node.inputs[0], choice, layer.name)
+    return Lowered((step,), constants)
+
+
+def _lower_norm(layer: Layer, choice: Choice) -> Lowered:
+    op: LayerNorm = layer.op
+    node, shape = layer.node, layer.type(0).shape
+    columns = prod(shape[op.axis :])
+    constants: dict[str, np.ndarray] = {}
+    for kind, name in zip(("scale",) * op.scale + ("bias",) * op.bias, node.inputs[1:], strict=False):
+        array = layer.constants[name].astype(np.float32)
+        row = np.broadcast_to(array.reshape(array.shape[max(array.ndim + op.axis, 0) :]), shape[op.axis :])
+        constants[f"{name}/{kind}"] = np.ascontiguousarray(row).reshape(-1)
+    names = tuple(constants)
+    arguments = {name.rpartition("/")[2]: Argument("const", names.index(name)) for name in names}
+    kernel = layer_norm(
+        prod(shape) // columns, columns, choice.precision, op.epsilon, rms=op.rms,
+        residual=Argument("in", layer.values.index(node.inputs[-1])) if op.residual else NOTHING,
+        scale=arguments.get("scale", NOTHING),
+        bias=arguments.get("bias", NOTHING),
+        total=Argument("out", 1) if len(node.outputs) > 1 else NOTHING,
+    )  # fmt: skip
+    return _single(layer, choice, kernel, constants)
+
+
+def _lower_softmax(layer: Layer, choice: Choice) -> Lowered:
+    type_ = layer.type(0)
+    columns = type_.shape[-1]
+    return _single(layer, choice, softmax(type_.elements // columns, columns, choice.precision, layer.op.log), {})
+
+
+def _lower_pool(layer: Layer, choice: Choice) -> Lowered:
+    op: Pool = layer.op
+    kernel = pool(
+        layer.type(0).shape, layer.types[layer.node.output].shape, choice.precision, average=op.kind == "average",
+        kernel=op.kernel, strides=op.strides, pads=op.pads, dilations=op.dilations, count_pads=op.count_pads,
+    )  # fmt: skip
+    return _single(layer, choice, kernel, {})
+
+
+def _lower_reduction(layer: Layer, choice: Choice) -> Lowered:
+    return _single(layer, choice, reduce_pixels(layer.type(0).shape, choice.precision, layer.op.kind), {})
+
+
+_CHECKS: Mapping[type, Callable[[Layer], str | None]] = {
+    Elementwise: _refuses_program,
+    LayerNorm: _refuses_norm,
+    Softmax: _refuses_softmax,
+    Pool: _refuses_pool,
+    Reduce: _refuses_reduction,
+}
+_LOWERINGS: Mapping[Any, Callable[[Layer, Choice], Lowered]] = {
+    Elementwise: _lower_program,
+    LayerNorm: _lower_norm,
+    Softmax: _lower_softmax,
+    Pool: _lower_pool,
+    Reduce: _lower_reduction,
+}

@@ -1,0 +1,96 @@
+"""Loading cubins and launching their kernels, by the driver itself.
+
+The driver's library is there wherever a GPU works, so ctypes needs nothing installed. A launch is one call on
+arguments that were packed when the step was bound; only addresses are written anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_uint64, c_void_p
+from typing import Any
+
+from tamis.devices.cuda.shared_library import Signature, load_first
+from tamis.errors import DeviceError
+
+_INVALID_CONTEXT = 201
+_SIGNATURES: tuple[Signature, ...] = (
+    ("cuModuleLoadData", c_int, (POINTER(c_void_p), c_char_p)),
+    ("cuModuleUnload", c_int, (c_void_p,)),
+    ("cuModuleGetFunction", c_int, (POINTER(c_void_p), c_void_p, c_char_p)),
+    ("cuLaunchKernel", c_int, (c_void_p, *(c_uint,) * 7, c_void_p, c_void_p, c_void_p)),
+    ("cuGetErrorName", c_int, (c_int, POINTER(c_char_p))),
+    ("cuGetErrorString", c_int, (c_int, POINTER(c_char_p))),
+    ("cuDeviceGet", c_int, (POINTER(c_int), c_int)),
+    ("cuDevicePrimaryCtxRetain", c_int, (POINTER(c_void_p), c_int)),
+    ("cuCtxSetCurrent", c_int, (c_void_p,)),
+)
+
+
+@functools.cache
+def load_driver() -> Any:
+    """The driver's library. ``MissingLibrary`` where there is none."""
+    return load_first("the NVIDIA driver", ("libcuda.so.1",), _SIGNATURES, "install the NVIDIA driver")
+
+
+def check(driver: Any, status: int, what: str, layer: str) -> None:
+    """Raise ``DeviceError`` with the driver's words for a result that is not success."""
+    if not status:
+        return
+    name, text = c_char_p(), c_char_p()
+    driver.cuGetErrorName(status, byref(name))
+    driver.cuGetErrorString(status, byref(text))
+    words = [(part.value or b"").decode(errors="replace") for part in (name, text)]
+    remedy = "build the engine for this GPU" if words[0] == "CUDA_ERROR_NO_BINARY_FOR_GPU" else None
+    raise DeviceError(f"{what} failed: {words[0] or status} ({words[1]})", layer=layer, remedy=remedy)
+
+
+def use_device(driver: Any, index: int, layer: str) -> None:
+    """Make the context that PyTorch uses on a device current in this thread."""
+    device, context = c_int(), c_void_p()
+    check(driver, driver.cuDeviceGet(byref(device), index), "cuDeviceGet", layer)
+    check(driver, driver.cuDevicePrimaryCtxRetain(byref(context), device), "cuDevicePrimaryCtxRetain", layer)
+    check(driver, driver.cuCtxSetCurrent(context), "cuCtxSetCurrent", layer)
+
+
+class Module:
+    """A cubin on a GPU, unloaded with its last user. ``DeviceError`` if it was made for another GPU."""
+
+    def __init__(self, cubin: bytes, device: int, layer: str) -> None:
+        self._driver, self._device, self._layer = load_driver(), device, layer
+        use_device(self._driver, device, layer)
+        handle = c_void_p()
+        check(self._driver, self._driver.cuModuleLoadData(byref(handle), cubin), "loading a kernel", layer)
+        self._handle = handle
+
+    def __del__(self) -> None:
+        # At the end of the process the driver may be gone; its answer does not matter then.
+        if hasattr(self, "_handle"):
+            self._driver.cuModuleUnload(self._handle)
+
+    def launcher(
+        self, name: str, grid: Sequence[int], block: Sequence[int], arguments: ctypes.Array[c_uint64]
+    ) -> Callable[[int], None]:
+        """A function that launches a kernel on a stream (its address) with what ``arguments`` hold by then.
+
+        Each argument has 8 bytes, of which a kernel reads as many as its parameter has.
+        """
+        driver, layer, device = self._driver, self._layer, self._device
+        function = c_void_p()
+        status = driver.cuModuleGetFunction(byref(function), self._handle, name.encode())
+        check(driver, status, f"finding the kernel '{name}'", layer)
+        start, step = ctypes.addressof(arguments), ctypes.sizeof(c_uint64)
+        packed = (c_void_p * len(arguments))(*(start + step * index for index in range(len(arguments))))
+        launch = driver.cuLaunchKernel
+
+        def run(stream: int, _keep: object = (self, arguments)) -> None:
+            status = launch(function, *grid, *block, 0, stream, packed, None)
+            if status == _INVALID_CONTEXT:  # the first launch of this thread
+                use_device(driver, device, layer)
+                status = launch(function, *grid, *block, 0, stream, packed, None)
+            if status:
+                check(driver, status, f"launching the kernel '{name}'", layer)
+
+        return run

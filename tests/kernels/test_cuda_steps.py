@@ -1,0 +1,213 @@
+"""From a layer to its numbers without a GPU: lowering, binder and launch are real, the driver is played.
+
+In place of a cubin, lowering packs the source that it would compile; the driver compiles that for the emulation, and
+launches with the addresses that it is given, as a GPU's would.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+import torch
+from cuda_emulation import compiled
+
+from cuda_layers import CASES, Case
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.tactics import cuda_kernels, cuda_steps
+from tamis.compiler.tactics.base import Lowered
+from tamis.compiler.tactics.cuda_kernels import TamisCuda
+from tamis.compiler.tuner.accuracy import compare, objection
+from tamis.devices.base import BoundShape
+from tamis.devices.cuda import kernels, module
+from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.errors import DeviceError
+from tamis.formats.dtype import DType
+from tamis.kernels.cuda.compile import translation_unit
+
+H200 = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("tf32", "bf16", "fp8"), {"torch": "2.11.0"})
+CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16))
+TORCH = {DType.FLOAT32: torch.float32, DType.FLOAT16: torch.float16, DType.BFLOAT16: torch.bfloat16}
+
+
+class PlayedDriver:
+    """The driver's functions on the CPU; ``failures`` are statuses that the next launches return."""
+
+    def __init__(self) -> None:
+        self.sources: dict[int, str] = {}
+        self.functions: dict[int, object] = {}
+        self.failures: list[int] = []
+        self.contexts: list[int] = []
+
+    def cuModuleLoadData(self, handle, cubin):
+        handle._obj.value = len(self.sources) + 1
+        self.sources[handle._obj.value] = cubin.decode()
+        return 0
+
+    def cuModuleUnload(self, handle):
+        del self.sources[handle.value]
+        return 0
+
+    def cuModuleGetFunction(self, function, handle, name):
+        source = self.sources[handle.value]
+        if f'#include "{name.decode()}.cu"' not in source:
+            return 500
+        function._obj.value = len(self.functions) + 1
+        self.functions[function._obj.value] = compiled(f"{source}EMULATED_KERNEL({name.decode()})\n")
+        return 0
+
+    def cuLaunchKernel(self, function, *numbers):
+        *launch, shared, stream, packed, extra = numbers
+        assert (shared, stream, extra) == (0, 77, None)
+        if self.failures:
+            return self.failures.pop(0)
+        three = ctypes.c_uint * 3
+        return 700 * self.functions[function.value].emulated_run(three(*launch[:3]), three(*launch[3:]), packed)
+
+    def cuGetErrorName(self, status, text):
+        text._obj.value = {500: b"CUDA_ERROR_NOT_FOUND"}.get(status, b"CUDA_ERROR_ILLEGAL_ADDRESS")
+        return 0
+
+    def cuGetErrorString(self, status, text):
+        text._obj.value = b"words"
+        return 0
+
+    def cuDeviceGet(self, device, index):
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context, device):
+        return 0
+
+    def cuCtxSetCurrent(self, context):
+        self.contexts.append(1)
+        return 0
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    played = PlayedDriver()
+
+    def packed_source(source, defines, architecture):
+        assert architecture == "sm_90"
+        return translation_unit(source, defines).encode()
+
+    monkeypatch.setattr(cuda_steps, "compile_source", packed_source)
+    monkeypatch.setattr(cuda_steps, "compiler_name", lambda: "nvrtc 13.0")
+    monkeypatch.setattr(cuda_kernels, "compiler_name", lambda: "nvrtc 13.0")
+    monkeypatch.setattr(kernels, "compile_source", packed_source)
+    monkeypatch.setattr(kernels, "_architecture", lambda: "sm_90")
+    monkeypatch.setattr(kernels, "current_stream", lambda device: 77)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(module, "load_driver", lambda: played)
+    return played
+
+
+def empty(shape, format: Format) -> torch.Tensor:
+    """A tensor full of NaN, aligned to 16 bytes as memory on a GPU is."""
+    tensor = torch.full(tuple(shape), float("nan"), dtype=TORCH[format.dtype])
+    last = format.layout == "channels_last" and len(shape) == 4
+    tensor = tensor.contiguous(memory_format=torch.channels_last) if last else tensor
+    assert tensor.data_ptr() % 16 == 0
+    return tensor
+
+
+def bound(step: Step, constants, inputs, outputs):
+    """The runner of a step and its slots; ``inputs`` are tensors with formats, ``outputs`` shapes with formats."""
+    slots = [tensor for tensor, _ in inputs] + [empty(shape, format) for shape, format in outputs]
+    given = [BoundShape(i, tuple(tensor.shape), format) for i, (tensor, format) in enumerate(inputs)]
+    made = [BoundShape(len(inputs) + i, shape, format, True) for i, (shape, format) in enumerate(outputs)]
+    return kernels.bind(step, constants, given, made), slots
+
+
+def ran(lowered: Lowered, values, outputs) -> list[np.ndarray]:
+    """The outputs of a lowered layer of one step."""
+    (step,) = lowered.steps
+    constants = {name: upload(array) for name, array in lowered.constants.items()}
+    run, slots = bound(step, constants, [values[name] for name in step.inputs], outputs)
+    run(slots)
+    return [slot.double().numpy() for slot in slots[len(step.inputs) :]]
+
+
+def upload(array: np.ndarray) -> torch.Tensor:
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_layers(driver, case: Case):
+    layer, arrays = case.layer()
+    tactic, expected = TamisCuda(), case.expected(arrays)
+    assert tactic.refuses(layer, H200, CONFIG) is None
+    values = dict(zip(layer.node.inputs, arrays, strict=True))
+    found = list(tactic.choices(layer, H200, CONFIG))
+    assert {choice.precision for choice in found} == {DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16}
+    for choice in found:
+        if choice.precision == DType.BFLOAT16 and case.name != "residual norm":
+            continue  # the same code but for the conversions, which other tests cover
+        tensors = {}
+        for name, format in zip(layer.values, choice.inputs, strict=True):
+            tensors[name] = (empty(values[name].shape, format).copy_(torch.from_numpy(values[name])), format)
+        outputs = [(layer.types[n].shape, f) for n, f in zip(layer.node.outputs, choice.outputs, strict=True)]
+        for result, exact in zip(ran(tactic.lower(layer, choice), tensors, outputs), expected, strict=True):
+            assert result.shape == exact.shape
+            assert objection(compare(result, exact), choice.precision, cosine=0.999, relative=1e-5) is None, choice
+
+
+def convert_step(kernel: str = "cuda.convert", **attributes: int) -> Step:
+    return Step("step", kernel, ("in",), ("out",), (), attributes)
+
+
+def test_steps_without_a_binary_are_made_when_they_are_bound(driver):
+    x = torch.randn(2, 3, 5, 4)
+    plain, half = Format(DType.FLOAT32), Format(DType.FLOAT16, "channels_last")
+    run, slots = bound(convert_step(), {}, [(x, plain)], [((2, 3, 5, 4), half)])
+    run(slots)
+    assert torch.equal(slots[1], x.half())
+    run, slots = bound(convert_step("cuda.pad_channels", channels=8), {}, [(x, plain)], [((2, 8, 5, 4), half)])
+    run(slots)
+    assert torch.equal(slots[1][:, :3], x.half())
+    assert torch.equal(slots[1][:, 3:], torch.zeros(2, 5, 5, 4).half())
+
+
+def test_what_the_binder_refuses(driver):
+    x, plain = torch.randn(4, 8), Format(DType.FLOAT32)
+    for step, words in (
+        (convert_step("cuda.never"), "unknown or brings no binary"),
+        (convert_step("cuda.pad_channels", channels=8), "unknown or brings no binary"),
+    ):
+        with pytest.raises(DeviceError, match=words):
+            bound(step, {}, [(x, plain)], [((4, 8), plain)])
+    with pytest.raises(DeviceError, match="given memory"):
+        kernels.bind(convert_step(), {}, [BoundShape(0, (4, 8), plain)], [BoundShape(1, (4, 8), plain)])
+    run, slots = bound(convert_step(), {}, [(x, plain)], [((4, 8), plain)])
+    slots[0] = torch.randn(5, 8).reshape(-1)[1:33]
+    with pytest.raises(DeviceError, match="'step': a tensor is not aligned"):
+        run(slots)
+
+
+def test_failing_launches_name_the_layer_and_the_reason(driver):
+    x, plain = torch.randn(4, 8), Format(DType.FLOAT32)
+    run, slots = bound(convert_step(), {}, [(x, plain)], [((4, 8), plain)])
+    driver.failures = [700]
+    with pytest.raises(DeviceError, match=r"layer 'step': launching the kernel 'pointwise' failed: CUDA_ERROR_ILLEGAL"):
+        run(slots)
+    before = len(driver.contexts)
+    driver.failures = [201]  # this thread has no context yet
+    run(slots)
+    assert len(driver.contexts) == before + 1
+    assert torch.equal(slots[1], x)
+    assert len(driver.sources) == 1
+    del run
+    assert not driver.sources  # the module went with its runner
+
+
+def test_a_function_that_the_binary_lacks(driver):
+    layer, _ = CASES[0].layer()
+    choice = next(iter(TamisCuda().choices(layer, H200, CONFIG)))
+    lowered = TamisCuda().lower(layer, choice)
+    step = Step(**{**vars(lowered.steps[0]), "attributes": {**lowered.steps[0].attributes, "function": "other"}})
+    constants = {name: upload(array) for name, array in lowered.constants.items()}
+    with pytest.raises(DeviceError, match="finding the kernel 'other' failed: CUDA_ERROR_NOT_FOUND"):
+        bound(step, constants, [(torch.randn(3, 70), Format())], [((3, 70), Format())])
