@@ -102,6 +102,11 @@ class FakeDevice:
 
         return run
 
+    def kernel_names(self, steps: Sequence[Step], parts: Sequence[Callable[[], None]]) -> list[tuple[str, ...]]:
+        for part in parts:
+            part()
+        return [(f"run_{step.kernel}",) for step in steps]
+
     def synchronize(self) -> None:
         pass
 

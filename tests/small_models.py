@@ -51,3 +51,22 @@ def save_cnn(path: Path, *, batch: int | str = 2) -> Path:
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
+
+
+def save_mlp(path: Path, *, width: int = 2048, layers: int = 2) -> Path:
+    """x [1,width] -> linear layers of 2:4 weights -> y; large enough that 2:4 weights come faster from memory."""
+    random = np.random.default_rng(0)
+    weights = [two_of_four(random.standard_normal((width, width)).astype(np.float32), 1) for _ in range(layers)]
+    names = ["x", *(f"h{i}" for i in range(1, layers)), "y"]
+    nodes = [
+        helper.make_node("Gemm", [names[i], f"w{i}"], [names[i + 1]], f"linear{i}", transB=1) for i in range(layers)
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, width])],
+        [numpy_helper.from_array(array / np.float32(width**0.5), f"w{i}") for i, array in enumerate(weights)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tamis
-from small_models import save_cnn
+from small_models import save_cnn, save_mlp
 from tamis.cli.main import COMMANDS, run_command
 from tamis.engine.plan import DeviceInfo
 
@@ -137,6 +137,22 @@ def test_profile(capsys: pytest.CaptureFixture[str], engine: str) -> None:
     assert "Whole run" in output_of(capsys, "profile", engine, "--runs", "3", "--top", "1")
     data = json_of(capsys, "profile", engine, "--runs", "3")
     assert sum(step["share"] for step in data["steps"]) == pytest.approx(1.0)
+
+
+def test_profile_proves_that_sparse_steps_are_sparse(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = str(tmp_path / "mlp.tamis")
+    only_ours = ["--exclude-tactic", "openvino", "--exclude-tactic", "onednn"]
+    output_of(capsys, "build", str(save_mlp(tmp_path / "mlp.onnx")), "-o", engine, *only_ours)
+    data = json_of(capsys, "profile", engine, "--verify-sparse")
+    sparse = [step for step in data["steps"] if step["sparsity"] == "2:4"]
+    assert sparse and all("2:4" in name for step in sparse for name in step["kernels"])
+    assert data["unproven"] == []
+    assert "run a sparse kernel" in output_of(capsys, "profile", engine, "--kernels")
+    monkeypatch.setattr("tamis.devices.cpu.linear.kernel_names", lambda step: ("something_dense",))
+    data = json_of(capsys, "profile", engine, "--verify-sparse", code=1)
+    assert data["unproven"] == [step["name"] for step in sparse]
 
 
 def test_compare_with_onnxruntime(capsys: pytest.CaptureFixture[str], model: str, engine: str) -> None:

@@ -143,6 +143,10 @@ class Device(Protocol):
         """A function that runs the parts one after the other and returns the microseconds of each."""
         ...
 
+    def kernel_names(self, steps: Sequence[Step], parts: Sequence[Callable[[], None]]) -> list[tuple[str, ...]]:
+        """The kernels that each part, which runs one step, launches, as the driver or the library names them."""
+        ...
+
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it."""
         ...

@@ -1,7 +1,14 @@
 """Reports about engines and runs: rich text for people, plain data for machines."""
 
 from tamis.report.deviations import Deviation, deviation, deviation_data, deviation_table, first_beyond
-from tamis.report.measured import bench_data, bench_lines, profile_data, profile_table
+from tamis.report.measured import (
+    bench_data,
+    bench_lines,
+    kernels_data,
+    kernels_table,
+    profile_data,
+    profile_table,
+)
 from tamis.report.races import explain, explain_data
 from tamis.report.sparsity import best, both_times, sparsity_data, sparsity_lines
 from tamis.report.summary import (
@@ -31,6 +38,8 @@ __all__ = [
     "explain_data",
     "first_beyond",
     "inspect",
+    "kernels_data",
+    "kernels_table",
     "microseconds",
     "profile_data",
     "profile_table",

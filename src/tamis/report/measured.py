@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from tamis.report.tables import table
 from tamis.report.units import amount, microseconds, spread
 from tamis.runtime.benchmark import BenchResult
 from tamis.runtime.profiler import Profile, StepTime
+from tamis.runtime.sparse_proof import StepKernels, unproven
 
 PERCENTILES = (90.0, 95.0, 99.0)
 
@@ -98,3 +100,36 @@ def _profile_row(profile: Profile, timed: StepTime) -> tuple[str, ...]:
         rates = f"{amount(step.flops / seconds)}/s", f"{step.moved_bytes / seconds / 1e9:.1f} GB/s"
     share = f"{profile.share(timed):.1%}"
     return step.name, step.kernel, str(step.precision), step.sparsity, spread(timed.timing), share, *rates
+
+
+def kernels_table(steps: Sequence[StepKernels]) -> RenderableType:
+    """The kernels that each step launches, and whether the sparse ones are sparse."""
+    rows = [(each.step.name, each.step.sparsity, _proof(each), "\n".join(each.kernels)) for each in steps]
+    sparse = [each for each in steps if each.step.sparsity != "dense"]
+    doubtful = unproven(tuple(steps))
+    closing = [f"{len(sparse) - len(doubtful)} of {len(sparse)} sparse steps run a sparse kernel"]
+    closing += [f"{each.step.name} is said to be sparse, but no kernel's name says so" for each in doubtful]
+    return Group(table(("step", "sparsity", "proven", "kernels"), rows), Text(), *(Text(line) for line in closing))
+
+
+def kernels_data(steps: Sequence[StepKernels]) -> dict[str, Any]:
+    """The same as data."""
+    return {
+        "steps": [
+            {
+                "name": each.step.name,
+                "layers": list(each.step.layers),
+                "sparsity": each.step.sparsity,
+                "kernels": list(each.kernels),
+                "runs_sparse": each.runs_sparse,
+            }
+            for each in steps
+        ],
+        "unproven": [each.step.name for each in unproven(tuple(steps))],
+    }
+
+
+def _proof(each: StepKernels) -> str:
+    if each.step.sparsity == "dense":
+        return ""
+    return "yes" if each.runs_sparse else "NO"

@@ -144,6 +144,21 @@ class Session:
 
     def step_timer(self, inputs: Sequence[Tensor]) -> Callable[[], list[float]]:
         """A function that runs the engine on checked tensors and returns the microseconds of each step."""
+        timer = self.device.part_timer(self._parts(inputs))
+
+        def timed() -> list[float]:
+            with self._lock, torch.inference_mode():
+                return timer()
+
+        return timed
+
+    def kernel_names(self, inputs: Sequence[Tensor]) -> list[tuple[str, ...]]:
+        """The kernels that each step launches on checked tensors, as the driver or the library names them."""
+        with self._lock, torch.inference_mode():
+            return self.device.kernel_names(self.plan.steps, self._parts(inputs))
+
+    def _parts(self, inputs: Sequence[Tensor]) -> list[Callable[[], None]]:
+        """A function for each step, to be called in order; the first also puts the inputs into their slots."""
         slots = self._slots
 
         def running(part: Part) -> Callable[[], None]:
@@ -153,15 +168,10 @@ class Session:
 
             return run
 
-        parts = [running(part) for part in parts_of(self._memory, self._runners)]
-        filled = [running(((lambda slots: self._fill(inputs)),)), *parts]
-        timer = self.device.part_timer(filled)
-
-        def timed() -> list[float]:
-            with self._lock, torch.inference_mode():
-                return timer()[1:]
-
-        return timed
+        parts = parts_of(self._memory, self._runners)
+        if parts:
+            parts[0] = ((lambda _: self._fill(inputs)), *parts[0])
+        return [running(part) for part in parts]
 
     def _fill(self, tensors: Sequence[Tensor]) -> None:
         """Put the inputs and the views of them into their slots."""

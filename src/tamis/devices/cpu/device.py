@@ -140,6 +140,10 @@ class CpuDevice:
         clock = time.perf_counter_ns
         return timed
 
+    def kernel_names(self, steps: Sequence[Step], parts: Sequence[Callable[[], None]]) -> list[tuple[str, ...]]:
+        """The function that each step calls; our own with the patterns of the weights that they read."""
+        return [linear.kernel_names(step) if step.kernel.startswith("tamis.") else (step.kernel,) for step in steps]
+
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when their work is done."""
 

@@ -56,6 +56,12 @@ def bind(
     return _runner(chain, rows, inputs, outputs[0])
 
 
+def kernel_names(step: Step) -> tuple[str, ...]:
+    """The kernel's function with its level and, for each layer, the pattern of the packed weight that it reads."""
+    weights = ", ".join(f"{entry['pattern']} {entry['weight_dtype']}" for entry in step.attributes["layers"])
+    return (f"tamis_chain_run<{step.attributes['isa']}; {weights}>",)
+
+
 def _layer(
     entry: Mapping[str, Any], names: Any, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape]
 ) -> Layer:

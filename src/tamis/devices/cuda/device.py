@@ -13,6 +13,7 @@ from tamis.devices.aten import strides as aten_strides
 from tamis.devices.base import BoundShape, Runner, Tensor
 from tamis.devices.cuda import cublaslt, cudnn, cusparselt, graph, kernels
 from tamis.devices.cuda.info import cuda_info, require_cuda
+from tamis.devices.cuda.kernel_names import kernel_names
 from tamis.devices.cuda.stopwatch import CudaStopwatch
 from tamis.devices.strides import Strides
 from tamis.engine.plan import DeviceInfo, Format, Step
@@ -138,6 +139,10 @@ class CudaDevice:
     def part_timer(self, parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
         """A function that runs the parts as one CUDA graph and returns the microseconds of each."""
         return graph.part_timer(parts)
+
+    def kernel_names(self, steps: Sequence[Step], parts: Sequence[Callable[[], None]]) -> list[tuple[str, ...]]:
+        """The kernels of each part, as the driver names them."""
+        return kernel_names(parts)
 
     def synchronize(self) -> None:
         """Wait until the GPU has finished all work given to it."""
