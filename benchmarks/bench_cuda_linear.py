@@ -316,6 +316,7 @@ def main() -> int:
         "command": " ".join(sys.argv), "gpu": properties.name, "architecture": architecture, "libraries": libraries,
         "working_set_bytes": args.working_set,
     }  # fmt: skip
+    gc.freeze()  # each capture may collect garbage: leave out what is there by now
     wrong, begin = 0, time.perf_counter()
     for sizes in cases or (QUICK_CASES if args.quick else CASES):
         results: list[Row] = []
