@@ -1,16 +1,24 @@
-"""Layers around the matrix products, for tests of the CUDA kernels in emulation and on a GPU."""
+"""Layers around the matrix products and how to bind them, for tests of the CUDA kernels in emulation and on a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.graph import Node, TensorType
 from tamis.compiler.ir.infer import infer
 from tamis.compiler.ir.ops import Elementwise, LayerNorm, Op, Pointwise, Pool, Reduce, Softmax
-from tamis.compiler.tactics.base import Layer
+from tamis.compiler.tactics.base import Choice, Layer, Lowered
+from tamis.devices.base import BoundShape, Runner
+from tamis.devices.cuda import kernels
+from tamis.engine.plan import Format, Step
+from tamis.formats.dtype import DType
+
+TORCH = {DType.FLOAT32: torch.float32, DType.FLOAT16: torch.float16, DType.BFLOAT16: torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -70,3 +78,50 @@ CASES = (
     Case("global average", Reduce("mean", (2, 3), True), ((2, 40, 7, 7),)),
     Case("global maximum", Reduce("max", (2, 3), False), ((3, 8, 4, 5),)),
 )  # fmt: skip
+
+
+def empty(shape: Sequence[int], format: Format, device: str = "cpu") -> torch.Tensor:
+    """A tensor full of NaN, aligned to 16 bytes."""
+    tensor = torch.full(tuple(shape), float("nan"), dtype=TORCH[format.dtype], device=device)
+    last = format.layout == "channels_last" and len(shape) == 4
+    tensor = tensor.contiguous(memory_format=torch.channels_last) if last else tensor
+    assert tensor.data_ptr() % 16 == 0
+    return tensor
+
+
+def upload(array: np.ndarray, device: str = "cpu") -> torch.Tensor:
+    """A constant as a tensor."""
+    bits = array.view(np.int16) if array.dtype.name == "bfloat16" else array
+    tensor = torch.from_numpy(bits.copy())
+    return (tensor.view(torch.bfloat16) if bits is not array else tensor).to(device)
+
+
+def bound(
+    step: Step,
+    constants: Mapping[str, torch.Tensor],
+    inputs: Sequence[tuple[torch.Tensor, Format]],
+    outputs: Sequence[tuple[tuple[int, ...], Format]],
+    device: str = "cpu",
+) -> tuple[Runner, list[torch.Tensor]]:
+    """The runner of a step, and its slots: the inputs, then the outputs, full of NaN."""
+    slots = [tensor for tensor, _ in inputs] + [empty(shape, format, device) for shape, format in outputs]
+    given = [BoundShape(i, tuple(tensor.shape), format) for i, (tensor, format) in enumerate(inputs)]
+    made = [BoundShape(len(inputs) + i, shape, format, True) for i, (shape, format) in enumerate(outputs)]
+    return kernels.bind(step, constants, given, made), slots
+
+
+def bound_layer(
+    layer: Layer, choice: Choice, lowered: Lowered, arrays: Sequence[np.ndarray], device: str = "cpu"
+) -> tuple[Runner, list[torch.Tensor], list[torch.Tensor]]:
+    """The runner of a layer of one step, its slots, and those of them that are its outputs."""
+    (step,) = lowered.steps
+    values = dict(zip(layer.node.inputs, arrays, strict=True))
+    formats = dict(zip(layer.values, choice.inputs, strict=True))
+    inputs = [
+        (empty(values[name].shape, formats[name], device).copy_(torch.from_numpy(values[name])), formats[name])
+        for name in step.inputs
+    ]
+    outputs = [(layer.types[n].shape, f) for n, f in zip(layer.node.outputs, choice.outputs, strict=True)]
+    constants = {name: upload(array, device) for name, array in lowered.constants.items()}
+    run, slots = bound(step, constants, inputs, outputs, device)
+    return run, slots, slots[len(inputs) :]

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import ctypes
 
-import numpy as np
 import pytest
 import torch
 from cuda_emulation import compiled
 
-from cuda_layers import CASES, Case
+from cuda_layers import CASES, Case, bound, bound_layer, upload
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.tactics import cuda_kernels, cuda_steps
-from tamis.compiler.tactics.base import Lowered
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.base import BoundShape
@@ -28,7 +26,6 @@ from tamis.kernels.cuda.compile import translation_unit
 
 H200 = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("tf32", "bf16", "fp8"), {"torch": "2.11.0"})
 CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16))
-TORCH = {DType.FLOAT32: torch.float32, DType.FLOAT16: torch.float16, DType.BFLOAT16: torch.bfloat16}
 
 
 class PlayedDriver:
@@ -103,54 +100,20 @@ def driver(monkeypatch):
     return played
 
 
-def empty(shape, format: Format) -> torch.Tensor:
-    """A tensor full of NaN, aligned to 16 bytes as memory on a GPU is."""
-    tensor = torch.full(tuple(shape), float("nan"), dtype=TORCH[format.dtype])
-    last = format.layout == "channels_last" and len(shape) == 4
-    tensor = tensor.contiguous(memory_format=torch.channels_last) if last else tensor
-    assert tensor.data_ptr() % 16 == 0
-    return tensor
-
-
-def bound(step: Step, constants, inputs, outputs):
-    """The runner of a step and its slots; ``inputs`` are tensors with formats, ``outputs`` shapes with formats."""
-    slots = [tensor for tensor, _ in inputs] + [empty(shape, format) for shape, format in outputs]
-    given = [BoundShape(i, tuple(tensor.shape), format) for i, (tensor, format) in enumerate(inputs)]
-    made = [BoundShape(len(inputs) + i, shape, format, True) for i, (shape, format) in enumerate(outputs)]
-    return kernels.bind(step, constants, given, made), slots
-
-
-def ran(lowered: Lowered, values, outputs) -> list[np.ndarray]:
-    """The outputs of a lowered layer of one step."""
-    (step,) = lowered.steps
-    constants = {name: upload(array) for name, array in lowered.constants.items()}
-    run, slots = bound(step, constants, [values[name] for name in step.inputs], outputs)
-    run(slots)
-    return [slot.double().numpy() for slot in slots[len(step.inputs) :]]
-
-
-def upload(array: np.ndarray) -> torch.Tensor:
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
-
-
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_layers(driver, case: Case):
     layer, arrays = case.layer()
     tactic, expected = TamisCuda(), case.expected(arrays)
     assert tactic.refuses(layer, H200, CONFIG) is None
-    values = dict(zip(layer.node.inputs, arrays, strict=True))
     found = list(tactic.choices(layer, H200, CONFIG))
     assert {choice.precision for choice in found} == {DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16}
     for choice in found:
         if choice.precision == DType.BFLOAT16 and case.name != "residual norm":
             continue  # the same code but for the conversions, which other tests cover
-        tensors = {}
-        for name, format in zip(layer.values, choice.inputs, strict=True):
-            tensors[name] = (empty(values[name].shape, format).copy_(torch.from_numpy(values[name])), format)
-        outputs = [(layer.types[n].shape, f) for n, f in zip(layer.node.outputs, choice.outputs, strict=True)]
-        for result, exact in zip(ran(tactic.lower(layer, choice), tensors, outputs), expected, strict=True):
+        run, slots, outputs = bound_layer(layer, choice, tactic.lower(layer, choice), arrays)
+        run(slots)
+        for tensor, exact in zip(outputs, expected, strict=True):
+            result = tensor.double().numpy()
             assert result.shape == exact.shape
             assert objection(compare(result, exact), choice.precision, cosine=0.999, relative=1e-5) is None, choice
 
