@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from conv_layers import (
     expected,
 )
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.ir.ops import Conv
+from tamis.compiler.ir.ops import Conv, Pointwise
 from tamis.compiler.tactics.base import Choice, Layer
 from tamis.compiler.tactics.cudnn import CudnnConv
 from tamis.devices.base import BoundShape
@@ -121,6 +122,16 @@ def test_the_graph_says_what_the_layer_means(
     assert fake.streams == [STREAM]
     kinds = {DType.FLOAT16: "HALF", DType.BFLOAT16: "BFLOAT16"}
     assert fake.graphs[0].given["io_data_type"] == kinds.get(precision, "FLOAT")
+
+
+@pytest.mark.usefixtures("stream")
+def test_the_image_may_be_its_own_residual(tmp_path: Path) -> None:
+    op = conv(Pointwise("add", operand=0), RELU)
+    layer, arrays = conv_layer(conv(), (2, 8, 6, 6), (8, 8, 3, 3))
+    layer = replace(layer, node=replace(layer.node, op=op))
+    fake = FakeCudnn(FakePlan())
+    result = run_step(layer, arrays, choice_of(layer, DType.FLOAT32), shared_context(fake, tmp_path))
+    np.testing.assert_allclose(result.numpy(), expected(layer, arrays), atol=1e-5)
 
 
 def problem(precision: DType = DType.FLOAT16) -> ConvProblem:

@@ -24,6 +24,7 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
+from tamis.compiler.tactics.cublaslt import runs_in
 from tamis.compiler.tactics.onednn import pointwise_step
 from tamis.compiler.tactics.precision import to_precision
 from tamis.devices.cuda.cudnn_graph import can_fuse
@@ -34,7 +35,6 @@ from tamis.formats.dtype import DType
 READY_RANKS, COMPILED_RANKS, PADDED_RANKS = 8, 4, 4
 # Images of at most this many channels are padded.
 FEW_CHANNELS = 4
-_NEEDED_FEATURE = {DType.TF32: "tf32", DType.BFLOAT16: "bf16"}
 _RELU = Pointwise("relu")
 
 
@@ -133,11 +133,6 @@ class CudnnTorch:
         return _finished(
             layer, choice, split, inputs, ("cudnn.torch_conv", _geometry(layer.op) | {"fused": fused}), constants
         )
-
-
-def runs_in(precision: DType, device: DeviceInfo) -> bool:
-    """Whether the device's tensor cores have a precision; every device has float32 and float16."""
-    return _NEEDED_FEATURE.get(precision, "") in ("", *device.features)
 
 
 def refuses_conv(layer: Layer, device: DeviceInfo) -> str | None:
