@@ -3,8 +3,8 @@
 ``cudnn.conv`` is one fused call; which of cuDNN's plans runs is the parameter ``rank``. How much is fused is the
 parameter ``fuse``:
 
-* ``all``: bias, one residual, and activations, as far as cuDNN has them. Anything but a last ``relu`` is compiled at run
-  time, by other engines than the ready ones.
+* ``all``: bias, one residual, and activations, as far as cuDNN has them. Anything but a last ``relu`` is compiled at
+  run time, by other engines than the ready ones.
 * ``sum``: bias and a leading residual on the ready engines; activations follow in a step of their own.
 * ``none``: the bare convolution, for grouped layers, whose special engines fuse nothing.
 
