@@ -18,6 +18,7 @@ LIBRARIES = (
     ("openvino", "the 'openvino' tactic: whole regions of dense layers", "pip install 'tamis[openvino]'"),
     ("onnxruntime", "'tamis compare' and the demo", "pip install 'tamis[compare]'"),
     ("onnxscript", "exporting models from PyTorch", "pip install 'tamis[export]'"),
+    ("matplotlib", "pictures of 'tamis crossover'", "pip install 'tamis[plot]'"),
     ("scikit-learn", "the demo's images", "pip install 'tamis[demo]'"),
 )
 

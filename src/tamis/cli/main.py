@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tamis.cli import bench, build, compare, demo, env, explain, inspect, profile, run
+from tamis.cli import bench, build, compare, crossover, demo, env, explain, inspect, profile, run
 from tamis.cli.output import complain
 from tamis.errors import TamisError
 
@@ -25,6 +25,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("profile", profile.command),
     ("explain", explain.command),
     ("compare", compare.command),
+    ("crossover", crossover.command),
 )
 
 USAGE_ERROR = 2

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import onnx
 
 from tamis.compiler.config import BuildConfig
+from tamis.compiler.crossover import CrossoverConfig, measure_crossover
 from tamis.compiler.importer import import_onnx
 from tamis.compiler.passes import run_passes
 from tamis.compiler.passes.force_sparsity import force_sparsity
@@ -49,4 +50,4 @@ def _silent(stage: str, done: int, total: int, detail: str) -> None:
     """Nobody watches."""
 
 
-__all__ = ["BuildConfig", "Progress", "build"]
+__all__ = ["BuildConfig", "CrossoverConfig", "Progress", "build", "measure_crossover"]

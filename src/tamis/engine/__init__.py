@@ -1,6 +1,17 @@
 """What a build produces: the plan, the weights, and the one file that holds both."""
 
 from tamis.engine.check import check_plan
+from tamis.engine.crossover import (
+    LAYER_KINDS,
+    Cell,
+    CrossoverMap,
+    LayerKind,
+    Reason,
+    Runner,
+    crossover_data,
+    crossover_from_json,
+    crossover_json,
+)
 from tamis.engine.file import Engine, is_engine, read, replaced_file, save
 from tamis.engine.inspect import Summary, describe, is_sparse, summarize
 from tamis.engine.plan import (
@@ -25,19 +36,28 @@ __all__ = [
     "Accuracy",
     "Buffer",
     "Candidate",
+    "Cell",
+    "CrossoverMap",
     "DeviceInfo",
     "Engine",
     "EngineRecord",
     "Format",
+    "LAYER_KINDS",
+    "LayerKind",
     "LayerRecord",
     "PLAN_VERSION",
     "Plan",
     "Port",
+    "Reason",
     "RegionRecord",
+    "Runner",
     "Step",
     "Summary",
     "Timing",
     "check_plan",
+    "crossover_data",
+    "crossover_from_json",
+    "crossover_json",
     "describe",
     "from_json",
     "is_engine",

@@ -1,5 +1,7 @@
 """Reports about engines and runs: rich text for people, plain data for machines."""
 
+from tamis.report.crossover import crossover_report
+from tamis.report.crossover_picture import check_picture, draw_crossover
 from tamis.report.deviations import Deviation, deviation, deviation_data, deviation_table, first_beyond
 from tamis.report.measured import (
     bench_data,
@@ -29,11 +31,14 @@ __all__ = [
     "both_times",
     "build_data",
     "build_summary",
+    "check_picture",
+    "crossover_report",
     "deviation",
     "deviation_data",
     "deviation_table",
     "difference_of_engines",
     "differing_layers",
+    "draw_crossover",
     "explain",
     "explain_data",
     "first_beyond",
