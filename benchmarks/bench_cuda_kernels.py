@@ -30,7 +30,7 @@ from results import Row, merge, summarise
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Node, TensorType
 from tamis.compiler.ir.infer import infer
-from tamis.compiler.ir.ops import Elementwise, LayerNorm, Op, Pointwise, Pool, Reduce, Softmax
+from tamis.compiler.ir.ops import Concat, Elementwise, LayerNorm, Op, Pointwise, Pool, Reduce, Softmax
 from tamis.compiler.tactics.base import Choice, Layer
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.devices.base import BoundShape, Runner
@@ -108,6 +108,7 @@ CASES: tuple[Case | Conversion, ...] = (
          lambda x: F.avg_pool2d(x, 2, 2)),
     Case("global average resnet", Reduce("mean", (2, 3), True), ((128, 2048, 7, 7),),
          lambda x: x.mean((2, 3), keepdim=True), quick=True),
+    Case("concat densenet", Concat(1), ((64, 256, 28, 28), (64, 32, 28, 28)), lambda a, b: torch.cat((a, b), 1)),
     Conversion("to channels last", (64, 256, 56, 56), ("row_major", "channels_last"), quick=True),
     Conversion("to row major", (64, 2048, 7, 7), ("channels_last", "row_major")),
     Conversion("from float32", (64, 256, 56, 56), ("channels_last", "channels_last"), "float32"),

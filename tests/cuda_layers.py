@@ -11,7 +11,7 @@ import torch
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.graph import Node, TensorType
 from tamis.compiler.ir.infer import infer
-from tamis.compiler.ir.ops import Elementwise, LayerNorm, Op, Pointwise, Pool, Reduce, Softmax
+from tamis.compiler.ir.ops import Concat, Elementwise, LayerNorm, Op, Pointwise, Pool, Reduce, Softmax, Split
 from tamis.compiler.tactics.base import Choice, Layer, Lowered
 from tamis.devices.base import BoundShape, Runner
 from tamis.devices.cuda import kernels
@@ -76,6 +76,9 @@ CASES = (
     Case("max pool", Pool("max", (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)), ((2, 24, 11, 9),)),
     Case("average pool", Pool("average", (2, 3), (2, 1), (0, 1, 0, 1), (1, 1), True, True), ((1, 5, 7, 6),)),
     Case("global average", Reduce("mean", (2, 3), True), ((2, 40, 7, 7),)),
+    Case("concat", Concat(1), ((2, 16, 5, 3), (2, 24, 5, 3), (2, 8, 5, 3))),
+    Case("concat of rows", Concat(2), ((2, 3, 5), (2, 3, 4))),
+    Case("split", Split(1, (4, 12)), ((2, 16, 3, 5),), (), 2),
     Case("global maximum", Reduce("max", (2, 3), False), ((3, 8, 4, 5),)),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import mmap
 import subprocess
 import tempfile
@@ -28,25 +29,36 @@ FAILURES = {1: "threads wait for each other for ever", 2: "an access outside of 
 _FLAGS = (
     "-std=c++17", "-O0", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-psabi",
     "-Wno-unknown-pragmas", "-fsanitize=alignment,bounds,shift", "-fsanitize-undefined-trap-on-error",
-    "-include", "cuda_emulated.h", f"-I{NATIVE}", f"-I{FOLDER}",
+    f"-I{FOLDER}",
 )  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="tamis-emulated-")
+    """Where libraries are made, with the emulation's header, compiled beforehand: most of the time would go there."""
+    folder = tempfile.TemporaryDirectory(prefix="tamis-emulated-")
+    header = Path(folder.name) / "cuda_emulated.h"
+    header.write_text((NATIVE / "cuda_emulated.h").read_text())
+    flags = [flag for flag in _FLAGS if flag != "-shared"]
+    _compile([*flags, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
+    return folder
+
+
+def _compile(arguments: Sequence[str]) -> None:
+    result = subprocess.run([*compiler(), *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[:4000]
 
 
 @functools.cache
 def compiled(text: str) -> ctypes.CDLL:
     """A library of this source and ``EMULATED_KERNEL``."""
-    stem = Path(_folder().name) / f"kernel{abs(hash(text)):x}"
-    stem.with_suffix(".cpp").write_text(text)
-    command = [*compiler(), *_FLAGS, str(stem.with_suffix(".cpp")), "-o", str(stem.with_suffix(".so"))]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[:4000]
-    return ctypes.CDLL(str(stem.with_suffix(".so")))
+    folder = Path(_folder().name)
+    stem = folder / f"kernel{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    source, library = stem.with_suffix(".cpp"), stem.with_suffix(".so")
+    source.write_text(text)
+    _compile([*_FLAGS, "-include", str(folder / "cuda_emulated.h"), str(source), "-o", str(library)])
+    return ctypes.CDLL(str(library))
 
 
 class Guarded:

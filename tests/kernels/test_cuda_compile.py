@@ -9,7 +9,7 @@ from tamis.formats.dtype import DType
 from tamis.kernels.cuda import compile as toolchain
 from tamis.kernels.cuda import nvrtc as nvrtc_module
 from tamis.kernels.cuda.compile import compile_source, compile_with_nvcc, compiler_name, sources, translation_unit
-from tamis.kernels.cuda.movement import convert, pad_channels
+from tamis.kernels.cuda.movement import concat, convert, pad_channels
 from tamis.kernels.cuda.nvrtc import load_nvrtc
 from tamis.kernels.cuda.pointwise import Operand, PointwiseStep, pointwise
 from tamis.kernels.cuda.pool import pool, reduce_pixels
@@ -37,6 +37,7 @@ def kernels(dtype: DType) -> list[Kernel]:
         softmax(4096, 197, dtype),
         pool(IMAGE, (2, 64, 7, 7), dtype, average=False, **WINDOW),
         reduce_pixels(IMAGE, dtype, "mean"),
+        concat([IMAGE, IMAGE], 1, dtype, True, Argument("out", 0), [Argument("in", 0), Argument("in", 1)]),
     ]
 
 

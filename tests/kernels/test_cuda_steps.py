@@ -34,11 +34,13 @@ class PlayedDriver:
     def __init__(self) -> None:
         self.sources: dict[int, str] = {}
         self.functions: dict[int, object] = {}
+        self.loaded = 0
         self.failures: list[int] = []
         self.contexts: list[int] = []
 
     def cuModuleLoadData(self, handle, cubin):
-        handle._obj.value = len(self.sources) + 1
+        self.loaded += 1
+        handle._obj.value = self.loaded
         self.sources[handle._obj.value] = cubin.decode()
         return 0
 

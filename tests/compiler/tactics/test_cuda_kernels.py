@@ -11,7 +11,7 @@ import pytest
 from cuda_layers import CASES, Case, program, step
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import TensorType
-from tamis.compiler.ir.ops import LayerNorm, Linear, Op, Pointwise, Pool, Reduce, Softmax
+from tamis.compiler.ir.ops import Concat, LayerNorm, Linear, Op, Pointwise, Pool, Reduce, Softmax, Split
 from tamis.compiler.tactics import cuda_kernels
 from tamis.compiler.tactics.base import Layer
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
@@ -50,6 +50,9 @@ REFUSED = [
     ("pixels", layer(Reduce("mean", (1,), True), (2, 3, 4, 4))),
     ("pixels", layer(Reduce("mean", (1, 2), True), (2, 3, 4))),
     ("reduction prod", layer(Reduce("prod", (2, 3), True), (2, 3, 4, 4))),
+    ("1 pieces", layer(Concat(1), (2, 3))),
+    ("9 pieces", layer(Split(0, (1,) * 9), (9, 2), outputs=9)),
+    ("constant", layer(Concat(0), (2, 3), (1, 3), constants=(1,))),
     ("int32", replace(RELU, types={"v0": TensorType((2, 8, 4, 4), DType.INT32), "y0": TensorType((2, 8, 4, 4))})),
     ("elements", replace(RELU, types=dict.fromkeys(("v0", "y0"), TensorType((2**16, 2**15))))),
     ("0 elements", replace(RELU, types=dict.fromkeys(("v0", "y0"), TensorType((4, 0))))),

@@ -1,8 +1,8 @@
 """Our own CUDA kernels for what surrounds the matrix products: one kernel, one walk through memory, for a whole layer.
 
-Pointwise programs, layer normalisation, softmax, pooling. Lowering compiles the kernel, so a build needs NVRTC or nvcc
-but no GPU; the cubin is a constant of the engine. A build from a recorded timing cache gives equal bytes with an equal
-compiler, whose name the step keeps.
+Pointwise programs, layer normalisation, softmax, pooling, concatenation and splitting. Lowering compiles the kernel, so
+a build needs NVRTC or nvcc but no GPU; the cubin is a constant of the engine. A build from a recorded timing cache
+gives equal bytes with an equal compiler, whose name the step keeps.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ import numpy as np
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import TensorType
-from tamis.compiler.ir.ops import BOOLEAN_KINDS, Elementwise, LayerNorm, Pool, Program, Reduce, Softmax
+from tamis.compiler.ir.ops import BOOLEAN_KINDS, Concat, Elementwise, LayerNorm, Pool, Program, Reduce, Softmax, Split
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cuda_steps import kernel_step, program_step
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.compile import NO_COMPILER, compiler_name
+from tamis.kernels.cuda.movement import MOST_PIECES, concat
 from tamis.kernels.cuda.pointwise import MOST_OPERANDS
 from tamis.kernels.cuda.pool import pool, reduce_pixels
 from tamis.kernels.cuda.rows import NOTHING, layer_norm, softmax
 from tamis.kernels.cuda.specification import ELEMENTS, MOST_ELEMENTS, Argument, Kernel
 
 _CHANNELS_LAST_ONLY = (Pool, Reduce)
+_EITHER_LAYOUT = (Elementwise, Concat, Split)
 _REDUCTIONS = ("mean", "sum", "max")
 
 
@@ -51,10 +53,10 @@ class TamisCuda:
         return NO_COMPILER if compiler_name() is None else None
 
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
-        """Each type of memory; pointwise programs on images in both layouts, pooling with channels last."""
+        """Each type of memory; pooling with channels last, what knows no rows on images in both layouts."""
         values = (*layer.values, *layer.node.outputs)
         images = any(len(layer.types[value].shape) == 4 for value in values)
-        layouts = (False, True) if isinstance(layer.op, Elementwise) and images else (False,)
+        layouts = (False, True) if isinstance(layer.op, _EITHER_LAYOUT) and images else (False,)
         if isinstance(layer.op, _CHANNELS_LAST_ONLY):
             layouts = (True,)
         for precision in config.precisions:
@@ -128,6 +130,14 @@ def _refuses_reduction(layer: Layer) -> str | None:
     return None if len(shape) == 4 and op.axes == (2, 3) else "reduces something else than the pixels of images"
 
 
+def _refuses_pieces(layer: Layer) -> str | None:
+    node = layer.node
+    if any(value in layer.constants for value in node.inputs):
+        return "a piece is a constant"
+    pieces = len(node.inputs if isinstance(layer.op, Concat) else node.outputs)
+    return None if 2 <= pieces <= MOST_PIECES else f"{pieces} pieces; the kernel takes 2 to {MOST_PIECES}"
+
+
 def _single(layer: Layer, choice: Choice, kernel: Kernel, constants: Mapping[str, np.ndarray]) -> Lowered:
     """A layer as one step that reads its run-time values in order."""
     step, packed = kernel_step(
@@ -182,12 +192,28 @@ def _lower_reduction(layer: Layer, choice: Choice) -> Lowered:
     return _single(layer, choice, reduce_pixels(layer.type(0).shape, choice.precision, layer.op.kind), {})
 
 
+def _lower_concat(layer: Layer, choice: Choice) -> Lowered:
+    shapes = [layer.types[value].shape for value in layer.node.inputs]
+    pieces = [Argument("in", layer.values.index(value)) for value in layer.node.inputs]
+    last = choice.outputs[0].layout == "channels_last"
+    return _single(layer, choice, concat(shapes, layer.op.axis, choice.precision, last, Argument("out", 0), pieces), {})
+
+
+def _lower_split(layer: Layer, choice: Choice) -> Lowered:
+    shapes = [layer.types[value].shape for value in layer.node.outputs]
+    pieces = [Argument("out", index) for index in range(len(shapes))]
+    last = choice.inputs[0].layout == "channels_last"
+    return _single(layer, choice, concat(shapes, layer.op.axis, choice.precision, last, Argument("in", 0), pieces), {})
+
+
 _CHECKS: Mapping[type, Callable[[Layer], str | None]] = {
     Elementwise: _refuses_program,
     LayerNorm: _refuses_norm,
     Softmax: _refuses_softmax,
     Pool: _refuses_pool,
     Reduce: _refuses_reduction,
+    Concat: _refuses_pieces,
+    Split: _refuses_pieces,
 }
 _LOWERINGS: Mapping[Any, Callable[[Layer, Choice], Lowered]] = {
     Elementwise: _lower_program,
@@ -195,4 +221,6 @@ _LOWERINGS: Mapping[Any, Callable[[Layer, Choice], Lowered]] = {
     Softmax: _lower_softmax,
     Pool: _lower_pool,
     Reduce: _lower_reduction,
+    Concat: _lower_concat,
+    Split: _lower_split,
 }

@@ -1,14 +1,17 @@
-"""Constants and launches of what only moves and converts: formats of tensors, and images padded to more channels."""
+"""Constants and launches of what only moves and converts: formats, images padded to more channels, joints and cuts."""
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Sequence
+from itertools import accumulate
+from math import gcd, prod
 
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.pointwise import Operand, physical_order, pointwise
-from tamis.kernels.cuda.specification import ELEMENTS, Argument, Kernel, ceil_divide, vector_width
+from tamis.kernels.cuda.specification import ELEMENTS, VECTOR_BYTES, Argument, Kernel, ceil_divide, vector_width
 
 MOST_PADDED_CHANNELS = 16
+MOST_PIECES = 8
 _TILE = 64
 _THREADS = 256
 
@@ -68,3 +71,33 @@ def pad_channels(shape: tuple[int, ...], source: tuple[DType, bool], channels: i
     arguments = (Argument("out", 0), Argument("in", 0), Argument("int", pixels), Argument("int", everything))
     grid = (max(ceil_divide(everything, _THREADS), 1), 1, 1)
     return Kernel("pad_channels", defines, grid, (_THREADS, 1, 1), arguments)
+
+
+def concat(
+    shapes: Sequence[tuple[int, ...]],
+    axis: int,
+    dtype: DType,
+    channels_last: bool,
+    whole: Argument,
+    pieces: Sequence[Argument],
+) -> Kernel:
+    """Tensors of ``shapes`` joined along ``axis`` to ``whole``, or ``whole`` cut into them where that is an input.
+
+    ``ValueError`` unless there are 2 to 8 pieces.
+    """
+    if not 2 <= len(shapes) <= MOST_PIECES:
+        raise ValueError(f"{len(shapes)} pieces; the kernel takes 2 to {MOST_PIECES}")
+    order = physical_order(len(shapes[0]), channels_last)
+    place = order.index(axis)
+    rows = prod(shapes[0][other] for other in order[:place])
+    runs = [prod(shape) // rows * dtype.size_bytes for shape in shapes]
+    unit = gcd(VECTOR_BYTES, *runs)
+    ends = [end // unit for end in accumulate(runs)]
+    missing = MOST_PIECES - len(shapes)
+    units = rows * ends[-1]
+    defines: dict[str, str | int | float] = {"BYTES": unit, "PIECES": len(shapes), "SPLIT": int(whole.kind == "in")}
+    arguments = (
+        whole, Argument("int", units), Argument("int", ends[-1]), *pieces, *[Argument("null")] * missing,
+        *(Argument("int", end) for end in ends), *[Argument("int", ends[-1])] * missing,
+    )  # fmt: skip
+    return Kernel("concat", defines, (max(ceil_divide(units, _THREADS), 1), 1, 1), (_THREADS, 1, 1), arguments)
