@@ -201,8 +201,8 @@ def test_env(capsys: pytest.CaptureFixture[str]) -> None:
 def test_env_with_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     libraries = {"torch": "2.11.0", "cuda": "13.0", "cudnn": "9.19.0", "cublaslt": "13.1.0", "cusparselt": "0.8.0"}
     info = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("fp16", "sparse_tensor_cores"), libraries)
-    monkeypatch.setattr("tamis.devices.cuda.info.require_cuda", lambda: None)
-    monkeypatch.setattr("tamis.devices.cuda.info.cuda_info", lambda: info)
+    monkeypatch.setattr("tamis.devices.cuda.require_cuda", lambda: None)
+    monkeypatch.setattr("tamis.devices.cuda.cuda_info", lambda: info)
     data = json_of(capsys, "env")
     assert data["cuda"]["libraries"] == libraries
     assert "0.8.1" in data["cuda"]["notes"][0]  # the version that repairs what this one is slow at

@@ -102,10 +102,9 @@ def _cuda(missing: list[dict[str, str]]) -> dict[str, Any]:
     """The GPU with its libraries and what its user should know, or the reason why there is none."""
     from dataclasses import asdict
 
-    from tamis.devices.cuda.cusparselt_library import advice
-    from tamis.devices.cuda.info import cuda_info, require_cuda
+    from tamis.devices.cuda import cuda_info, cusparselt_advice, require_cuda
     from tamis.errors import DeviceError
-    from tamis.kernels.cuda.compile import compiler_name
+    from tamis.kernels.cuda import compiler_name
 
     try:
         require_cuda()
@@ -115,7 +114,7 @@ def _cuda(missing: list[dict[str, str]]) -> dict[str, Any]:
     missing += [{"name": name, "remedy": how} for name, how in GPU_LIBRARIES.items() if name not in info.libraries]
     if compiler_name() is None:
         missing.append({"name": "a CUDA compiler", "remedy": "pip install nvidia-cuda-nvrtc"})
-    word = advice(info.libraries.get("cusparselt", ""), info.architecture)
+    word = cusparselt_advice(info.libraries.get("cusparselt", ""), info.architecture)
     return asdict(info) | {"compiler": compiler_name(), "notes": [word] if word else []}
 
 

@@ -112,7 +112,8 @@ class CudaDevice:
         """Whether a step can write its outputs into memory that it is given, at no extra cost."""
         if step.kernel.startswith(aten.PREFIX):
             return aten.supports_out(step.kernel, step.attributes)
-        return True
+        # PyTorch's fused convolutions allocate their results.
+        return step.kernel != "cudnn.torch_conv" or step.attributes["fused"] == "none"
 
     def may_alias(self, step: Step) -> bool:
         """Whether an output of the step may share memory with its first input."""
