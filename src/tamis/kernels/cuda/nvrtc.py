@@ -48,7 +48,7 @@ def _candidates() -> list[str]:
     folders: list[Path] = []
     spec = importlib.util.find_spec("nvidia")
     for place in (spec.submodule_search_locations or ()) if spec else ():
-        folders += [*Path(place).glob("cu*/lib"), Path(place) / "cuda_nvrtc" / "lib"]
+        folders += [*sorted(Path(place).glob("cu*/lib"), reverse=True), Path(place) / "cuda_nvrtc" / "lib"]
     for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
         if root:
             folders += [Path(root) / "lib64", *Path(root).glob("targets/*/lib")]
