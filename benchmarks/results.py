@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-PACKAGES = ("tamis", "torch", "onnxruntime", "openvino", "numpy")
+PACKAGES = ("tamis", "torch", "triton", "onnxruntime", "openvino", "numpy")
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,27 @@ class Row:
     note: str = ""
 
 
-def merge(path: Path, rows: Sequence[Row], extra: dict[str, Any]) -> None:
-    """Write rows into a results file; cases measured now replace their older rows."""
+def merge(path: Path, rows: Sequence[Row], extra: dict[str, Any], key: Sequence[str] = ("bench", "case")) -> None:
+    """Write rows into a results file; they replace the older rows that equal one of them in the ``key`` fields."""
     old = json.loads(path.read_text())["rows"] if path.exists() else []
-    cases = {(row.bench, row.case) for row in rows}
-    kept = [row for row in old if (row["bench"], row["case"]) not in cases]
+    measured = {tuple(getattr(row, name) for name in key) for row in rows}
+    kept = [row for row in old if tuple(row[name] for name in key) not in measured]
     content = {"meta": meta() | extra, "rows": kept + [asdict(row) for row in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    draft.replace(path)  # whole or not at all: a run that is stopped loses nothing
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """A command for ``meta``, with the names of files and folders instead of this machine's paths."""
+    script, *rest = arguments
+    return " ".join((f"benchmarks/{Path(script).name}", *map(_without_path, rest)))
+
+
+def _without_path(argument: str) -> str:
+    name, equals, value = argument.rpartition("=")
+    return f"{name}{equals}{Path(value).name}" if "/" in value else argument
 
 
 def meta() -> dict[str, Any]:

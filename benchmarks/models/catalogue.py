@@ -56,6 +56,12 @@ MODELS: tuple[ModelSpec, ...] = (
     image_network("detector", detector, 640, "boxes"),
     ModelSpec("bert-base", bert, bert_inputs, HIDDEN),
     ModelSpec("bert-large", partial(bert, hidden=1024, layers=24, heads=16), bert_inputs, HIDDEN),
+    ModelSpec(
+        "bert-large-s384",
+        partial(bert, hidden=1024, layers=24, heads=16),
+        partial(bert_inputs, sequence=384),
+        HIDDEN,
+    ),
     ModelSpec("dlrm", dlrm, normal(dense=(13,), products=(351,)), ("score",)),
     ModelSpec("dlrm-interaction", dlrm_interaction, normal(dense=(13,), embeddings=(26, 128)), ("score",)),
     ModelSpec("mlp4096", mlp, normal(x=(4096,)), ("y",)),
