@@ -133,7 +133,7 @@ def measure_crossover(
     start = time.monotonic()
     device = device if device is not None else open_device(config.device)
     cells = grid_order(config)
-    track = _track(layer_graph(cells[0], config), device, config.build)
+    track = _track(layer_outline(cells[0], config), device, config.build)
     offers: dict[str, set[str]] = {}
     measured: list[Cell] = []
     interrupted = False
@@ -145,7 +145,10 @@ def measure_crossover(
             measured.append(_measure(cell, config, track, left, offers))
     except KeyboardInterrupt:
         interrupted = True
-    measured += [replace(cell, left_out="measuring was interrupted") for cell in cells[len(measured) :]]
+    for cell in cells[len(measured) :]:
+        refusals = _note_offers(layer_outline(cell, config), track, offers)
+        why = "measuring was interrupted" if refusals is None else ""
+        measured.append(replace(cell, reasons=refusals or (), left_out=why))
     return CrossoverMap(
         version=CROSSOVER_VERSION,
         tamis=__version__,
@@ -230,8 +233,9 @@ def _node(cell: Cell, map_size: int) -> tuple[Node, dict[str, TensorType]]:
     return Node("layer", op, ("x", "weight", "bias"), ("y",)), types
 
 
-def _track(graph: Graph, device: Device, config: BuildConfig) -> Track:
+def _track(layer: Layer, device: Device, config: BuildConfig) -> Track:
     """What all cells share. No race has a deadline: a cell is measured like any other or not at all."""
+    graph = Graph("crossover", layer.values, layer.node.outputs, (layer.node,), layer.types, layer.constants)
     track = open_track(graph, device, config)
     return replace(track, clock=Clock(device, cold=True), deadline=float("inf"))
 

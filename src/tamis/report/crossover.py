@@ -62,15 +62,13 @@ def cells_of(measured: CrossoverMap, kind: LayerKind, batch: int) -> tuple[Cell,
 
 
 def sentences(measured: CrossoverMap) -> list[str]:
-    """A line for each kind and batch: from which size 2:4 pays; batches that agree on a refusal share a line."""
-    lines: dict[str, list[str]] = {}
+    """A line for each kind and batch: from which size 2:4 pays; one for a kind that is refused in every batch."""
+    lines = []
     for kind, batch in panels(measured):
-        answer = verdict(cells_of(measured, kind, batch), measured.dense_only)
-        where = title(measured, kind, batch)
-        if all(cell.reasons for cell in cells_of(measured, kind, batch)):
-            where = _NAMES[kind]
-        lines.setdefault(answer, []).append(where)
-    return [f"{', '.join(dict.fromkeys(places))}: {answer}" for answer, places in lines.items()]
+        found = cells_of(measured, kind, batch)
+        where = _NAMES[kind] if all(cell.reasons for cell in found) else title(measured, kind, batch)
+        lines.append(f"{where}: {verdict(found, measured.dense_only)}")
+    return list(dict.fromkeys(lines))
 
 
 def title(measured: CrossoverMap, kind: LayerKind, batch: int) -> str:

@@ -29,7 +29,9 @@ _LEAST_SCALE, _MOST_SCALE = 1.25, 2.0
 
 # Inches: a cell, what stands above and below a panel and beside it, the headline, the colour bar's column, a note.
 _CELL, _ABOVE, _BELOW, _BESIDE = 0.6, 0.8, 0.6, 0.85
-_HEADLINE, _BAR, _NOTE, _MARGIN = 1.0, 1.35, 0.2, 0.35
+_HEADLINE, _BAR, _NOTE, _MARGIN = 0.62, 1.35, 0.2, 0.35
+# Characters of the small text on an inch; a low estimate, so that lines end before the edge.
+_TO_THE_INCH = 15
 
 
 def check_picture(path: Path) -> None:
@@ -64,42 +66,42 @@ def crossover_figure(measured: CrossoverMap) -> Figure:
     batches = [batch for batch in measured.batches if any(batch == b for _, b in drawn)]
     side = max(_CELL * len(measured.sizes), 2.6)
     width = max((_BESIDE + side) * len(batches) + _BAR, 6.5)
-    notes = _notes(measured, kinds, int((width - 2 * _MARGIN) * 13.5))
-    row = _ABOVE + side + _BELOW
-    height = _HEADLINE + row * len(kinds) + _NOTE * len(notes) + _MARGIN
+    columns = int((width - 2 * _MARGIN) * _TO_THE_INCH)
+    facts, notes = _facts(measured, columns), _notes(measured, kinds, columns)
+    row, top = _ABOVE + side + _BELOW, _HEADLINE + _NOTE * len(facts)
+    height = top + row * len(kinds) + _NOTE * len(notes) + _MARGIN
     figure = NewFigure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    _headline(figure, measured)
+    question = "From which layer size does 2:4 sparsity pay?"
+    figure.text(_MARGIN / width, 1 - 0.4 / height, question, fontsize=14, fontweight="bold", color=_INK)
+    for index, fact in enumerate(facts):
+        figure.text(_MARGIN / width, 1 - (_HEADLINE + _NOTE * index) / height, fact, fontsize=8.5, color=_INK)
     for kind, batch in drawn:
         left = _BESIDE + (_BESIDE + side) * batches.index(batch)
-        bottom = height - _HEADLINE - row * kinds.index(kind) - _ABOVE - side
+        bottom = height - top - row * kinds.index(kind) - _ABOVE - side
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-        _panel(axes, measured, kind, batch, _scale(measured), int(side * 13))
+        _panel(axes, measured, kind, batch, _scale(measured), int(side * _TO_THE_INCH))
     if drawn:
-        top = height - _HEADLINE - _ABOVE - 0.35
-        place = ((width - _BAR + 0.3) / width, (top - side + 0.7) / height, 0.16 / width, (side - 0.7) / height)
+        upper = height - top - _ABOVE - 0.35
+        place = ((width - _BAR + 0.3) / width, (upper - side + 0.7) / height, 0.16 / width, (side - 0.7) / height)
         _colour_bar(figure, _scale(measured), place)
     for index, note in enumerate(reversed(notes)):
         figure.text(_MARGIN / width, (_MARGIN + _NOTE * index) / height, note, fontsize=8.5, color=_INK)
     return figure
 
 
-def _notes(measured: CrossoverMap, kinds: list[LayerKind], columns: int) -> list[str]:
-    names = [title(measured, kind, 1).partition(",")[0] for kind in measured.kinds if kind not in kinds]
-    lines = [line for line in sentences(measured) if line.startswith(tuple(names))] if names else []
-    return [part for line in lines for part in textwrap.wrap(line, columns)]
-
-
-def _headline(figure: Figure, measured: CrossoverMap) -> None:
-    width, height = figure.get_size_inches()
+def _facts(measured: CrossoverMap, columns: int) -> list[str]:
     where, how = conditions(measured)
-    lines = (
-        ("From which layer size does 2:4 sparsity pay?", 0.38, {"fontsize": 14, "fontweight": "bold"}),
-        (f"Speed of the best 2:4 candidate over the best dense one. {where}", 0.66, {"fontsize": 9}),
-        (f"{how}. The outline is where 2:4 wins by more than the noise.", 0.86, {"fontsize": 9}),
+    meaning = (
+        "Numbers: speed of the best 2:4 candidate over the best dense one; outlined where 2:4 wins by more than noise"
     )
-    for text, down, style in lines:
-        figure.text(_MARGIN / width, 1 - down / height, text, color=_INK, **style)
+    return [part for line in (where, how, meaning) for part in textwrap.wrap(line, columns)]
+
+
+def _notes(measured: CrossoverMap, kinds: list[LayerKind], columns: int) -> list[str]:
+    """The sentences about kinds that have no panel."""
+    names = tuple(title(measured, kind, 1).partition(",")[0] for kind in measured.kinds if kind not in kinds)
+    return [p for line in sentences(measured) if line.startswith(names) for p in textwrap.wrap(line, columns)]
 
 
 def _scale(measured: CrossoverMap) -> float:
