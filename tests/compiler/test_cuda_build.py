@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_build import convolutional_model
 
 from tamis.compiler import BuildConfig, build
 from tamis.compiler.planner import contest as contest_module
@@ -26,13 +27,14 @@ from tamis.engine import read, save
 from tamis.engine.check import check_plan
 from tamis.engine.plan import Accuracy, DeviceInfo, Step, Timing, to_json
 from tamis.formats.dtype import DType
-from test_build import convolutional_model
 
 LIBRARIES = {
     "torch": "2.11.0", "cuda": "13.0", "driver": "13.0", "cudnn": "9.19.0", "cudnn_frontend": "1.32.0",
     "cublaslt": "13.1.0", "cusparselt": "0.8.1",
 }  # fmt: skip
-H200 = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("fp16", "tf32", "bf16", "sparse_tensor_cores", "fp8"), LIBRARIES)
+H200 = DeviceInfo(
+    "cuda", "NVIDIA H200", "sm_90", 132, ("fp16", "tf32", "bf16", "sparse_tensor_cores", "fp8"), LIBRARIES
+)
 T4 = DeviceInfo("cuda", "Tesla T4", "sm_75", 40, ("fp16",), LIBRARIES)
 RIGHT = Accuracy(1e-4, 0.99999, 80.0)
 
@@ -81,9 +83,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(race_module, "_race_now", race)
     monkeypatch.setattr(contest_module.Contest, "accuracy", lambda self, draft: RIGHT)
     monkeypatch.setattr(contest_module.Contest, "_timings", timings)
-    monkeypatch.setattr(
-        conversions_module.Conversions, "_measure", lambda *a: Measurement(Timing(2.0, 2.0, 2.0, 9))
-    )
+    monkeypatch.setattr(conversions_module.Conversions, "_measure", lambda *a: Measurement(Timing(2.0, 2.0, 2.0, 9)))
     yield layers
 
 

@@ -80,6 +80,7 @@ def result_of(lowered: Lowered, choice: Choice, layer: Layer, values: dict[str, 
     return bound.result()
 
 
+@pytest.mark.usefixtures("no_cuda_compiler")
 @pytest.mark.parametrize("name, op, x, w", CASES, ids=[case[0] for case in CASES])
 def test_every_choice_computes_the_layer(
     library: FakeCusparseLt, name: str, op: Op, x: tuple[int, ...], w: tuple[int, ...]

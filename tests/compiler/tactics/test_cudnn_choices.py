@@ -17,6 +17,7 @@ from tamis.compiler.tactics.base import Choice, Layer
 from tamis.compiler.tactics.cudnn import COMPILED_RANKS, READY_RANKS, CudnnConv, CudnnTorch
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.formats.dtype import DType
+from tamis.kernels.cuda import compiler_name
 
 LIBRARIES = {"torch": "2.11.0", "cudnn": "9.19.0", "cudnn_frontend": "1.32.0"}
 GPU = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("tf32", "bf16", "fp8"), LIBRARIES)
@@ -151,6 +152,7 @@ def test_an_epilogue_without_a_bias_gets_a_zero_one() -> None:
     assert set(tactic.lower(bare, next(tactic.choices(bare, GPU, CONFIG))).constants) == {"layer.weight"}
 
 
+@pytest.mark.usefixtures("no_cuda_compiler")
 @pytest.mark.parametrize("activation", [CLIP, GELU, LEAKY, SILU], ids=lambda step: step.kind)
 def test_activations_are_fused_with_their_parameters_or_follow(activation: Pointwise) -> None:
     layer, _ = conv_layer(conv(RESIDUAL, activation), IMAGE, WEIGHT)
@@ -168,6 +170,7 @@ def test_activations_are_fused_with_their_parameters_or_follow(activation: Point
     assert split.temporaries == {conv_step.outputs[0]: (layer.types["y"].shape, half)}
 
 
+@pytest.mark.usefixtures("no_cuda_compiler")
 def test_a_bare_grouped_convolution_leaves_the_bias_to_the_next_step() -> None:
     layer, arrays = conv_layer(conv(RELU6, groups=8), IMAGE, (8, 1, 3, 3))
     choice = choice_of(list(CudnnConv().choices(layer, GPU, CONFIG)), DType.FLOAT16, fuse="none")
@@ -182,6 +185,7 @@ def test_a_bare_grouped_convolution_leaves_the_bias_to_the_next_step() -> None:
     np.testing.assert_array_equal(column.reshape(-1), arrays["b"].astype(np.float16))
 
 
+@pytest.mark.usefixtures("no_cuda_compiler")
 def test_values_that_are_no_residuals_are_left_to_the_next_step() -> None:
     layer, _ = conv_layer(conv(RESIDUAL, RELU, Pointwise("mul", operand=-1)), IMAGE, WEIGHT)
     lowered = CudnnConv().lower(layer, next(CudnnConv().choices(layer, GPU, CONFIG)))
@@ -196,6 +200,7 @@ def test_values_that_are_no_residuals_are_left_to_the_next_step() -> None:
     assert lowered.steps[0].attributes["epilogue"] == []
 
 
+@pytest.mark.skipif(compiler_name() is None, reason="no CUDA compiler (NVRTC or nvcc)")
 @pytest.mark.parametrize(("precision", "channels"), [(DType.FLOAT16, 8), (DType.BFLOAT16, 4), (DType.TF32, 4)])
 def test_images_of_three_channels_are_padded_by_a_step_in_front(precision: DType, channels: int) -> None:
     layer, arrays = conv_layer(conv(RELU, stride=2, pads=3), (1, 3, 32, 32), (16, 3, 7, 7))
@@ -203,7 +208,8 @@ def test_images_of_three_channels_are_padded_by_a_step_in_front(precision: DType
     choice = choice_of(found, precision, rank=1, pad_channels=channels)
     lowered = CudnnConv().lower(layer, choice)
     pad, step = lowered.steps
-    assert (pad.kernel, pad.inputs, pad.attributes) == ("cuda.pad_channels", ("x",), {"channels": channels})
+    assert (pad.kernel, pad.inputs) == ("cuda.pad_channels", ("x",))
+    assert lowered.constants[pad.constants[0]][:4].tobytes() == b"\x7fELF"  # its kernel, compiled
     assert step.inputs == pad.outputs
     padded = ((1, channels, 32, 32), Format(precision.storage, "channels_last"))
     assert lowered.temporaries == {pad.outputs[0]: padded}
@@ -217,6 +223,23 @@ def test_images_of_three_channels_are_padded_by_a_step_in_front(precision: DType
     assert sources == {Format(DType.FLOAT32), Format(precision.storage, "channels_last")}
 
 
+@pytest.mark.skipif(compiler_name() is None, reason="no CUDA compiler (NVRTC or nvcc)")
+def test_what_is_left_of_an_epilogue_is_one_kernel_of_ours() -> None:
+    layer, _ = conv_layer(conv(RESIDUAL, RELU, Pointwise("mul", operand=-1)), IMAGE, WEIGHT)
+    lowered = CudnnConv().lower(layer, next(CudnnConv().choices(layer, GPU, CONFIG)))
+    conv_step, after = lowered.steps
+    assert after.kernel == "cuda.pointwise"
+    assert after.inputs == (conv_step.outputs[0], "r4") and after.outputs == ("y",)
+    assert lowered.constants[after.constants[0]][:4].tobytes() == b"\x7fELF"
+
+
+@pytest.mark.usefixtures("no_cuda_compiler")
+def test_without_a_compiler_nothing_is_padded() -> None:
+    layer, _ = conv_layer(conv(RELU), (1, 3, 32, 32), (16, 3, 3, 3))
+    assert not [c for c in CudnnConv().choices(layer, GPU, CONFIG) if "pad_channels" in c.parameters]
+
+
+@pytest.mark.skipif(compiler_name() is None, reason="no CUDA compiler (NVRTC or nvcc)")
 def test_padding_is_offered_where_it_can_help() -> None:
     def paddings(image: tuple[int, ...], weight: tuple[int, ...], groups: int = 1) -> set[tuple[DType, int]]:
         found = choices(conv(RELU, groups=groups), image, weight)
@@ -229,6 +252,7 @@ def test_padding_is_offered_where_it_can_help() -> None:
     assert not paddings((1, 3, 9, 9), (3, 1, 3, 3), groups=3)
 
 
+@pytest.mark.usefixtures("no_cuda_compiler")
 @pytest.mark.parametrize(
     ("op", "precision", "fused", "steps"),
     [

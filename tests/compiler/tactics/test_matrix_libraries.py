@@ -114,6 +114,7 @@ def test_images_are_channels_last() -> None:
         assert step.inputs == ("x", "r3")
 
 
+@pytest.mark.usefixtures("no_cuda_compiler")
 @pytest.mark.parametrize(
     "epilogue, dense, sparse",
     [

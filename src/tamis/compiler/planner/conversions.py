@@ -6,11 +6,12 @@ import torch
 
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.tactics.base import Lowered
+from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tuner.cache import Measurement
 from tamis.compiler.tuner.race import Track
 from tamis.compiler.tuner.timing import Clock
 from tamis.compiler.tuner.trial import bind_trial
-from tamis.engine.plan import Format, Step
+from tamis.engine.plan import Format
 
 _TURNS = 5
 
@@ -40,9 +41,9 @@ class Conversions:
 
     def _measure(self, type_: TensorType, source: Format, target: Format) -> Measurement:
         device = self._track.device
-        step = Step("convert", "aten.convert", ("in",), ("out",), attributes={"arguments": ["in0"]})
+        step, constants = conversion_step("in", "out", type_.shape, source, target, device.info())
         with torch.inference_mode():
             tensor = device.empty(type_.shape, source)
             tensor.copy_(torch.rand(type_.shape))
-            trial = bind_trial(device, Lowered((step,), {}), {"in": (tensor, source)}, {"out": (type_, target)})
+            trial = bind_trial(device, Lowered((step,), constants), {"in": (tensor, source)}, {"out": (type_, target)})
             return Measurement(self._clock.race({"": trial.contender()}, _TURNS)[""])

@@ -18,10 +18,11 @@ from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.select import port_format
 from tamis.compiler.planner.views import Flow, with_views
 from tamis.compiler.tactics.base import Lowered, Tactic, layer_of
+from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.region import RegionTactic, region_of
 from tamis.compiler.tuner.cache import digest_of
 from tamis.devices.base import Device
-from tamis.engine.plan import Buffer, Format, Step
+from tamis.engine.plan import Buffer, DeviceInfo, Format, Step
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Lowering:
 
     def draft(self, options: tuple[Option, ...]) -> Draft:
         """The engine that runs ``options`` one after the other."""
-        writer = _Writer(self.graph)
+        writer = _Writer(self.graph, self.device.info())
         for option in options:
             writer.add(option, *self.lower(option))
         outputs = tuple(writer.converted(v, port_format(self.graph, v)) for v in self.graph.outputs)
@@ -97,8 +98,9 @@ class Lowering:
 class _Writer:
     """Collects steps while values, formats and views are kept track of."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, device: DeviceInfo) -> None:
         self.graph = graph
+        self.device = device
         self.steps: list[Step] = []
         self.constants: dict[str, np.ndarray] = {}
         self.digests: dict[str, str] = {}
@@ -134,11 +136,9 @@ class _Writer:
         name = f"{value}@{format}".replace(" ", ".")
         if name not in self.shapes:
             self.shapes[name] = (shape, format)
-            moved = int(np.prod(shape)) * (present.dtype.size_bytes + format.dtype.size_bytes)
-            self.steps.append(
-                Step(f"convert {name}", "aten.convert", (value,), (name,), moved_bytes=moved, precision=format.dtype,
-                     attributes={"arguments": ["in0"]})
-            )  # fmt: skip
+            step, constants = conversion_step(value, name, shape, present, format, self.device)
+            stored = tuple(self._store(key, array, digest_of(array)) for key, array in constants.items())
+            self.steps.append(replace(step, constants=stored))
         return name
 
     def _is_view(self, step: Step, inputs: tuple[str, ...]) -> bool:

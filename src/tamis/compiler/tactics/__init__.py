@@ -6,6 +6,7 @@ from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Tactic
 from tamis.compiler.tactics.chain import TamisChain
 from tamis.compiler.tactics.cublaslt import CublasLt
+from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.compiler.tactics.cudnn import CudnnConv, CudnnTorch
 from tamis.compiler.tactics.cusparselt import CusparseLt
 from tamis.compiler.tactics.linear import TamisLinear
@@ -15,7 +16,7 @@ from tamis.compiler.tactics.region import RegionTactic
 
 CPU_TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn(), TamisLinear())
 CPU_REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(), TamisChain())
-CUDA_TACTICS: tuple[Tactic, ...] = (Aten(), CudnnTorch(), CudnnConv(), CublasLt(), CusparseLt())
+CUDA_TACTICS: tuple[Tactic, ...] = (Aten(), CudnnTorch(), CudnnConv(), CublasLt(), CusparseLt(), TamisCuda())
 
 
 def tactics_of(device: str) -> tuple[Tactic, ...]:

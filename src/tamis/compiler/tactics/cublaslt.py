@@ -15,7 +15,7 @@ import numpy as np
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, Linear, MatMul, Pointwise, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.onednn import pointwise_step
+from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
 from tamis.compiler.tactics.precision import to_precision
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
@@ -46,6 +46,7 @@ class CublasLt:
         """Each allowed precision, each rank; with 16-bit inputs also float32 outputs where nothing else reads them."""
         channels_last = isinstance(layer.op, Conv)
         residual, _, tail = split_epilogue(layer, _ACTIVATIONS)
+        rest = rest_parameters(layer, tail, device)
         for precision in config.precisions:
             if not runs_in(precision, device):
                 continue
@@ -53,7 +54,7 @@ class CublasLt:
             inputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.node.outputs)
             for rank in range(min(config.algorithms, RANKS)):
-                yield Choice(self.name, precision, inputs, outputs, parameters={"rank": rank})
+                yield Choice(self.name, precision, inputs, outputs, parameters={"rank": rank} | rest)
             if storage is not DType.FLOAT32 and residual is None and not tail:
                 wide = tuple(Format(DType.FLOAT32, f.layout) for f in outputs)
                 for rank in range(WIDENING_RANKS):
@@ -88,7 +89,7 @@ class CublasLt:
         )  # fmt: skip
         if not tail:
             return Lowered((step,), constants)
-        after, more = pointwise_step(layer, tail, result, choice)
+        after, more = rest_step(layer, tail, result, choice)
         shape = layer.types[node.output].shape
         return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
 

@@ -17,7 +17,7 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import BOOLEAN_KINDS, Concat, Elementwise, LayerNorm, Pool, Program, Reduce, Softmax, Split
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import kernel_step, program_step
+from tamis.compiler.tactics.cuda_steps import OLDEST_GENERATION, kernel_step, program_step
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.compile import NO_COMPILER, compiler_name
@@ -48,7 +48,7 @@ class TamisCuda:
         reason = check(layer) or _refuses_types(types)
         if reason is not None:
             return reason
-        if _generation(device) < 75:
+        if _generation(device) < OLDEST_GENERATION:
             return f"needs compute capability 7.5 or newer; this is {device.architecture}"
         return NO_COMPILER if compiler_name() is None else None
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from tamis.compiler.ir.ops import Pointwise, Program
+from tamis.compiler.ir.ops import BOOLEAN_KINDS, Pointwise, Program
 from tamis.compiler.tactics.base import Choice, Layer
+from tamis.compiler.tactics.onednn import pointwise_step
 from tamis.compiler.tactics.precision import to_precision
-from tamis.engine.plan import Format, Step
+from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.compile import compile_source, compiler_name
-from tamis.kernels.cuda.pointwise import Operand, PointwiseStep, pointwise
-from tamis.kernels.cuda.specification import Argument, Kernel
+from tamis.kernels.cuda.pointwise import MOST_OPERANDS, Operand, PointwiseStep, pointwise
+from tamis.kernels.cuda.specification import MOST_ELEMENTS, Argument, Kernel
+
+# The first architecture that the kernels are compiled for.
+OLDEST_GENERATION = 75
 
 # Constants of up to this many elements stay float32: they cost nothing to read, and rounding them costs accuracy.
 _SMALL = 16384
@@ -92,6 +97,34 @@ def program_step(
         kernel, choice, name=name, layers=(layer.name,), inputs=tuple(values), outputs=(node.output,),
         constants=constants, moved_bytes=moved + sum(array.nbytes for array in constants.values()),
     )  # fmt: skip
+
+
+def compiles_for(device: DeviceInfo) -> bool:
+    """Whether a compiler is at hand and the kernels run on the device's architecture."""
+    digits = "".join(c for c in device.architecture if c.isdigit())
+    return int(digits or 0) >= OLDEST_GENERATION and compiler_name() is not None
+
+
+def can_run(layer: Layer, program: Program) -> bool:
+    """Whether one kernel can run a program behind a layer's result: floating point, no boolean steps, few operands."""
+    operands = {layer.node.inputs[step.operand] for step in program if step.operand is not None}
+    floats = all(layer.types[value].dtype == DType.FLOAT32 for value in (*operands, layer.node.output))
+    small = layer.types[layer.node.output].elements <= MOST_ELEMENTS
+    plain = not any(step.kind in BOOLEAN_KINDS for step in program)
+    return floats and small and plain and len(operands) < MOST_OPERANDS
+
+
+def rest_parameters(layer: Layer, program: Program, device: DeviceInfo) -> dict[str, Any]:
+    """Parameters of a choice that leaves ``program`` to a step behind it: what that step needs to be compiled."""
+    ours = bool(program) and can_run(layer, program) and compiles_for(device)
+    return {"architecture": device.architecture} if ours else {}
+
+
+def rest_step(layer: Layer, program: Program, source: str, choice: Choice) -> tuple[Step, dict[str, np.ndarray]]:
+    """The step that runs what is left of an epilogue on ``source``: our kernel where it can, else PyTorch's."""
+    if "architecture" in choice.parameters:
+        return program_step(layer, program, source, choice, f"{layer.name}/epilogue")
+    return pointwise_step(layer, program, source, choice)
 
 
 def _operand(shape: tuple[int, ...], format: Format, source: Argument) -> Operand:

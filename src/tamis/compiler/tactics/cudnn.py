@@ -25,11 +25,12 @@ from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cublaslt import runs_in
-from tamis.compiler.tactics.onednn import pointwise_step
+from tamis.compiler.tactics.cuda_steps import compiles_for, kernel_step, rest_parameters, rest_step
 from tamis.compiler.tactics.precision import to_precision
 from tamis.devices.cuda.cudnn_graph import can_fuse
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
+from tamis.kernels.cuda.movement import pad_channels
 
 # Ranks that race: of plans that are ready, of plans that are compiled (half a second each), and of each padding.
 READY_RANKS, COMPILED_RANKS, PADDED_RANKS = 8, 4, 4
@@ -66,16 +67,19 @@ class CudnnConv:
                 continue
             formats = _formats(layer, precision)
             for fuse in _fusions(layer):
-                ready = _is_ready(_split(layer, fuse).fused)
-                for rank in range(min(config.algorithms, READY_RANKS if ready else COMPILED_RANKS)):
-                    parameters: dict[str, Any] = {"rank": rank} | ({} if fuse == "all" else {"fuse": fuse})
+                split = _split(layer, fuse)
+                wish = {} if fuse == "all" else {"fuse": fuse}
+                rest = rest_parameters(*_tail(layer, split), device)
+                ranks = READY_RANKS if _is_ready(split.fused) else COMPILED_RANKS
+                for rank in range(min(config.algorithms, ranks)):
+                    parameters: dict[str, Any] = {"rank": rank} | wish | rest
                     yield Choice(self.name, precision, *formats, parameters=parameters)
-            for channels in _paddings(layer, precision):
+            for channels in _paddings(layer, precision) if compiles_for(device) else ():
                 image = formats[0][0]
                 for first in dict.fromkeys((Format(DType.FLOAT32), image)):
                     inputs = (first, *formats[0][1:])
                     for rank in range(min(config.algorithms, PADDED_RANKS)):
-                        parameters = {"rank": rank, "pad_channels": channels}
+                        parameters = {"rank": rank, "pad_channels": channels, "architecture": device.architecture}
                         yield Choice(self.name, precision, inputs, formats[1], parameters=parameters)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
@@ -98,7 +102,8 @@ class CudnnConv:
             type_ = layer.type(0)
             shape = (type_.shape[0], channels, *type_.shape[2:])
             temporaries[padded] = (shape, Format(choice.precision.storage, "channels_last"))
-            before = (_padding(layer, choice, padded, channels),)
+            step, binary = _padding(layer, choice, padded, channels)
+            before, constants = (step,), constants | binary
             image = padded
         residuals = tuple(node.inputs[s.operand] for s in split.fused if s.operand is not None)
         return _finished(
@@ -122,7 +127,8 @@ class CudnnTorch:
         """Each allowed precision."""
         for precision in config.precisions:
             if runs_in(precision, device):
-                yield Choice(self.name, precision, *_formats(layer, precision))
+                rest = rest_parameters(*_tail(layer, _torch_split(layer, precision)[1]), device)
+                yield Choice(self.name, precision, *_formats(layer, precision), parameters=rest)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """The call, and a step for what it does not fuse."""
@@ -250,14 +256,15 @@ def _packed(layer: Layer, precision: DType, *, bias: bool, channels: int | None)
     return constants
 
 
-def _padding(layer: Layer, choice: Choice, padded: str, channels: int) -> Step:
-    """The step that adds zero channels and brings the image into the format of the convolution."""
-    image = layer.type(0)
-    pixels = image.elements // image.shape[1]
-    read, written = image.elements * choice.inputs[0].dtype.size_bytes, pixels * channels * choice.precision.size_bytes
-    return Step(
-        f"{layer.name}/pad", "cuda.pad_channels", (layer.node.inputs[0],), (padded,), (), {"channels": channels},
-        (layer.name,), choice.precision, moved_bytes=read + written,
+def _padding(layer: Layer, choice: Choice, padded: str, channels: int) -> tuple[Step, dict[str, np.ndarray]]:
+    """The step that adds zero channels and brings the image into the format of the convolution, with its kernel."""
+    image, source = layer.type(0), choice.inputs[0]
+    lies = (source.dtype, source.layout == "channels_last")
+    written = image.elements // image.shape[1] * channels * choice.precision.size_bytes
+    return kernel_step(
+        pad_channels(image.shape, lies, channels, choice.precision.storage), choice, name=f"{layer.name}/pad",
+        layers=(layer.name,), inputs=(layer.node.inputs[0],), outputs=(padded,), constants={},
+        moved_bytes=image.elements * source.dtype.size_bytes + written,
     )  # fmt: skip
 
 
@@ -281,7 +288,7 @@ def _finished(
     )  # fmt: skip
     if not program:
         return Lowered((*before, step), constants, temporaries or {})
-    after, more = pointwise_step(source, program, result, choice)
+    after, more = rest_step(source, program, result, choice)
     between = {result: (layer.types[output].shape, choice.outputs[0])}
     return Lowered((*before, step, after), constants | more, (temporaries or {}) | between)
 

@@ -16,7 +16,7 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, Pointwise
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cublaslt import refuses_product, rows_of, runs_in, split_epilogue
-from tamis.compiler.tactics.onednn import pointwise_step
+from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
 from tamis.compiler.tactics.precision import to_precision
 from tamis.engine.plan import DeviceInfo, Step
 from tamis.formats import TWO_FOUR, compress
@@ -65,6 +65,7 @@ class CusparseLt:
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
         """Each allowed 16-bit precision with each algorithm, and some with k split where there is little work."""
         channels_last = isinstance(layer.op, Conv)
+        rest = rest_parameters(layer, _split(layer)[2], device)
         for precision in config.precisions:
             if precision not in MOST_ALGORITHMS or not runs_in(precision, device):
                 continue
@@ -72,7 +73,7 @@ class CusparseLt:
             outputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.node.outputs)
             plain = [(algorithm, 1, 0) for algorithm in range(MOST_ALGORITHMS[precision])]
             for algorithm, split, mode in (*plain, *_splits(layer, device)):
-                parameters = {"algorithm": algorithm, "split_k": split, "split_k_mode": mode}
+                parameters = {"algorithm": algorithm, "split_k": split, "split_k_mode": mode} | rest
                 yield Choice(self.name, precision, inputs, outputs, "2:4", parameters)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
@@ -83,7 +84,8 @@ class CusparseLt:
         bounded = activation is not None and activation.kind == "clip"
         attributes: dict[str, Any] = {
             "rows": rows_of(layer), "n": n, "k": k, "residual": residual is not None, "relu": activation is not None,
-            "upper_bound": float(activation.params[1]) if activation and bounded else None, **choice.parameters,
+            "upper_bound": float(activation.params[1]) if activation and bounded else None,
+            **{name: choice.parameters[name] for name in ("algorithm", "split_k", "split_k_mode")},
         }  # fmt: skip
         weight = to_precision(layer.constants[node.inputs[1]].reshape(n, k), choice.precision)
         compressed = compress(weight, TWO_FOUR)
@@ -101,7 +103,7 @@ class CusparseLt:
         )  # fmt: skip
         if not tail:
             return Lowered((step,), constants)
-        after, more = pointwise_step(layer, tail, result, choice)
+        after, more = rest_step(layer, tail, result, choice)
         shape = layer.types[node.output].shape
         return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
 

@@ -106,7 +106,9 @@ def view_strides(
 
 def reads_strided(step: Step, index: int, shape: Shape, strides: Shape) -> bool:
     """Whether a step reads its input ``index`` in place when it has these strides."""
-    rules = READS.get(step.kernel, {})
+    rules = READS.get(step.kernel)
+    if rules is None:
+        return False
     places = step.attributes.get("arguments", [f"in{i}" for i in range(len(step.inputs))])
     used = [position for position, name in enumerate(places) if name == f"in{index}"]
     found = [rules.get(position, rules.get(None)) for position in used]
@@ -119,9 +121,11 @@ def natural_strides(step: Step, inputs: Sequence[Shape]) -> Strides | None:
     torch's fast attention writes ``[B, H, S, D]`` in the order of ``[B, S, H, D]``. This is a forecast: a step
     that must have dense values still makes sure of it.
     """
+    if step.kernel != "aten.attention":
+        return None
     places = {f"in{index}": tuple(shape) for index, shape in enumerate(inputs)}
     found = [places.get(name, ()) for name in step.attributes.get("arguments", list(places))[:3]]
-    if step.kernel != "aten.attention" or len(found) < 3 or any(len(shape) != 4 for shape in found):
+    if len(found) < 3 or any(len(shape) != 4 for shape in found):
         return None
     _, heads, length, depth = found[0]
     if any((*shape[:2], shape[3]) != (*found[0][:2], depth) for shape in found):
