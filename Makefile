@@ -1,4 +1,4 @@
-# make setup | test | lint | demo | docs | clean
+# make setup | test | lint | demo | docs | bench-gpu | clean
 # Everything happens in .venv; nothing outside the repository is changed.
 
 PYTHON ?= python3
@@ -6,8 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PYTEST_OPTIONS ?= -q
+# Another Python for the benchmarks, with PyTorch for CUDA in it: make bench-gpu BENCH_PYTHON=python3
+BENCH_PYTHON ?= $(BIN)/python
 
-.PHONY: setup test lint types tests demo docs clean
+.PHONY: setup test lint types tests demo docs bench-gpu clean
 
 setup: $(STAMP)
 
@@ -40,6 +42,14 @@ demo: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m tamis.cli.reference docs/reference/cli.md
 	$(BIN)/python benchmarks/tables.py
+
+# Whole models, then layers; a benchmark that fails does not keep the others from running.
+bench-gpu: $(if $(filter $(BIN)/python,$(BENCH_PYTHON)),$(STAMP))
+	@failed=; for script in benchmarks/bench_cuda.py $(sort $(wildcard benchmarks/bench_cuda_*.py)); do \
+		echo "$$script"; PYTHONPATH=src $(BENCH_PYTHON) $$script || failed="$$failed $$script"; \
+	done; \
+	$(BENCH_PYTHON) benchmarks/tables.py; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:
 	rm -rf $(VENV) build demo-output .mypy_cache .pytest_cache .ruff_cache src/*.egg-info

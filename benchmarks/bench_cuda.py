@@ -34,7 +34,7 @@ from compile_cache import CompileCache
 from cuda_case import BENCH, Job, export_all, run_case
 from cuda_contestants import IMPLEMENTATIONS, STORED_AS, Case
 from gpu_state import gpu_state, short_name
-from results import Row, command_line, merge
+from results import Row, command_line, merge, meta
 
 # In the order of importance; with the seconds that torch.compile takes.
 CASES = (
@@ -185,13 +185,13 @@ def measure(
     failures: dict[str, str] = {}
     rows: dict[str, dict[str, Any]] = {}
     not_run: dict[str, str] = {}
-    meta: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     while True:
         outcome = launch(replace(job, excluded=tuple(failures), seconds=end - clock()))
         report = outcome.report
         rows |= {row["impl"]: row for row in report.get("rows", ())}
         not_run |= report.get("not_run", {})
-        meta |= report.get("meta", {})
+        found |= report.get("meta", {})
         if not outcome.problem:
             break
         culprit = report.get("working_on", "")
@@ -204,7 +204,7 @@ def measure(
             not_run["the rest"] = f"{culprit} failed ({reason}), and no time was left for another try"
             break
     rows |= {impl: failed_row(job, impl, reason) for impl, reason in failures.items()}
-    return {"rows": list(rows.values()), "not_run": not_run, "meta": meta}
+    return {"rows": list(rows.values()), "not_run": not_run, "meta": found}
 
 
 def failed_row(job: Job, impl: str, reason: str) -> dict[str, Any]:
@@ -224,8 +224,8 @@ def record(
         {case.name: f"{found.get('state_before', '')} -> {found.get('state_after', '')}"} if rows else {}
     )
     extra: dict[str, Any] = about | {"command": command_line(sys.argv), "not_run": missing, "states": states}
-    if "versions" in found or "versions" in old:
-        extra["versions"] = found.get("versions", old.get("versions"))
+    packages = {name: version for name, version in meta()["versions"].items() if name in ("tamis", "triton")}
+    extra["versions"] = packages | found.get("versions", old.get("versions", {}))
     if options.commit:
         extra["commit"] = options.commit
     merge(output, [Row(**row) for row in rows], extra, key=("bench", "case", "impl", "precision"))

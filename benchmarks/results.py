@@ -47,7 +47,7 @@ def merge(path: Path, rows: Sequence[Row], extra: dict[str, Any], key: Sequence[
     content = {"meta": meta() | extra, "rows": kept + [asdict(row) for row in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
     draft.replace(path)  # whole or not at all: a run that is stopped loses nothing
 
 

@@ -26,6 +26,11 @@ LINEAR_HEADER = (
     *("layer, rows", "precision", "own dense", "own 2:4", "oneDNN", "2:4 against own dense", "2:4 against oneDNN"),
     "oneDNN int8",
 )
+GPU_HEADER = (
+    *("model", "precision", "PyTorch eager", "PyTorch 2:4", "torch.compile", "Tamis dense", "Tamis", "Tamis runs"),
+    *("torch.compile / Tamis dense", "Tamis dense / Tamis", "best peer / Tamis"),
+)
+GPU_PEERS = ("torch-eager", "torch-semi-structured", "torch.compile")
 WRONG = 1e29  # results.error_of marks what is not finite, or of the wrong shape, with 1e30
 
 Row = Mapping[str, Any]
@@ -84,6 +89,49 @@ def linear_lines(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
             yield (name, precision, *times, f"{dense / sparse:.2f}", f"{library / sparse:.2f}", int8)
 
 
+def gpu_table(results: Path) -> str:
+    """Whole models on GPUs: Tamis, dense and free, beside PyTorch; one table for each GPU."""
+    parts = []
+    for path in sorted(results.glob("cuda-models-*.json")):
+        content = json.loads(path.read_text())
+        rows = [row for row in content["rows"] if row["bench"] == "cuda-models" and usable(row)]
+        parts += [gpu_caption(content["meta"]), "", markdown(GPU_HEADER, gpu_lines(rows)), ""]
+    return "\n".join(parts or ["No results yet: run `make bench-gpu`.", ""])
+
+
+def gpu_lines(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
+    """A line for each case and precision that Tamis ran; a ratio over 1 speaks for what it is divided by."""
+    for case, precision in dict.fromkeys((row["case"], row["precision"]) for row in rows):
+        found = {r["impl"]: r for r in rows if (r["case"], r["precision"]) == (case, precision)}
+        us = {impl: float(row["median_us"]) for impl, row in found.items()}
+        if not us.keys() & {"tamis", "tamis-dense"}:
+            continue
+        peers = [us[peer] for peer in GPU_PEERS if peer in us]
+        times = (milliseconds(us[i]) if i in us else "" for i in (*GPU_PEERS, "tamis-dense", "tamis"))
+        runs = str(found["tamis"]["sparsity"]) if "tamis" in found else ""
+        best = ratio(min(peers) if peers else None, us.get("tamis"))
+        dense = us.get("tamis-dense")
+        yield (
+            case,
+            precision,
+            *times,
+            runs,
+            ratio(us.get("torch.compile"), dense),
+            ratio(dense, us.get("tamis")),
+            best,
+        )
+
+
+def ratio(slow: float | None, fast: float | None) -> str:
+    return f"{slow / fast:.2f}" if slow and fast else ""
+
+
+def gpu_caption(meta: Mapping[str, Any]) -> str:
+    """GPU, driver, versions and date of a results file."""
+    versions = ", ".join(f"{name} {version}" for name, version in meta.get("versions", {}).items())
+    return f"{meta.get('gpu', 'GPU')}, driver {meta.get('driver', '?')}; {versions}; {meta['date']}."
+
+
 def runtime_table(results: Path) -> str:
     """What the runtime itself costs."""
     parts = []
@@ -104,6 +152,7 @@ def runtime_table(results: Path) -> str:
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "cpu": model_table,
+    "gpu": gpu_table,
     "linear": linear_table,
     "runtime": runtime_table,
 }
