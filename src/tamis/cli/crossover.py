@@ -119,7 +119,7 @@ def _measure(watched: bool, **options: Any) -> Any:
 
 
 def _one_precision(text: str) -> Any:
-    from tamis.formats.dtype import DType
+    from tamis.formats import DType
 
     names = read_precisions(text)
     if len(names) != 1:
