@@ -15,8 +15,9 @@ from tamis.compiler.crossover import grid_order, layer_graph, layer_outline, lev
 from tamis.compiler.ir.verify import verify
 from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import layer_of
+from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.devices.cpu import CpuDevice
-from tamis.engine import LAYER_KINDS, Cell, CrossoverMap, crossover_from_json, crossover_json
+from tamis.engine import LAYER_KINDS, Cell, CrossoverMap, DeviceInfo, crossover_from_json, crossover_json
 from tamis.errors import ConfigError, DeviceError
 from tamis.formats import TWO_FOUR
 from tamis.formats.dtype import DType
@@ -201,3 +202,25 @@ class _Idle(CpuDevice):
 
 def _pairs(cell: Cell) -> list[tuple[str, str]]:
     return [(reason.tactic, reason.text) for reason in cell.reasons]
+
+
+class _CudaInName(_Idle):
+    """Says that it is a GPU; what tactics would offer there can be asked anywhere."""
+
+    def info(self) -> DeviceInfo:
+        libraries = dict.fromkeys(("torch", "cudnn", "cublaslt", "cusparselt", "cudnn_frontend", "cuda_core"), "1.0")
+        features = ("tf32", "bf16", "sparse_tensor_cores")
+        return DeviceInfo("cuda", "NVIDIA A100", "sm_80", 108, features, libraries)
+
+
+def test_what_a_gpu_refuses_is_known_without_one(tmp_path: Path) -> None:
+    device, path = _CudaInName(1), tmp_path / "times.json"
+    cache = TimingCache(path, device.info(), 1)
+    for name in ("copy", "matrix product in float32", "matrix product in tf32"):
+        cache.get(f"roof: {name}")  # a cache without misses is not saved
+        cache.put(f"roof: {name}", Measurement(number=1e6))
+    cache.save()
+    config = CrossoverConfig("cuda", DType.TF32, ("linear",), (64,), (32,), timing_cache=path)
+    (cell,) = measure_crossover(config, device=device).cells
+    assert cell.left_out == "" and cell.dense is None
+    assert ("cusparselt", "2:4 needs 16-bit values; allow float16 or bfloat16") in _pairs(cell)

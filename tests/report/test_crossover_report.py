@@ -109,6 +109,11 @@ def test_batches_that_are_refused_alike_share_a_sentence() -> None:
         "linear, 32 rows",
         "3x3 convolution",
     ]
+    one_runs = replace(both, cells=(*both.cells[:-1], replace(cell(128, 128, 1.5), kind="conv3x3", batch=32)))
+    assert [line.partition(":")[0] for line in sentences(one_runs)][2:] == [
+        "3x3 convolution, batch 16, 14x14",
+        "3x3 convolution, batch 32, 14x14",
+    ]
 
 
 def test_the_table_shows_what_every_cell_is() -> None:

@@ -61,13 +61,16 @@ def cells_of(measured: CrossoverMap, kind: LayerKind, batch: int) -> tuple[Cell,
     return tuple(cell for cell in measured.cells if (cell.kind, cell.batch) == (kind, batch))
 
 
-def sentences(measured: CrossoverMap) -> list[str]:
-    """A line for each kind and batch: from which size 2:4 pays; one for a kind that is refused in every batch."""
+def sentences(measured: CrossoverMap, which: Iterable[tuple[LayerKind, int]] | None = None) -> list[str]:
+    """A line for each kind and batch, or for some: from which size 2:4 pays.
+
+    A kind that is refused at every size and batch has one line.
+    """
+    possible = {cell.kind for cell in measured.cells if not cell.reasons}
     lines = []
-    for kind, batch in panels(measured):
-        found = cells_of(measured, kind, batch)
-        where = _NAMES[kind] if all(cell.reasons for cell in found) else title(measured, kind, batch)
-        lines.append(f"{where}: {verdict(found, measured.dense_only)}")
+    for kind, batch in panels(measured) if which is None else which:
+        where = title(measured, kind, batch) if kind in possible else _NAMES[kind]
+        lines.append(f"{where}: {verdict(cells_of(measured, kind, batch), measured.dense_only)}")
     return list(dict.fromkeys(lines))
 
 

@@ -57,7 +57,7 @@ def draw_crossover(measured: CrossoverMap, path: Path) -> None:
 
 
 def crossover_figure(measured: CrossoverMap) -> Figure:
-    """The picture: rows of kinds, columns of batches; kinds without any sparse time stand below in words."""
+    """The picture: rows of kinds, columns of batches; what has no sparse time at all stands below in words."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (loaded when it is needed)
     from matplotlib.figure import Figure as NewFigure  # noqa: PLC0415
 
@@ -67,7 +67,9 @@ def crossover_figure(measured: CrossoverMap) -> Figure:
     side = max(_CELL * len(measured.sizes), 2.6)
     width = max((_BESIDE + side) * len(batches) + _BAR, 6.5)
     columns = int((width - 2 * _MARGIN) * _TO_THE_INCH)
-    facts, notes = _facts(measured, columns), _notes(measured, kinds, columns)
+    facts = _facts(measured, columns)
+    others = sentences(measured, [panel for panel in panels(measured) if panel not in drawn])
+    notes = [part for line in others for part in textwrap.wrap(line, columns)]
     row, top = _ABOVE + side + _BELOW, _HEADLINE + _NOTE * len(facts)
     height = top + row * len(kinds) + _NOTE * len(notes) + _MARGIN
     figure = NewFigure(figsize=(width, height))
@@ -91,17 +93,14 @@ def crossover_figure(measured: CrossoverMap) -> Figure:
 
 
 def _facts(measured: CrossoverMap, columns: int) -> list[str]:
-    where, how = conditions(measured)
     meaning = (
         "Numbers: speed of the best 2:4 candidate over the best dense one; outlined where 2:4 wins by more than noise"
     )
-    return [part for line in (where, how, meaning) for part in textwrap.wrap(line, columns)]
-
-
-def _notes(measured: CrossoverMap, kinds: list[LayerKind], columns: int) -> list[str]:
-    """The sentences about kinds that have no panel."""
-    names = tuple(title(measured, kind, 1).partition(",")[0] for kind in measured.kinds if kind not in kinds)
-    return [p for line in sentences(measured) if line.startswith(names) for p in textwrap.wrap(line, columns)]
+    if any(cell.reasons for cell in measured.cells):
+        meaning += "; hatched: no sparse tactic can run it"
+    if any(cell.left_out for cell in measured.cells):
+        meaning += "; dot: not measured"
+    return [part for line in (*conditions(measured), meaning) for part in textwrap.wrap(line, columns)]
 
 
 def _scale(measured: CrossoverMap) -> float:
