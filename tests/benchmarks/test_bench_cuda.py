@@ -265,7 +265,7 @@ def test_a_whole_run_on_the_cpu(tmp_path: Path) -> None:
     output = tmp_path / "trial.json"
     command = [sys.executable, bench_cuda.__file__, "--device", "cpu", "--precision", "float32", "--level", "0"]
     command += ["--case", "small-mlp-b4", "--impl", "torch-eager", "--impl", "tamis-dense", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = {row["impl"]: row for row in json.loads(output.read_text())["rows"]}
     assert rows.keys() == {"torch-eager", "tamis-dense"}
