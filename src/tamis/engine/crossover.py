@@ -6,6 +6,7 @@ the verdict ``pays``, for which the race's rule of noise is needed.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -138,6 +139,9 @@ def crossover_from_json(text: str | bytes) -> CrossoverMap:
         )
     try:
         measured: CrossoverMap = decode(CrossoverMap, data)
+        grid = itertools.product(measured.kinds, measured.batches, measured.sizes, measured.sizes)
+        if sorted(grid) != sorted((c.kind, c.batch, c.c_in, c.c_out) for c in measured.cells):
+            raise ValueError("its cells are not those of its axes")
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"the crossover map is inconsistent ({error})", remedy=remedy) from error
     return measured

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -17,6 +18,8 @@ _NAMES: dict[LayerKind, str] = {
     "conv3x3": "3x3 convolution",
 }
 _MOST_REASONS = 2
+# Beyond this scatter a map is not to be trusted; one thread beside another busy program had 1.3.
+_SCATTERED = 1.5
 NO_SPARSE, NOT_MEASURED = "-", "."
 
 
@@ -38,17 +41,27 @@ def crossover_report(measured: CrossoverMap) -> RenderableType:
 
 
 def conditions(measured: CrossoverMap) -> tuple[str, ...]:
-    """Where and how a map was measured, in lines."""
+    """Where and how a map was measured, in lines, with a warning when its times scatter."""
     device = measured.device
     threads = f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
     cores = f", {threads}" if device.kind == "cpu" else ""
     caches = "cold caches: inside a network the other layers evict them" if measured.cold else "warm caches"
     left_out = sum(bool(cell.left_out) for cell in measured.cells)
     done = f"{len(measured.cells) - left_out} of {len(measured.cells)} cells in {measured.seconds:.0f} s"
-    return (
+    lines = (
         f"{device.name} ({device.architecture}){cores}, {measured.precision}, Tamis {measured.tamis}",
         f"{done}{', interrupted' if measured.interrupted else ''}; {caches}",
     )
+    spread = scatter(measured)
+    if spread <= _SCATTERED:
+        return lines
+    return (*lines, f"The times scatter (p90 is typically {spread:.1f} times p10): was something else running?")
+
+
+def scatter(measured: CrossoverMap) -> float:
+    """The median, over all that was timed, of the ninetieth percentile over the tenth; 1 when nothing was."""
+    timings = [side.timing for cell in measured.cells for side in (cell.dense, cell.sparse) if side is not None]
+    return median([timing.p90_us / timing.p10_us for timing in timings if timing.p10_us > 0] or [1.0])
 
 
 def panels(measured: CrossoverMap) -> tuple[tuple[LayerKind, int], ...]:
