@@ -185,3 +185,22 @@ def test_zero_budget_still_builds_a_right_engine() -> None:
     np.testing.assert_allclose(Session(engine).run(feeds())["y"], by_onnxruntime(model), rtol=1e-4, atol=1e-5)
     skipped = [c for layer in engine.plan.layers for c in layer.candidates if "budget" in c.reason]
     assert skipped
+
+
+def test_half_precision_ports_are_not_widened_on_the_way() -> None:
+    """A model with float16 inputs and outputs around a bfloat16 layer needs no float32 value in between."""
+    generator = np.random.default_rng(3)
+    weight = numpy_helper.from_array(generator.standard_normal((64, 64)).astype(np.float16), "w")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, [4, 64])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT16, [4, 64])
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "half", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    config = BuildConfig(precisions=FP32_AND_BF16, layer_precisions=(("*", (DType.BFLOAT16,)),))
+    engine = build(model, config)
+    assert {record.chosen_precision for record in engine.plan.layers} == {DType.BFLOAT16}
+    assert DType.FLOAT32 not in {buffer.format.dtype for buffer in engine.plan.buffers}
+    value = generator.standard_normal((4, 64)).astype(np.float16)
+    result = Session(engine).run({"x": value})["y"]
+    expected = value.astype(np.float64) @ numpy_helper.to_array(weight).astype(np.float64)
+    assert result.dtype == np.float16
+    np.testing.assert_allclose(result.astype(np.float64), expected, rtol=0.05, atol=0.5)

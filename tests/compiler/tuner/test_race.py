@@ -125,3 +125,16 @@ def test_a_second_race_with_the_cache_measures_nothing(tmp_path: Path) -> None:
     first = race(linear_graph(), CPU_TACTICS, timing_cache=cache)
     again = race(linear_graph(), (*CPU_TACTICS,), timing_cache=cache)
     assert [e.timing for e in first.entries] == [e.timing for e in again.entries]
+
+
+def test_what_was_left_out_for_want_of_time_is_measured_when_there_is_more(tmp_path: Path) -> None:
+    cache = tmp_path / "times.json"
+
+    def left_out(seconds: float) -> int:
+        result = race(linear_graph(), CPU_TACTICS, timing_cache=cache, budget_seconds=seconds)
+        return sum("budget" in e.reason for e in result.entries)
+
+    assert left_out(0.0) > 0
+    assert left_out(0.0) > 0  # the same wish gives the same answer
+    assert left_out(60.0) == 0
+    assert left_out(0.0) == 0  # known by now

@@ -52,7 +52,7 @@ from tamis.formats.dtype import DType
 _KEEPS_CHANNELS_LAST = (Elementwise, Pool, Reduce, Concat, Split, Slice, Resize, Pad, Where, Cast)
 # Operators whose kernels are right and worth having in 16-bit types on every device (they sum in float32 inside).
 _HALF = (
-    Attention, Concat, Elementwise, Expand, Gather, LayerNorm, MatMul, Linear, Pad, Pool, Reduce, Reshape, Resize,
+    Attention, Cast, Concat, Elementwise, Expand, Gather, LayerNorm, MatMul, Linear, Pad, Pool, Reduce, Reshape, Resize,
     Slice, Softmax, Split, Tile, Transpose, Where,
 )  # fmt: skip
 
@@ -86,6 +86,8 @@ class Aten:
         if not isinstance(layer.op, _HALF if device.kind == "cpu" else (*_HALF, Conv, ConvTranspose)):
             return False
         values = (*layer.values, *layer.node.outputs)
+        if isinstance(layer.op, Cast) and not all(layer.types[v].dtype.is_float for v in values):
+            return False  # an integer made of a rounded number is another integer
         return any(layer.types[v].dtype == DType.FLOAT32 for v in values)
 
     def _choice(self, layer: Layer, dtype: DType, channels_last: bool) -> Choice:

@@ -28,6 +28,7 @@ from tamis.errors import TamisError
 # A candidate slower than this many times the best of its formats is not measured further.
 _BEHIND = 1.6
 _FIRST_TURNS = 3
+_SPENT = "skipped: the time budget of "
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> Layer
 def _measure(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) -> tuple[Entry, ...]:
     signature = f"{'cold' if track.clock.cold else 'warm'} layer: {signature_of(layer)}"
     keys = [f"{signature} by {choice.key()}" for _, choice in choices]
-    found = [track.cache.get(key) for key in keys]
+    found = [_still_valid(track.cache.get(key), track) for key in keys]
     if all(found):
         return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
     with torch.inference_mode():
@@ -97,6 +98,14 @@ def _measure(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) -
     for (_, choice), key, measurement in zip(choices, keys, measured, strict=True):
         entries.append(_entry(choice, track.cache.put(key, measurement), track))
     return tuple(entries)
+
+
+def _still_valid(found: Measurement | None, track: Track) -> Measurement | None:
+    """What the cache holds, unless it was left out for want of time and there is more time now."""
+    if found is None or not found.failure.startswith(_SPENT):
+        return found
+    spent = float(found.failure.removeprefix(_SPENT).split()[0])
+    return None if track.config.budget_seconds > spent else found
 
 
 def _entry(choice: Choice, measurement: Measurement, track: Track) -> Entry:
@@ -128,7 +137,7 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
             )
             continue
         if time.monotonic() > track.deadline and formats in best:
-            results[index] = Measurement(failure="skipped: the time budget was spent")
+            results[index] = Measurement(failure=f"{_SPENT}{track.config.budget_seconds:g} s was spent")
             continue
         try:
             trials[index] = _start(layer, tactic, choice, track)
