@@ -68,9 +68,7 @@ def test_wrong_options(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_build_for_a_gpu_that_is_not_there(
-    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
-) -> None:
+def test_a_build_for_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     line = fails(capsys, 6, "build", folder / "cnn.onnx", "-o", tmp_path / "a.tamis", "--device", "cuda", "--fp16")
     assert "no CUDA device" in line and "--device cpu" in line
     assert list(tmp_path.iterdir()) == []

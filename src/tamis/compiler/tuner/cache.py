@@ -43,8 +43,7 @@ class TimingCache:
 
     def __init__(self, path: Path | None, device: DeviceInfo, threads: int) -> None:
         self.path = path
-        self.hits = 0
-        self.misses = 0
+        self._changed = False
         self._device = fingerprint(device, threads)
         self._entries: dict[str, Measurement] = {}
         for key, entry in _read(path).get("devices", {}).get(self._device, {}).items():
@@ -52,19 +51,17 @@ class TimingCache:
 
     def get(self, key: str) -> Measurement | None:
         """What was measured under ``key`` on this device, if anything."""
-        found = self._entries.get(key)
-        self.hits += found is not None
-        self.misses += found is None
-        return found
+        return self._entries.get(key)
 
     def put(self, key: str, measurement: Measurement) -> Measurement:
         """Remember a measurement; returns it as it will be read back."""
         self._entries[key] = measurement
+        self._changed = True
         return measurement
 
     def save(self) -> None:
-        """Merge into the file, atomically. Does nothing without a file. Raises ``OutputError``."""
-        if self.path is None or not self.misses:
+        """Merge into the file, atomically. Does nothing without a file or news. Raises ``OutputError``."""
+        if self.path is None or not self._changed:
             return
         content = _read(self.path)
         devices = content.setdefault("devices", {})
