@@ -133,7 +133,7 @@ class Contest:
             for name, draft in drafts.items():
                 call = _in_inference_mode(self._session(draft).bind(samples))
                 # Each engine as if it were alone: the one before it may have left its threads spinning.
-                contenders[name] = Contender(call, settle=True, warmups=1)
+                contenders[name] = Contender(call, settle=True)
             measured = Clock(self._device, cold=False).race(contenders, _TURNS, time.monotonic() + _SECONDS)
             found = {n: self._cache.put(keys[n], Measurement(timing)) for n, timing in measured.items()}
         return {name: m.timing for name, m in found.items() if m is not None and m.timing is not None}

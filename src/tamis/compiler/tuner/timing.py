@@ -18,14 +18,12 @@ from tamis.engine.plan import Timing
 class Contender:
     """A function to time, and the tensors that are warm in the cache when it is called in a real run.
 
-    ``settle``: it makes up a whole engine, and is timed when the device has come to rest. ``warmups``: untimed calls
-    just before.
+    ``settle``: it makes up a whole engine, and is timed when the device has come to rest.
     """
 
     call: Callable[[], None]
     warm: tuple[Tensor, ...] = ()
     settle: bool = False
-    warmups: int = 0
 
 
 class Clock:
@@ -43,8 +41,7 @@ class Clock:
 
     def once(self, contender: Contender) -> float:
         """One call, in microseconds."""
-        c = contender
-        return self._stopwatch.time_us(c.call, c.warm, alone=c.settle, warmups=c.warmups)
+        return self._stopwatch.time_us(contender.call, contender.warm, alone=contender.settle)
 
     def race(
         self, contenders: Mapping[str, Contender], repetitions: int, deadline: float = float("inf")

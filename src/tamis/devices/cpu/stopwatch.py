@@ -12,6 +12,11 @@ import torch
 FLUSH_BYTES = 64 << 20
 # OpenMP workers spin for up to about 15 ms after their last task before they sleep.
 _SETTLE_SECONDS = 0.02
+# After that pause the first runs pay for waking threads and cores, which a service under load does not. A thread that
+# was woken on its waker's core also needs some milliseconds to be moved to a free one.
+_WARM_NS = 10_000_000
+# Runs of a small engine are timed together until this much time has passed.
+_BURST_NS = 1_000_000
 
 
 class CpuStopwatch:
@@ -30,8 +35,9 @@ class CpuStopwatch:
         """Microseconds of one call.
 
         ``alone`` waits until PyTorch's threads, which keep spinning for some milliseconds after their last work, have
-        gone to sleep. That is right for a whole engine, which may bring threads of its own, and wrong for a part of
-        one, which does run beside those threads.
+        gone to sleep, then calls until the engine is warm, and gives the mean of a short burst. That is right for a
+        whole engine, which may bring threads of its own, and wrong for a part of one, which does run beside those
+        threads.
         """
         if self._flush is not None:
             self._flush.mul_(1.0)
@@ -39,8 +45,19 @@ class CpuStopwatch:
                 tensor.max()
         if alone:
             time.sleep(_SETTLE_SECONDS)
+            _burst(call, _WARM_NS)
+            return _burst(call, _BURST_NS)
         for _ in range(warmups):
             call()
-        start = time.perf_counter_ns()
+        return _burst(call, 0)
+
+
+def _burst(call: Callable[[], object], least_ns: int) -> float:
+    """Mean microseconds of calls one after the other, until ``least_ns`` nanoseconds have passed; one at least."""
+    calls, start = 0, time.perf_counter_ns()
+    while True:
         call()
-        return (time.perf_counter_ns() - start) / 1e3
+        calls += 1
+        passed = time.perf_counter_ns() - start
+        if passed >= least_ns:
+            return passed / calls / 1e3
