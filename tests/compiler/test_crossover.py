@@ -101,7 +101,7 @@ def test_layers_without_a_sparse_tactic_are_not_timed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(measuring, "race_layer", never)
     result = measure_crossover(replace(SMALL, kinds=("conv3x3",)))
     assert all(cell.dense is None and cell.left_out == "" and not cell.pays for cell in result.cells)
-    assert all(("tamis.linear", "a 3x3 convolution is not a linear layer") in _pairs(cell) for cell in result.cells)
+    assert all(("tamis.linear", "a 3x3 convolution is not a matrix product") in _pairs(cell) for cell in result.cells)
 
 
 def test_a_spent_budget_leaves_cells_out_and_says_so() -> None:

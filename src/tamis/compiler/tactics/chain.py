@@ -23,9 +23,9 @@ from tamis.compiler.tactics.linear import (
     levels_for,
     packed_layer,
     refuses_linear,
-    rows_of,
     split_program,
 )
+from tamis.compiler.tactics.product import rows_of
 from tamis.compiler.tactics.region import Region, region_of
 from tamis.engine.plan import DeviceInfo, Format, Sparsity, Step
 from tamis.formats.dtype import DType

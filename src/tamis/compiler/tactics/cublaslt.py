@@ -13,10 +13,11 @@ from math import prod
 import numpy as np
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.ir.ops import Conv, Linear, MatMul, Pointwise, epilogue_of
+from tamis.compiler.ir.ops import Conv, MatMul, Pointwise, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
-from tamis.compiler.tactics.precision import to_precision
+from tamis.compiler.tactics.precision import runs_in, to_precision
+from tamis.compiler.tactics.product import refuses_product, rows_of
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
 
@@ -24,7 +25,6 @@ RANKS = 8
 # Of the form that turns 16-bit inputs into float32 outputs, which saves a conversion behind the last layer.
 WIDENING_RANKS = 2
 _ACTIVATIONS = ("relu", "gelu_tanh")
-_NEEDED_FEATURE = {DType.TF32: "tf32", DType.BFLOAT16: "bf16"}
 
 
 class CublasLt:
@@ -92,35 +92,6 @@ class CublasLt:
         after, more = rest_step(layer, tail, result, choice)
         shape = layer.types[node.output].shape
         return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
-
-
-def runs_in(precision: DType, device: DeviceInfo) -> bool:
-    """Whether the device has matrix instructions of a precision; float32 and float16 are everywhere."""
-    known = precision in (DType.FLOAT32, DType.FLOAT16) or precision in _NEEDED_FEATURE
-    return known and _NEEDED_FEATURE.get(precision, "") in ("", *device.features)
-
-
-def refuses_product(layer: Layer) -> str | None:
-    """Why a layer is not ``y[rows, n] = x[rows, k] w[n, k]^T + bias`` with a constant weight and bias; or None."""
-    op = layer.op
-    if not isinstance(op, Conv | Linear):
-        return f"{type(op).__name__} is not a linear layer"
-    weight = layer.constant(1)
-    if weight is None or (op.bias and layer.constant(2) is None):
-        return "the weight or the bias is computed at run time"
-    if isinstance(op, Conv):
-        if weight.ndim != 4 or weight.shape[2:] != (1, 1):
-            return f"a {'x'.join(map(str, weight.shape[2:]))} convolution is not a matrix product"
-        if set(op.strides) != {1} or set(op.pads) != {0} or op.groups != 1:
-            return "a strided, padded or grouped 1x1 convolution is not a matrix product"
-    if layer.type(0).dtype != DType.FLOAT32:
-        return f"the input is {layer.type(0).dtype}, not floating point"
-    return None
-
-
-def rows_of(layer: Layer) -> int:
-    """Rows of the matrix product: pixels of all images, or rows of a linear layer's input."""
-    return layer.type(0).elements // prod(layer.type(1).shape[1:])
 
 
 def split_epilogue(

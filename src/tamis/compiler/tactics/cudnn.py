@@ -24,9 +24,8 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cublaslt import runs_in
 from tamis.compiler.tactics.cuda_steps import compiles_for, kernel_step, rest_parameters, rest_step
-from tamis.compiler.tactics.precision import to_precision
+from tamis.compiler.tactics.precision import runs_in, to_precision
 from tamis.devices.cuda.cudnn_graph import can_fuse
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType

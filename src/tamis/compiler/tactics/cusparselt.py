@@ -15,9 +15,10 @@ import numpy as np
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, Pointwise
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cublaslt import refuses_product, rows_of, runs_in, split_epilogue
+from tamis.compiler.tactics.cublaslt import split_epilogue
 from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
-from tamis.compiler.tactics.precision import to_precision
+from tamis.compiler.tactics.precision import runs_in, to_precision
+from tamis.compiler.tactics.product import refuses_product, rows_of
 from tamis.engine.plan import DeviceInfo, Step
 from tamis.formats import TWO_FOUR, compress
 from tamis.formats.dtype import DType

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.ir.ops import Conv, Linear, Pointwise, epilogue_of
+from tamis.compiler.ir.ops import Conv, Pointwise, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.onednn import pointwise_step
+from tamis.compiler.tactics.product import refuses_product, rows_of
 from tamis.engine.plan import DeviceInfo, Sparsity, Step
 from tamis.errors import MissingLibrary
 from tamis.formats import DENSE, TWO_FOUR
@@ -84,19 +84,11 @@ class TamisLinear:
 
 def refuses_linear(layer: Layer, device: DeviceInfo) -> str | None:
     """Why the kernels cannot run a layer, or None."""
-    op = layer.op
     if device.kind != "cpu":
         return "runs on the CPU only"
-    if not isinstance(op, Conv | Linear):
-        return f"{type(op).__name__} is not a linear layer"
-    weight = layer.constant(1)
-    if weight is None or (op.bias and layer.constant(2) is None):
-        return "the weight or the bias is computed at run time"
-    if isinstance(op, Conv):
-        if weight.ndim != 4 or weight.shape[2:] != (1, 1):
-            return f"a {'x'.join(map(str, weight.shape[2:]))} convolution is not a linear layer"
-        if set(op.strides) != {1} or set(op.pads) != {0} or op.groups != 1:
-            return "a strided, padded or grouped 1x1 convolution is not a linear layer"
+    reason = refuses_product(layer)
+    if reason is not None:
+        return reason
     rows = rows_of(layer)
     if rows > MOST_ROWS:
         return f"{rows} rows; these kernels are for at most {MOST_ROWS}"
@@ -114,12 +106,6 @@ def levels_for(precision: DType, rows: int) -> tuple[str, ...]:
     best = levels()[-1]
     both = best == "amx" and precision == DType.BFLOAT16 and rows <= _FEW_ROWS and "avx512_bf16" in levels()
     return (best, "avx512_bf16") if both else (best,)
-
-
-def rows_of(layer: Layer) -> int:
-    """Rows of the matrix product."""
-    weight = layer.type(1).shape
-    return layer.type(0).elements // prod(weight[1:])
 
 
 def split_program(layer: Layer) -> tuple[tuple[Pointwise, ...], tuple[Pointwise, ...]]:

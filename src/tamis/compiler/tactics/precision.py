@@ -1,11 +1,15 @@
-"""Conversion of constants to the precision that a layer runs in."""
+"""The precision that a layer runs in: which ones a GPU has, and constants in it."""
 
 from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
 
+from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
+
+# What a GPU must have for a precision that older ones lack.
+_NEEDED_FEATURE = {DType.TF32: "tf32", DType.BFLOAT16: "bf16"}
 
 
 def to_precision(array: np.ndarray, dtype: DType) -> np.ndarray:
@@ -24,3 +28,9 @@ def to_precision(array: np.ndarray, dtype: DType) -> np.ndarray:
     limit = float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
     clipped = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
     return clipped.astype(dtype.numpy)
+
+
+def runs_in(precision: DType, device: DeviceInfo) -> bool:
+    """Whether the device has matrix instructions of a precision; float32 and float16 are everywhere."""
+    known = precision in (DType.FLOAT32, DType.FLOAT16) or precision in _NEEDED_FEATURE
+    return known and _NEEDED_FEATURE.get(precision, "") in ("", *device.features)
