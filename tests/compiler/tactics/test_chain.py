@@ -20,7 +20,7 @@ from tamis.compiler.planner.contest import Contest
 from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tactics.chain import TamisChain
 from tamis.compiler.tactics.region import Region
-from tamis.compiler.tuner.trial import bind_trial, download_all
+from tamis.compiler.tuner.trial import bind_trial
 from tamis.engine.file import read, save
 from tamis.engine.inspect import summarize
 from tamis.engine.plan import Timing
@@ -127,7 +127,7 @@ def run_region(graph: Graph, region: Region, choice: Choice, feeds: Mapping[str,
     outputs = {v: (graph.types[v], f) for v, f in zip(region.outputs, choice.outputs, strict=True)}
     trial = bind_trial(device, lowered, inputs, outputs)
     trial.run()
-    return np.asarray(download_all(device, trial)[0], np.float32)
+    return np.asarray(device.download(trial.slots[trial.outputs[0]]), np.float32)
 
 
 def check_all_choices(model: Model, output: str, config: BuildConfig | None = None) -> tuple[Graph, Region]:

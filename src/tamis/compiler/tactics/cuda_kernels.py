@@ -17,7 +17,7 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import BOOLEAN_KINDS, Concat, Elementwise, LayerNorm, Pool, Program, Reduce, Softmax, Split
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import OLDEST_GENERATION, kernel_step, program_step
+from tamis.compiler.tactics.cuda_steps import OLDEST_GENERATION, generation_of, kernel_step, program_step
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.compile import NO_COMPILER, compiler_name
@@ -48,7 +48,7 @@ class TamisCuda:
         reason = check(layer) or _refuses_types(types)
         if reason is not None:
             return reason
-        if _generation(device) < OLDEST_GENERATION:
+        if generation_of(device) < OLDEST_GENERATION:
             return f"needs compute capability 7.5 or newer; this is {device.architecture}"
         return NO_COMPILER if compiler_name() is None else None
 
@@ -60,7 +60,7 @@ class TamisCuda:
         if isinstance(layer.op, _CHANNELS_LAST_ONLY):
             layouts = (True,)
         for precision in config.precisions:
-            if precision not in ELEMENTS or (precision == DType.BFLOAT16 and _generation(device) < 80):
+            if precision not in ELEMENTS or (precision == DType.BFLOAT16 and generation_of(device) < 80):
                 continue
             for last in layouts:
                 inputs = tuple(uniform_format(layer.types[v], precision, last) for v in layer.values)
@@ -70,11 +70,6 @@ class TamisCuda:
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One step, its cubin compiled. ``MissingLibrary`` without a compiler."""
         return _LOWERINGS[type(layer.op)](layer, choice)
-
-
-def _generation(device: DeviceInfo) -> int:
-    digits = "".join(c for c in device.architecture if c.isdigit())
-    return int(digits or 0)
 
 
 def _refuses_types(types: list[TensorType]) -> str | None:

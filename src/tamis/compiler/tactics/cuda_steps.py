@@ -99,10 +99,15 @@ def program_step(
     )  # fmt: skip
 
 
+def generation_of(device: DeviceInfo) -> int:
+    """The number in the name of the device's architecture: 90 for ``sm_90``."""
+    digits = "".join(c for c in device.architecture if c.isdigit())
+    return int(digits or 0)
+
+
 def compiles_for(device: DeviceInfo) -> bool:
     """Whether a compiler is at hand and the kernels run on the device's architecture."""
-    digits = "".join(c for c in device.architecture if c.isdigit())
-    return int(digits or 0) >= OLDEST_GENERATION and compiler_name() is not None
+    return generation_of(device) >= OLDEST_GENERATION and compiler_name() is not None
 
 
 def can_run(layer: Layer, program: Program) -> bool:

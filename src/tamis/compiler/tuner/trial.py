@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.tactics.base import Lowered
 from tamis.compiler.tuner.timing import Contender
@@ -76,8 +74,3 @@ def bind_step(device: Device, step: Step, constants: Mapping[str, Tensor], where
 def poison(tensor: Tensor) -> Tensor:
     """Fill with values that show when they are read or left unwritten: NaN, or an odd integer."""
     return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(1)
-
-
-def download_all(device: Device, trial: Trial) -> list[np.ndarray]:
-    """The results of a trial."""
-    return [device.download(trial.slots[slot]) for slot in trial.outputs]
