@@ -132,7 +132,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--compile-cache", type=Path, metavar="FOLDER", help="keep what torch.compile finds here, and use it again")
     add("--timing-cache", type=Path, metavar="FILE", help="timing cache of the Tamis builds; none is kept without")
     add("--output", type=Path, help="results file")
-    add("--commit", help="what is measured, where git cannot tell")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the script out; the times mean nothing")
     add("--process", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -226,8 +225,6 @@ def record(
     extra: dict[str, Any] = about | {"command": command_line(sys.argv), "not_run": missing, "states": states}
     packages = {name: version for name, version in meta()["versions"].items() if name in ("tamis", "triton")}
     extra["versions"] = packages | found.get("versions", old.get("versions", {}))
-    if options.commit:
-        extra["commit"] = options.commit
     merge(output, [Row(**row) for row in rows], extra, key=("bench", "case", "impl", "precision"))
 
 

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ PACKAGES = ("tamis", "torch", "triton", "onnxruntime", "openvino", "numpy")
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. Times are microseconds; ``max_rel_error`` is relative to the largest reference value."""
+    """One measurement. Times are microseconds; ``max_rel_error`` is relative to the largest reference value.
+
+    ``commit`` is that of the measured code; ``merge`` fills it in.
+    """
 
     bench: str
     case: str
@@ -37,6 +40,7 @@ class Row:
     bytes: int
     max_rel_error: float
     note: str = ""
+    commit: str = ""
 
 
 def merge(path: Path, rows: Sequence[Row], extra: dict[str, Any], key: Sequence[str] = ("bench", "case")) -> None:
@@ -44,7 +48,9 @@ def merge(path: Path, rows: Sequence[Row], extra: dict[str, Any], key: Sequence[
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     measured = {tuple(getattr(row, name) for name in key) for row in rows}
     kept = [row for row in old if tuple(row[name] for name in key) not in measured]
-    content = {"meta": meta() | extra, "rows": kept + [asdict(row) for row in rows]}
+    about = meta() | extra
+    new = [asdict(replace(row, commit=row.commit or about["commit"])) for row in rows]
+    content = {"meta": about, "rows": kept + new}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(content, indent=1) + "\n")
@@ -109,6 +115,9 @@ def error_of(result: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _commit() -> str:
+    """Git's word; ``BENCH_COMMIT`` where the sources came without their history."""
+    if os.environ.get("BENCH_COMMIT"):
+        return os.environ["BENCH_COMMIT"]
     found = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     )
