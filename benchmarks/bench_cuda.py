@@ -131,6 +131,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--compile-cache", type=Path, metavar="FOLDER", help="keep what torch.compile finds here, and use it again")
     add("--timing-cache", type=Path, metavar="FILE", help="timing cache of the Tamis builds; none is kept without")
+    add("--plans", type=Path, metavar="FOLDER", help="keep the plans and step times of Tamis's engines here")
     add("--output", type=Path, help="results file")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the script out; the times mean nothing")
     add("--process", type=Path, help=argparse.SUPPRESS)
@@ -174,6 +175,7 @@ def job_of(options: argparse.Namespace, case: Case, folder: Path, seconds: float
         rounds=options.rounds, seconds=seconds, device=options.device, folder=folder,
         report=folder / f"{case.name}.json", timing_cache=options.timing_cache or folder / "timings.json",
         compile_cache=options.compile_cache, build_seconds=options.build_budget, level=options.level,
+        plans=options.plans,
     )  # fmt: skip
 
 

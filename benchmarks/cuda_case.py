@@ -49,6 +49,7 @@ class Job:
     compile_cache: Path | None
     build_seconds: float
     level: int
+    plans: Path | None = None
 
 
 class Report:
@@ -160,7 +161,7 @@ def prepare(job: Job, machine: Machine) -> Setting:
         case=job.case, precision=job.precision, machine=machine, spec=spec, module=module.eval(), inputs=inputs,
         onnx=lambda: awaited(onnx_file(job.folder, job.case), job.folder, job.case),
         timing_cache=job.timing_cache, build_seconds=job.build_seconds, level=job.level,
-        compile_cache=CompileCache(job.compile_cache, f"-{job.precision}"),
+        compile_cache=CompileCache(job.compile_cache, f"-{job.precision}"), plans=job.plans,
     )  # fmt: skip
 
 

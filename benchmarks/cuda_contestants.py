@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gzip
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +19,9 @@ from torch import nn
 from compile_cache import CompileCache
 from cuda_race import Contestant, Machine, Outputs, Replay, copies_needed
 from models import ModelSpec, get
+
+if TYPE_CHECKING:
+    from tamis.runtime import Session
 
 # What a Tamis build may use besides float32, and what PyTorch holds its tensors in.
 TAMIS_PRECISIONS = {
@@ -49,6 +55,7 @@ class Setting:
         inputs: float values exact in the precision, held in its type; row-major, on the device.
         module: the pruned model in float32, on the host.
         onnx: gives the path of the exported model, waiting for it if need be.
+        plans: folder that receives the plans of Tamis's engines, with the time of every step.
     """
 
     case: Case
@@ -62,6 +69,7 @@ class Setting:
     build_seconds: float
     level: int
     compile_cache: CompileCache
+    plans: Path | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -274,6 +282,8 @@ def tamis_engine(setting: Setting, impl: str, sparsity: str) -> Contestant:
         session = tamis.load(engine)
         replays = [session.bind(inputs) for inputs in setting.copies()]
     plan = engine.plan
+    if setting.plans is not None:
+        keep_plan(setting, impl, session)
     sparse = sum(layer.chosen_sparsity == "2:4" for layer in plan.layers)
     winner = next(record.name for record in plan.engines if record.chosen)
     unrecorded = [str(w.message) for w in caught if "CUDA graph" in str(w.message)]
@@ -282,6 +292,20 @@ def tamis_engine(setting: Setting, impl: str, sparsity: str) -> Contestant:
     ]
     kind = "2:4" if sparse else "dense"
     return Contestant(impl, setting.precision, kind, replays, "; ".join(notes + unrecorded[:1]))
+
+
+def keep_plan(setting: Setting, impl: str, session: Session) -> None:
+    """Write what `tamis explain` and `tamis profile` would tell of an engine, without its weights."""
+    from tamis.engine.encoding import encode  # noqa: PLC0415
+    from tamis.runtime import profile  # noqa: PLC0415
+
+    measured = profile(session, setting.inputs, runs=20, warmup_ms=20)
+    times = {each.step.name: asdict(each.timing) for each in measured.steps}
+    content = {"plan": encode(session.plan), "steps": times}
+    assert setting.plans is not None
+    setting.plans.mkdir(parents=True, exist_ok=True)
+    with gzip.open(setting.plans / f"{setting.case.name}-{impl}.json.gz", "wt") as stream:
+        json.dump(content, stream)
 
 
 # By name, in the order in which they are made: torch.compile is last because it may take minutes.

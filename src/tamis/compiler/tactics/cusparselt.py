@@ -6,6 +6,7 @@ as a pointwise step. Products with float32 or tf32 values are out: there the pat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -17,7 +18,7 @@ from tamis.compiler.ir.ops import Conv, Pointwise
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cublaslt import split_epilogue
 from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
-from tamis.compiler.tactics.precision import runs_in, to_precision
+from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_product, rows_of
 from tamis.engine.plan import DeviceInfo, Step
 from tamis.formats import TWO_FOUR, compress
@@ -88,11 +89,8 @@ class CusparseLt:
             "upper_bound": float(activation.params[1]) if activation and bounded else None,
             **{name: choice.parameters[name] for name in ("algorithm", "split_k", "split_k_mode")},
         }  # fmt: skip
-        weight = to_precision(layer.constants[node.inputs[1]].reshape(n, k), choice.precision)
-        compressed = compress(weight, TWO_FOUR)
-        constants: dict[str, np.ndarray] = {
-            f"{layer.name}.kept": compressed.values, f"{layer.name}.places": pack_places(compressed.indices),
-        }  # fmt: skip
+        kept, places = _compressed(SameArray(layer.constants[node.inputs[1]]), (n, k), choice.precision)
+        constants: dict[str, np.ndarray] = {f"{layer.name}.kept": kept, f"{layer.name}.places": places}
         if layer.op.bias:
             bias = layer.constants[node.inputs[2]].reshape(n)
             constants[f"{layer.name}.bias"] = to_precision(bias, choice.precision)
@@ -107,6 +105,13 @@ class CusparseLt:
         after, more = rest_step(layer, tail, result, choice)
         shape = layer.types[node.output].shape
         return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+
+
+@functools.lru_cache(maxsize=4)
+def _compressed(weight: SameArray, shape: tuple[int, int], precision: DType) -> tuple[np.ndarray, np.ndarray]:
+    """Kept values and their places. A race lowers dozens of choices of one weight, hence the memory."""
+    compressed = compress(to_precision(weight.array.reshape(shape), precision), TWO_FOUR)
+    return compressed.values, pack_places(compressed.indices)
 
 
 def _split(layer: Layer) -> tuple[Pointwise | None, Pointwise | None, tuple[Pointwise, ...]]:

@@ -27,6 +27,10 @@ from tamis.errors import TamisError
 
 # A candidate slower than this many times the best of its formats is not measured further.
 _BEHIND = 1.6
+# Nor is one that is slower than the best of all formats by this factor and these microseconds together: no saved
+# conversion makes up for that. Strict float32 beside float16 on tensor cores, for instance.
+_FAR_BEHIND = 3.0
+_FAR_BEHIND_US = 100.0
 _FIRST_TURNS = 3
 _SPENT = "skipped: the time budget of "
 
@@ -150,11 +154,13 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
         timing = track.clock.race({"": trials[index].contender()}, _FIRST_TURNS)[""]
         timings[index] = timing
         best[formats] = min(best.get(formats, timing.median_us), timing.median_us)
-    finalists = {
-        str(index): trial.contender()
-        for index, trial in trials.items()
-        if timings[index].median_us <= _BEHIND * best[(choices[index][1].inputs, choices[index][1].outputs)]
-    }
+    limit = _FAR_BEHIND * min(best.values(), default=0.0) + _FAR_BEHIND_US
+
+    def hopeful(index: int) -> bool:
+        of_its_formats = best[(choices[index][1].inputs, choices[index][1].outputs)]
+        return timings[index].median_us <= min(_BEHIND * of_its_formats, limit)
+
+    finalists = {str(index): trial.contender() for index, trial in trials.items() if hopeful(index)}
     finals = track.clock.race(finalists, track.config.turns, track.deadline)
     timings |= {int(index): timing for index, timing in finals.items()}
     for index, timing in timings.items():
