@@ -32,12 +32,15 @@ from tamis.compiler.ir.graph import Node, TensorType
 from tamis.compiler.ir.infer import infer
 from tamis.compiler.ir.ops import Concat, Elementwise, LayerNorm, Op, Pointwise, Pool, Reduce, Softmax
 from tamis.compiler.tactics.base import Choice, Layer
+from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
+from tamis.compiler.tactics.cuda_steps import kernel_step
 from tamis.devices.base import BoundShape, Runner
 from tamis.devices.cuda import kernels
 from tamis.devices.cuda.info import cuda_info
 from tamis.engine.plan import Format, Step
 from tamis.formats.dtype import DType
+from tamis.kernels.cuda.movement import pad_channels
 
 TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 2e-6, "float16": 6e-4, "bfloat16": 5e-3}
@@ -152,6 +155,10 @@ def bind(
     return lambda: run(slots)
 
 
+def on_gpu(constants: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.copy()).cuda() for name, array in constants.items()}
+
+
 def copies_for(one: int, args: argparse.Namespace) -> int:
     return max(1, min(-(-args.working_set // max(one, 1)), 64))
 
@@ -169,7 +176,7 @@ def layer_contestants(case: Case, precision: str, args: argparse.Namespace) -> t
     # The last choice of a precision has channels last where there are images.
     choice: Choice = [c for c in tactic.choices(layer, args.info, config) if c.precision == precision][-1]
     lowered = tactic.lower(layer, choice)
-    uploaded = {name: torch.from_numpy(array.copy()).cuda() for name, array in lowered.constants.items()}
+    uploaded = on_gpu(lowered.constants)
     (step,) = lowered.steps
     formats = dict(zip((*layer.values, "y"), (*choice.inputs, *choice.outputs), strict=True))
     ours, eager, held, outputs, inputs = [], [], {}, [], []
@@ -201,16 +208,28 @@ def _keeping(
     return call
 
 
+def moving_step(
+    case: Conversion, given: Format, made: Format, args: argparse.Namespace
+) -> tuple[Step, dict[str, np.ndarray]]:
+    """The step from ``x`` to ``y`` of a case, with its constants."""
+    if case.channels is None:
+        return conversion_step("x", "y", case.shape, given, made, args.info)
+    parameters = {"architecture": args.info.architecture}
+    return kernel_step(
+        pad_channels(case.shape, (given.dtype, given.layout == "channels_last"), case.channels, made.dtype),
+        Choice("tamis.cuda", made.dtype, (given,), (made,), parameters=parameters), name=case.name, layers=(),
+        inputs=("x",), outputs=("y",), constants={}, moved_bytes=0,
+    )  # fmt: skip
+
+
 def conversion_contestants(
     case: Conversion, precision: str, args: argparse.Namespace
 ) -> tuple[list[Contestant], torch.Tensor]:
     source = case.source or precision
     shape = case.shape if case.channels is None else (case.shape[0], case.channels, *case.shape[2:])
     given, made = Format(DType(source), case.layouts[0]), Format(DType(precision), case.layouts[1])
-    kernel, attributes = (
-        ("cuda.convert", {}) if case.channels is None else ("cuda.pad_channels", {"channels": case.channels})
-    )
-    step = Step(case.name, kernel, ("x",), ("y",), (), attributes)
+    step, binaries = moving_step(case, given, made, args)
+    uploaded = on_gpu(binaries)
     ours, eager, held, outputs, inputs = [], [], {}, [], []
     order = torch.channels_last if case.layouts[1] == "channels_last" else torch.contiguous_format
 
@@ -221,7 +240,7 @@ def conversion_contestants(
     while not inputs or len(inputs) < copies_for(size_of([inputs[0], outputs[0]]), args):
         x = tensor(case.shape, TORCH[source], case.layouts[0])
         y = tensor(shape, TORCH[precision], case.layouts[1]).fill_(float("nan"))
-        ours.append(bind(step, {}, [(x, given), (y, made)], 1))
+        ours.append(bind(step, uploaded, [(x, given), (y, made)], 1))
         eager.append(_keeping(by_torch, [x], held, len(inputs)))
         inputs.append(x)
         outputs.append(y)

@@ -30,6 +30,7 @@ PRECISIONS = (("float32",), ("float32", "tf32", "bfloat16", "float16"))
 LEAST_COSINE = {1: 0.9999, 4: 0.99}  # by the number of precisions allowed
 REASONS = 4  # shown of a group
 WIDTH = 150
+CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
 
 
 @dataclass(frozen=True)
@@ -155,18 +156,39 @@ def result_of(name: str, code: int | None, text: str, seconds: float) -> Result:
 
 
 def failures_of(lines: Sequence[str]) -> tuple[str, ...]:
-    """pytest's FAILED and ERROR lines by cause, the most frequent first, each with one test that shows it."""
+    """The failed tests that pytest lists, by cause, the most frequent first, each with one test that shows it."""
     causes: collections.Counter[str] = collections.Counter()
     examples: dict[str, str] = {}
+    errors = errors_of(lines)
     for line in lines:
-        found = re.match(r"(?:FAILED|ERROR) (?:\S*::)?(\S+)(?: - (.*))?$", line)
+        found = re.match(r"(?:FAILED|ERROR) (\S+?)(?:::(.+?))?(?: - (.*))?$", line)
         if found:
-            cause = re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", found[2] or "no message")[:WIDTH]
+            test = found[2] or found[1]
+            message = errors.get(test.replace("::", ".")) or found[3] or "no message"
+            cause = re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", message)[:WIDTH]
             causes[cause] += 1
-            examples.setdefault(cause, f"{found[1]}: {found[2] or 'no message'}"[:WIDTH])
+            examples.setdefault(cause, f"{test}: {message}"[:WIDTH])
     shown = [f"{count}x {examples[cause]}" for cause, count in causes.most_common(REASONS)]
     rest = len(causes) - len(shown)
     return tuple(shown + ([f"and {rest} other causes"] if rest > 0 else []))
+
+
+def errors_of(lines: Sequence[str]) -> dict[str, str]:
+    """The message of each failed test, from the lines ``E   `` below its title.
+
+    The list of failed tests at the end leaves messages out, or cuts them, where the line would be wider than 80.
+    """
+    errors: dict[str, str] = {}
+    test = ""
+    for line in lines:
+        title = re.match(r"_+ (?:ERROR (?:collecting|at \w+ of) )?(.+?) _+$", line)
+        if title:
+            test = title[1]
+        elif line.startswith(CHAINED):  # the next error came of the one so far, and is what the test failed with
+            errors.pop(test, None)
+        elif line.startswith("E  ") and errors.get(test, ":").endswith(":"):
+            errors[test] = f"{errors.get(test, '')} {line[1:].strip()}".strip()
+    return errors
 
 
 def table(results: Sequence[Result]) -> str:

@@ -13,10 +13,12 @@ from tamis.compiler.ir.graph import Node, TensorType
 from tamis.compiler.ir.infer import infer
 from tamis.compiler.ir.ops import Concat, Elementwise, LayerNorm, Op, Pointwise, Pool, Reduce, Softmax, Split
 from tamis.compiler.tactics.base import Choice, Layer, Lowered
+from tamis.compiler.tactics.cuda_steps import kernel_step
 from tamis.devices.base import BoundShape, Runner
 from tamis.devices.cuda import kernels
 from tamis.engine.plan import Format, Step
 from tamis.formats.dtype import DType
+from tamis.kernels.cuda.movement import pad_channels
 
 TORCH = {DType.FLOAT32: torch.float32, DType.FLOAT16: torch.float16, DType.BFLOAT16: torch.bfloat16}
 
@@ -128,3 +130,14 @@ def bound_layer(
     constants = {name: upload(array, device) for name, array in lowered.constants.items()}
     run, slots = bound(step, constants, inputs, outputs, device)
     return run, slots, slots[len(inputs) :]
+
+
+def padding_step(
+    shape: tuple[int, ...], given: Format, channels: int, made: Format, architecture: str
+) -> tuple[Step, dict[str, np.ndarray]]:
+    """A step ``pad`` that pads an image of ``shape`` to more channels, with its constants."""
+    choice = Choice("tamis.cuda", made.dtype, (given,), (made,), parameters={"architecture": architecture})
+    kernel = pad_channels(shape, (given.dtype, given.layout == "channels_last"), channels, made.dtype)
+    return kernel_step(
+        kernel, choice, name="pad", layers=(), inputs=("x",), outputs=("y",), constants={}, moved_bytes=0
+    )

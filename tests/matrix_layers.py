@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,8 @@ from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
 from tamis.devices import tensors
 from tamis.devices.aten import kernels as aten
 from tamis.devices.base import BoundShape, Runner
-from tamis.engine.plan import DeviceInfo, Format
+from tamis.devices.cuda import kernels
+from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
 
@@ -76,10 +77,14 @@ def rounded(array: np.ndarray, dtype: DType) -> np.ndarray:
     return array.astype(dtype.numpy).astype(np.float64)
 
 
-class Bound:
-    """Lowered steps bound to tensors: matrix steps with ``bind``, the others by PyTorch; outputs hold NaN at first.
+# Who binds what surrounds a matrix product, by the first word of the kernel's name.
+BINDERS: Mapping[str, Callable[..., Runner]] = {"aten": aten.bind, "cuda": kernels.bind}
 
-    ``values`` gives the run-time inputs in float32; they are rounded to the formats of the choice.
+
+class Bound:
+    """Lowered steps bound to tensors: matrix steps with ``bind``, what surrounds them by PyTorch or our CUDA kernels.
+
+    What the steps write holds NaN at first. ``values`` gives the run-time inputs in float32; they are rounded to the formats of the choice.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class Bound:
         device: str = "cpu",
     ) -> None:
         self._device, self._output = device, layer.node.output
+        self._bind_matrix = bind
         self.slots: list[torch.Tensor] = []
         self._where: dict[str, BoundShape] = {}
         for name, format in zip(layer.values, choice.inputs, strict=True):
@@ -102,12 +108,19 @@ class Bound:
         }
         for name, (shape, format) in {**lowered.temporaries, **shapes}.items():
             self._place(name, shape, format, given=True)
-        constants = {name: tensors.upload(array).to(device) for name, array in lowered.constants.items()}
-        self.runners: list[Runner] = []
-        for step in lowered.steps:
-            binder = aten.bind if step.kernel.startswith("aten.") else bind
-            places = [self._where[n] for n in step.inputs], [self._where[n] for n in step.outputs]
-            self.runners.append(binder(step, {n: constants[n] for n in step.constants}, *places))
+        self._constants = {name: tensors.upload(array).to(device) for name, array in lowered.constants.items()}
+        self._runners = [self._bound(step) for step in lowered.steps]
+
+    def bind_again(self, steps: Sequence[Step]) -> None:
+        """Take steps of the same values and constants in place of those before; what they write holds NaN again."""
+        self._runners = []  # their memory is free before that of the new ones is taken
+        self.poison()
+        self._runners = [self._bound(step) for step in steps]
+
+    def _bound(self, step: Step) -> Runner:
+        binder = BINDERS.get(step.kernel.split(".")[0], self._bind_matrix)
+        places = [self._where[n] for n in step.inputs], [self._where[n] for n in step.outputs]
+        return binder(step, {n: self._constants[n] for n in step.constants}, *places)
 
     def _place(self, name: str, shape: tuple[int, ...], format: Format, given: bool) -> None:
         self._where[name] = BoundShape(len(self.slots), shape, format, given)
@@ -119,12 +132,14 @@ class Bound:
         slot.copy_(torch.from_numpy(np.ascontiguousarray(value)).to(slot.dtype))
 
     def poison(self) -> None:
-        """Overwrite the output with NaN."""
-        self.slots[self._where[self._output].slot].fill_(float("nan"))
+        """Overwrite all that the steps write with NaN."""
+        for place in self._where.values():
+            if place.preallocated:
+                self.slots[place.slot].fill_(float("nan"))
 
     def run(self) -> None:
         """Run the steps once."""
-        for runner in self.runners:
+        for runner in self._runners:
             runner(self.slots)
 
     def result(self) -> np.ndarray:

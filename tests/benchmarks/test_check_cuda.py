@@ -6,6 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+import check_cuda
 from check_cuda import Group, groups, result_of, run_groups, table
 
 FAILED = """
@@ -15,6 +18,50 @@ FAILED tests/cuda/test_x.py::test_a[3-4] - AssertionError: off by 0.7 at 9
 ERROR tests/cuda/test_x.py::test_b - RuntimeError: no kernel
 2 failed, 30 passed, 1 error in 9.10s
 """
+
+# As pytest prints it, 80 columns wide: no room for messages in the last lines.
+WITHOUT_MESSAGES = """
+FEFF                                                                     [100%]
+==================================== ERRORS ====================================
+_______________________ ERROR collecting tests/cuda/test_y.py __________________
+tests/cuda/test_y.py:1: in <module>
+    import nothing
+E   ModuleNotFoundError: No module named 'nothing'
+_________________________ ERROR at setup of test_b _____________________________
+E   RuntimeError: no kernel
+=================================== FAILURES ===================================
+_ test_every_rank_against_float64[float32-exact gelu follows] _
+tests/matrix_layers.py:120: in __init__
+    self.runners.append(binder(step))
+E   KeyError: 'n'
+_________________ test_every_rank_against_float64[float16-odd] _________________
+E   KeyError: 'n'
+_________________________________ TestX.test_c _________________________________
+E   KeyError: 'channels'
+
+The above exception was the direct cause of the following exception:
+tests/cuda/test_x.py:9: in test_c
+E   AssertionError:
+E   Not equal to tolerance rtol=0
+E   Mismatched elements: 1
+=========================== short test summary info ============================
+FAILED tests/cuda/test_x.py::test_every_rank_against_float64[float32-exact gelu follows]
+FAILED tests/cuda/test_x.py::test_every_rank_against_float64[float16-odd] - K...
+FAILED tests/cuda/test_x.py::TestX::test_c
+ERROR tests/cuda/test_y.py
+ERROR tests/cuda/test_x.py::test_b - R...
+3 failed, 2 errors in 9.10s
+"""
+
+
+def test_messages_are_those_of_the_failures_where_the_list_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_cuda, "REASONS", 9)
+    assert result_of("x", 1, WITHOUT_MESSAGES, 9.0).reasons == (
+        "2x test_every_rank_against_float64[float32-exact gelu follows]: KeyError: 'n'",
+        "1x TestX::test_c: AssertionError: Not equal to tolerance rtol=0",
+        "1x tests/cuda/test_y.py: ModuleNotFoundError: No module named 'nothing'",
+        "1x test_b: RuntimeError: no kernel",
+    )
 
 
 def test_failures_are_summarised_by_cause() -> None:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from graph_capture import capture
 
-from matrix_layers import GELU, GELU_TANH, H200, RELU, Bound, add, conv, layer_and_arrays, linear, rounded, tolerance
+from matrix_layers import GELU, GELU_TANH, RELU, Bound, add, conv, layer_and_arrays, linear, rounded, tolerance
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.ops import MatMul, Op
 from tamis.compiler.tactics.base import Choice, Layer
 from tamis.compiler.tactics.cublaslt import CublasLt
 from tamis.devices.cuda import cublaslt, cublaslt_library
+from tamis.devices.cuda.info import cuda_info
 from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
 
@@ -46,7 +47,7 @@ CASES: tuple[tuple[str, Op, tuple[int, ...], tuple[int, ...]], ...] = (
 
 def choices_of(layer: Layer, precision: DType) -> Iterator[Choice]:
     config = BuildConfig(device="cuda", precisions=(precision,))
-    return (c for c in CublasLt().choices(layer, H200, config) if c.precision is precision)
+    return (c for c in CublasLt().choices(layer, cuda_info(), config) if c.precision is precision)
 
 
 def test_the_version_can_be_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -32,16 +33,16 @@ from tamis.compiler.tactics.base import Choice, Layer, Lowered, Tactic
 from tamis.compiler.tactics.cudnn import CudnnConv, CudnnTorch
 from tamis.devices.aten import kernels as aten
 from tamis.devices.base import BoundShape, Runner
-from tamis.devices.cuda import cudnn, cudnn_torch
+from tamis.devices.cuda import cudnn, cudnn_torch, kernels
+from tamis.devices.cuda.info import cuda_info
 from tamis.devices.tensors import torch_dtype, upload
-from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.engine.plan import DeviceInfo, Format
 from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
 
 PRECISIONS = (DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16)
 CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS, optimization_level=5)
 LIBRARIES = {"cudnn": "9.19.0", "cudnn_frontend": "1.32.0"}
-GPU = DeviceInfo("cuda", "GPU", "sm_90", 132, ("tf32", "bf16"), LIBRARIES)
 # Largest error over the largest value of the float64 result of inputs rounded to the precision's type in memory.
 # float32 must do better than tf32 can.
 LARGEST_ERROR = {DType.FLOAT32: 5e-5, DType.TF32: 3e-3, DType.BFLOAT16: 2e-2, DType.FLOAT16: 2.5e-3}
@@ -73,6 +74,12 @@ CASES: tuple[tuple[str, Conv, tuple[int, ...], tuple[int, ...]], ...] = (
 ACTIVATIONS = (CLIP, GELU, GELU_TANH, LEAKY, RELU6, SIGMOID, SILU, TANH)
 
 
+@functools.cache
+def gpu() -> DeviceInfo:
+    """This GPU, with all libraries: one that is missing fails the tests, which would be skipped otherwise."""
+    return replace(cuda_info(), libraries=LIBRARIES)
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> cudnn.Context:
     return cudnn.Context(torch.cuda.current_device(), tmp_path_factory.mktemp("plans"))
@@ -98,17 +105,6 @@ def laid_out(shape: tuple[int, ...], format: Format) -> torch.Tensor:
     return made.fill_(float("nan"))
 
 
-def pad_channels(step: Step, inputs: list[BoundShape], outputs: list[BoundShape]) -> Runner:
-    """What the kernel ``cuda.pad_channels`` does, by PyTorch."""
-    channels = inputs[0].shape[1]
-
-    def run(slots: list[torch.Tensor]) -> None:
-        slots[outputs[0].slot].zero_()[:, :channels].copy_(slots[inputs[0].slot])
-
-    assert outputs[0].shape[1] == step.attributes["channels"]
-    return run
-
-
 def bound(
     lowered: Lowered, layer: Layer, arrays: dict[str, np.ndarray], choice: Choice, shared: cudnn.Context
 ) -> Bound:
@@ -130,8 +126,8 @@ def bound(
     for step in lowered.steps:
         inputs, outputs = [where[v] for v in step.inputs], [where[v] for v in step.outputs]
         mine = {name: constants[name] for name in step.constants}
-        if step.kernel == "cuda.pad_channels":
-            runners.append(pad_channels(step, inputs, outputs))
+        if step.kernel.startswith("cuda."):
+            runners.append(kernels.bind(step, mine, inputs, outputs))
         elif step.kernel.startswith("aten."):
             runners.append(aten.bind(step, mine, inputs, outputs))
         else:
@@ -174,7 +170,7 @@ def tried(
 ) -> Iterator[tuple[Choice, Bound]]:
     """The choices of one precision that cuDNN has."""
     exhausted: set[str] = set()
-    for choice in tactic.choices(layer, GPU, replace(CONFIG, precisions=(precision,))):
+    for choice in tactic.choices(layer, gpu(), replace(CONFIG, precisions=(precision,))):
         if choice.precision != precision:
             continue
         family = str([(k, v) for k, v in choice.parameters.items() if k != "rank"])
@@ -200,7 +196,7 @@ def test_every_choice_against_float64(
     shared: cudnn.Context,
 ) -> None:
     layer, arrays = conv_layer(op, x, w)
-    if tactic.refuses(layer, GPU, CONFIG) is not None:
+    if tactic.refuses(layer, gpu(), CONFIG) is not None:
         pytest.skip("refused")
     wanted = reference(layer, arrays, precision)
     ran, wrong = 0, []
@@ -294,7 +290,7 @@ def test_loading_a_network_again_is_quick(swap: bool, tmp_path: Path, capsys: py
         layer, arrays = conv_layer(changed, x, w)
         choice = next(
             c
-            for c in CudnnConv().choices(layer, GPU, CONFIG)
+            for c in CudnnConv().choices(layer, gpu(), CONFIG)
             if c.precision == DType.FLOAT16 and not c.parameters["rank"]
         )
         lowered.append((CudnnConv().lower(layer, choice), layer, arrays, choice))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,34 @@ PRECISIONS = {
     "fp16": (DType.FLOAT32, DType.FLOAT16),
     "all": (DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16),
 }
+MODELS = {"cnn": save_cnn, "mlp": save_mlp}
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, the model that it was built from, and the timing cache of the build."""
+
+    path: Path
+    engine: Engine
+    cache: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Built]:
+    """The engine of a model in some precisions; each is built once, on measurements of its own."""
+    folder = tmp_path_factory.mktemp("engines")
+
+    @functools.cache
+    def make(model: str, precision: str) -> Built:
+        path = MODELS[model](folder / f"{model}.onnx")
+        cache = folder / f"{model}-{precision}.json"
+        return Built(path, quick_build(path, precision, timing_cache=cache), cache)
+
+    return make
+
+
+def quick_build(path: Path, precision: str, **options: object) -> Engine:
+    return build(path, device="cuda", precisions=PRECISIONS[precision], optimization_level=1, **options)
 
 
 def reference(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -37,41 +68,30 @@ def draw(engine: Engine, seed: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("model", ["cnn", "mlp"])
-def test_engines_agree_with_onnxruntime(tmp_path: Path, model: str, precision: str) -> None:
-    path = {"cnn": save_cnn, "mlp": save_mlp}[model](tmp_path / "model.onnx")
-    engine = build(path, device="cuda", precisions=PRECISIONS[precision], optimization_level=1)
-    session = load(engine)
+@pytest.mark.parametrize("model", MODELS)
+def test_engines_agree_with_onnxruntime(built: Callable[[str, str], Built], model: str, precision: str) -> None:
+    made = built(model, precision)
+    session = load(made.engine)
     for seed in range(3):  # the recording is replayed with other inputs
-        feeds = draw(engine, seed)
-        accuracy = compare(session.run(feeds)[engine.plan.outputs[0].name], reference(path, feeds))
+        feeds = draw(made.engine, seed)
+        accuracy = compare(session.run(feeds)[made.engine.plan.outputs[0].name], reference(made.path, feeds))
         assert accuracy.cosine > (0.99999 if precision == "fp32" else 0.999), (precision, accuracy)
         assert precision != "fp32" or accuracy.max_relative_error < 1e-3, accuracy
 
 
-def test_a_second_build_measures_nothing_and_gives_the_same_file(tmp_path: Path) -> None:
-    path = save_cnn(tmp_path / "model.onnx")
-    for name in ("a", "b"):
-        engine = build(
-            path,
-            device="cuda",
-            precisions=PRECISIONS["all"],
-            timing_cache=tmp_path / "cache.json",
-            optimization_level=1,
-        )
+def test_a_second_build_measures_nothing_and_gives_the_same_file(
+    built: Callable[[str, str], Built], tmp_path: Path
+) -> None:
+    made = built("cnn", "all")
+    second = quick_build(made.path, "all", timing_cache=made.cache)
+    for name, engine in (("a", made.engine), ("b", second)):
         save_engine(engine, tmp_path / f"{name}.tamis")
     assert (tmp_path / "a.tamis").read_bytes() == (tmp_path / "b.tamis").read_bytes()
 
 
 def test_sparse_steps_run_sparse_kernels(tmp_path: Path) -> None:
     path = save_mlp(tmp_path / "mlp.onnx", width=4096)
-    engine = build(
-        path,
-        device="cuda",
-        precisions=PRECISIONS["fp16"],
-        exclude_tactics=("cublaslt", "tamis.cuda"),
-        optimization_level=1,
-    )
+    engine = quick_build(path, "fp16", exclude_tactics=("cublaslt", "tamis.cuda"))
     session, feeds = load(engine), draw(engine, 0)
     found = step_kernels(session, feeds)
     assert all(each.kernels for each in found), [each.step.name for each in found if not each.kernels]
@@ -79,17 +99,16 @@ def test_sparse_steps_run_sparse_kernels(tmp_path: Path) -> None:
     assert not unproven(found), [(each.step.name, each.kernels) for each in unproven(found)]
 
 
-def test_profile_and_bench_see_the_replay(tmp_path: Path) -> None:
-    engine = build(save_cnn(tmp_path / "m.onnx"), device="cuda", precisions=PRECISIONS["fp16"], optimization_level=1)
+def test_profile_and_bench_see_the_replay(built: Callable[[str, str], Built]) -> None:
+    engine = built("cnn", "fp16").engine
     session, feeds = load(engine), draw(engine, 0)
     measured = profile(session, feeds, runs=5, warmup_ms=10)
     assert all(0 < step.timing.median_us < 1000 for step in measured.steps)
     assert bench(session, feeds, warmup_ms=10, duration_s=0.1).median < 5
 
 
-def test_poisoned_memory_never_shows(tmp_path: Path) -> None:
-    path = save_cnn(tmp_path / "m.onnx")
-    engine = build(path, device="cuda", precisions=PRECISIONS["all"], optimization_level=1)
+def test_poisoned_memory_never_shows(built: Callable[[str, str], Built]) -> None:
+    engine = built("cnn", "all").engine
     feeds = draw(engine, 5)
     poisoned = Session(engine, poison=True).run(feeds)[engine.plan.outputs[0].name]
     plain = load(engine).run(feeds)[engine.plan.outputs[0].name]
@@ -99,21 +118,20 @@ def test_poisoned_memory_never_shows(tmp_path: Path) -> None:
 
 def test_overflowing_layers_leave_float16(tmp_path: Path) -> None:
     path = save_mlp(tmp_path / "m.onnx", width=256, scale=3000.0)  # the second layer's results exceed 65504
-    engine = build(path, device="cuda", precisions=PRECISIONS["all"], optimization_level=1)
+    engine = quick_build(path, "all")
     reasons = [c.reason for r in engine.plan.layers for c in r.candidates if c.precision == DType.FLOAT16]
     assert any("overflows" in reason for reason in reasons), reasons
     feeds = draw(engine, 0)
     assert compare(load(engine).run(feeds)["y"], reference(path, feeds)).cosine > 0.999
 
 
-def test_bound_runs_read_the_users_tensors(tmp_path: Path) -> None:
-    path = save_cnn(tmp_path / "m.onnx")
-    engine = build(path, device="cuda", precisions=PRECISIONS["fp32"], optimization_level=1)
-    session = load(engine)
-    mine = torch.randn(engine.plan.inputs[0].shape, device="cuda")
+def test_bound_runs_read_the_users_tensors(built: Callable[[str, str], Built]) -> None:
+    made = built("cnn", "fp32")
+    session = load(made.engine)
+    mine = torch.randn(made.engine.plan.inputs[0].shape, device="cuda")
     launch = session.bind([mine])
     for _ in range(2):
         result = launch()[0].cpu().numpy()
-        expected = reference(path, {"image": mine.cpu().numpy()})
+        expected = reference(made.path, {"image": mine.cpu().numpy()})
         assert compare(result, expected).max_relative_error < 1e-3
         mine.normal_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from graph_capture import capture
 
-from cuda_layers import CASES, TORCH, Case, bound, bound_layer, empty, program, step
+from cuda_layers import CASES, TORCH, Case, bound, bound_layer, empty, padding_step, program, step, upload
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.evaluate_pointwise import apply_program
 from tamis.compiler.ir.graph import Node, TensorType
@@ -28,9 +29,10 @@ from tamis.compiler.ir.ops import (
     Softmax,
 )
 from tamis.compiler.tactics.base import Layer
+from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.devices.cuda.info import architecture_of, cuda_info
-from tamis.engine.plan import Format, Step
+from tamis.engine.plan import Format
 from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
 
@@ -117,6 +119,10 @@ def test_pointwise_kinds_hand_nan_and_infinity_on(kind: str):
     np.testing.assert_allclose(result[finite], exact[finite], rtol=4e-5 if kind in ("pow", "tan") else 2e-5, atol=1e-6)
 
 
+def on_gpu(constants: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: upload(array, "cuda") for name, array in constants.items()}
+
+
 def typed_layer(op, shapes) -> Layer:
     """A layer without values, which would take long to make."""
     names = tuple(f"v{index}" for index in range(len(shapes)))
@@ -150,8 +156,9 @@ def test_large_shapes(name: str):
         (made,) = lowered.steps
         order = [layer.values.index(n) for n in made.inputs]
         given = [(tensors[i], choice.inputs[i]) for i in order]
-        constants = {n: torch.from_numpy(a.copy()).cuda() for n, a in lowered.constants.items()}
-        run, slots = bound(made, constants, given, [(layer.types["y0"].shape, choice.outputs[0])], "cuda")
+        run, slots = bound(
+            made, on_gpu(lowered.constants), given, [(layer.types["y0"].shape, choice.outputs[0])], "cuda"
+        )
         run(slots)
         torch.cuda.synchronize()
         close(slots[-1], reference(*(t.double() for t in tensors)), choice.precision, choice.key())
@@ -168,7 +175,8 @@ def test_conversions(shape, source, target, to_last):
     layouts = ("row_major", "channels_last") if to_last else ("channels_last", "row_major")
     given, made = (Format(dtype, layout) for dtype, layout in zip((source, target), layouts, strict=True))
     x = empty(shape, given, "cuda").normal_()
-    run, slots = bound(Step("convert", "cuda.convert", ("x",), ("y",)), {}, [(x, given)], [(shape, made)], "cuda")
+    moving, binaries = conversion_step("x", "y", shape, given, made, cuda_info())
+    run, slots = bound(moving, on_gpu(binaries), [(x, given)], [(shape, made)], "cuda")
     run(slots)
     assert torch.equal(slots[1], x.to(TORCH[target]))
 
@@ -178,8 +186,8 @@ def test_conversions(shape, source, target, to_last):
 def test_padding_of_channels(channels, layout):
     given, made = Format(DType.FLOAT32, layout), Format(DType.FLOAT16, "channels_last")
     x, shape = empty((32, 3, 224, 224), given, "cuda").normal_(), (32, channels, 224, 224)
-    pad = Step("pad", "cuda.pad_channels", ("x",), ("y",), attributes={"channels": channels})
-    run, slots = bound(pad, {}, [(x, given)], [(shape, made)], "cuda")
+    moving, binaries = padding_step(tuple(x.shape), given, channels, made, cuda_info().architecture)
+    run, slots = bound(moving, on_gpu(binaries), [(x, given)], [(shape, made)], "cuda")
     run(slots)
     assert torch.equal(slots[1][:, :3], x.half())
     assert not slots[1][:, 3:].any()

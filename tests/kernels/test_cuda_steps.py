@@ -12,9 +12,10 @@ import pytest
 import torch
 from cuda_emulation import compiled
 
-from cuda_layers import CASES, Case, bound, bound_layer, upload
+from cuda_layers import CASES, Case, bound, bound_layer, padding_step, upload
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.tactics import cuda_kernels, cuda_steps
+from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.base import BoundShape
@@ -94,8 +95,6 @@ def driver(monkeypatch):
     monkeypatch.setattr(cuda_steps, "compile_source", packed_source)
     monkeypatch.setattr(cuda_steps, "compiler_name", lambda: "nvrtc 13.0")
     monkeypatch.setattr(cuda_kernels, "compiler_name", lambda: "nvrtc 13.0")
-    monkeypatch.setattr(kernels, "compile_source", packed_source)
-    monkeypatch.setattr(kernels, "_architecture", lambda: "sm_90")
     monkeypatch.setattr(kernels, "current_stream", lambda device: 77)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(module, "load_driver", lambda: played)
@@ -120,43 +119,52 @@ def test_layers(driver, case: Case):
             assert objection(compare(result, exact), choice.precision, cosine=0.999, relative=1e-5) is None, choice
 
 
-def convert_step(kernel: str = "cuda.convert", **attributes: int) -> Step:
-    return Step("step", kernel, ("in",), ("out",), (), attributes)
+PLAIN, HALF_LAST = Format(DType.FLOAT32), Format(DType.FLOAT16, "channels_last")
 
 
-def test_steps_without_a_binary_are_made_when_they_are_bound(driver):
+def bound_conversion(x: torch.Tensor, wanted: Format):
+    """The runner of a conversion from float32, row-major, and its slots."""
+    step, binaries = conversion_step("x", "y", tuple(x.shape), PLAIN, wanted, H200)
+    return bound(step, uploaded(binaries), [(x, PLAIN)], [(tuple(x.shape), wanted)])
+
+
+def uploaded(constants):
+    return {name: upload(array) for name, array in constants.items()}
+
+
+def test_conversions_and_padding(driver):
     x = torch.randn(2, 3, 5, 4)
-    plain, half = Format(DType.FLOAT32), Format(DType.FLOAT16, "channels_last")
-    run, slots = bound(convert_step(), {}, [(x, plain)], [((2, 3, 5, 4), half)])
+    run, slots = bound_conversion(x, HALF_LAST)
     run(slots)
     assert torch.equal(slots[1], x.half())
-    run, slots = bound(convert_step("cuda.pad_channels", channels=8), {}, [(x, plain)], [((2, 8, 5, 4), half)])
+    step, binaries = padding_step((2, 3, 5, 4), PLAIN, 8, HALF_LAST, "sm_90")
+    run, slots = bound(step, uploaded(binaries), [(x, PLAIN)], [((2, 8, 5, 4), HALF_LAST)])
     run(slots)
     assert torch.equal(slots[1][:, :3], x.half())
     assert torch.equal(slots[1][:, 3:], torch.zeros(2, 5, 5, 4).half())
 
 
 def test_what_the_binder_refuses(driver):
-    x, plain = torch.randn(4, 8), Format(DType.FLOAT32)
-    for step, words in (
-        (convert_step("cuda.never"), "unknown or brings no binary"),
-        (convert_step("cuda.pad_channels", channels=8), "unknown or brings no binary"),
+    x = torch.randn(4, 8)
+    bare = Step("step", "cuda.pointwise", ("x",), ("y",))
+    with pytest.raises(
+        DeviceError, match=r"layer 'step': kernel cuda\.pointwise has no binary\. Build the engine again"
     ):
-        with pytest.raises(DeviceError, match=words):
-            bound(step, {}, [(x, plain)], [((4, 8), plain)])
+        bound(bare, {}, [(x, PLAIN)], [((4, 8), PLAIN)])
+    step, binaries = conversion_step("x", "y", (4, 8), PLAIN, PLAIN, H200)
     with pytest.raises(DeviceError, match="given memory"):
-        kernels.bind(convert_step(), {}, [BoundShape(0, (4, 8), plain)], [BoundShape(1, (4, 8), plain)])
-    run, slots = bound(convert_step(), {}, [(x, plain)], [((4, 8), plain)])
+        kernels.bind(step, uploaded(binaries), [BoundShape(0, (4, 8), PLAIN)], [BoundShape(1, (4, 8), PLAIN)])
+    run, slots = bound_conversion(x, PLAIN)
     slots[0] = torch.randn(5, 8).reshape(-1)[1:33]
-    with pytest.raises(DeviceError, match="'step': a tensor is not aligned"):
+    with pytest.raises(DeviceError, match="'convert y': a tensor is not aligned"):
         run(slots)
 
 
 def test_failing_launches_name_the_layer_and_the_reason(driver):
-    x, plain = torch.randn(4, 8), Format(DType.FLOAT32)
-    run, slots = bound(convert_step(), {}, [(x, plain)], [((4, 8), plain)])
+    x = torch.randn(4, 8)
+    run, slots = bound_conversion(x, PLAIN)
     driver.failures = [700]
-    with pytest.raises(DeviceError, match=r"layer 'step': launching the kernel 'pointwise' failed: CUDA_ERROR_ILLEGAL"):
+    with pytest.raises(DeviceError, match=r"'convert y': launching the kernel 'pointwise' failed: CUDA_ERROR_ILLEGAL"):
         run(slots)
     before = len(driver.contexts)
     driver.failures = [201]  # this thread has no context yet
@@ -173,6 +181,5 @@ def test_a_function_that_the_binary_lacks(driver):
     choice = next(iter(TamisCuda().choices(layer, H200, CONFIG)))
     lowered = TamisCuda().lower(layer, choice)
     step = Step(**{**vars(lowered.steps[0]), "attributes": {**lowered.steps[0].attributes, "function": "other"}})
-    constants = {name: upload(array) for name, array in lowered.constants.items()}
     with pytest.raises(DeviceError, match="finding the kernel 'other' failed: CUDA_ERROR_NOT_FOUND"):
-        bound(step, constants, [(torch.randn(3, 70), Format())], [((3, 70), Format())])
+        bound(step, uploaded(lowered.constants), [(torch.randn(3, 70), PLAIN)], [((3, 70), PLAIN)])
