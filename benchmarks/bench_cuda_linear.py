@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from results import Row, merge, summarise
-from tamis.compiler.tactics.cusparselt import MOST_ALGORITHMS, SPLIT_ALGORITHMS, SPLIT_MODES, SPLITS
+from tamis.compiler.tactics.cusparselt import ALGORITHMS, SPLIT_ALGORITHMS, SPLIT_MODES, SPLITS
 from tamis.devices.cuda import cublaslt, cublaslt_library, cusparselt, cusparselt_library
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.formats.dtype import DType
@@ -153,9 +153,11 @@ def cusparselt_contestants(shape: Shape, dtype: DType, copies: list[Copy], args)
         print(f"cuSPARSELt is left out: {error}")
         return
     version = cusparselt_library.version()
-    forms = [(algorithm, 1, 0) for algorithm in range(MOST_ALGORITHMS[dtype] + 4)]
+    forms = [(algorithm, 1, 0) for algorithm in ALGORITHMS[dtype]]
     if -(-shape.n // 128) * -(-shape.rows // 128) < args.multiprocessors:
-        forms += [(a, split, mode) for split in SPLITS for mode in SPLIT_MODES for a in range(SPLIT_ALGORITHMS)]
+        forms += [
+            (a, split, mode) for split in SPLITS for mode in SPLIT_MODES for a in ALGORITHMS[dtype][:SPLIT_ALGORITHMS]
+        ]
 
     def make(form: tuple[int, int, int], copy: Copy) -> Callable[[int], None]:
         product = cusparselt.Product(shape.rows, shape.n, shape.k, dtype, False, None, False, *form)

@@ -69,7 +69,7 @@ class Gpu:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 outputs = run()
-            replays.append(_replaying(graph, outputs))
+            replays.append(_replaying(graph, outputs, run))
         return replays
 
     def intervals_us(self, run: Callable[[], object], replays: int, intervals: int) -> list[float]:
@@ -86,8 +86,8 @@ class Gpu:
         torch.cuda.synchronize()
 
 
-def _replaying(graph: torch.cuda.CUDAGraph, outputs: Outputs) -> Replay:
-    def replay() -> Outputs:
+def _replaying(graph: torch.cuda.CUDAGraph, outputs: Outputs, run: Replay) -> Replay:
+    def replay(_keep: Replay = run) -> Outputs:  # the weights and inputs of the run live as long as the graph
         graph.replay()
         return outputs
 

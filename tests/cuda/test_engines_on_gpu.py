@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,18 @@ def reference(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
 def draw(engine: Engine, seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {p.name: random.standard_normal(p.shape).astype(np.float32) for p in engine.plan.inputs}
+
+
+def test_a_bound_run_keeps_all_that_it_needs(built: Callable[[str, str], Built]) -> None:
+    engine = built("mlp", "fp16").engine
+    feeds = draw(engine, 3)
+    expected = load(engine).run(feeds)
+    launch = load(engine).bind({name: torch.from_numpy(value).cuda() for name, value in feeds.items()})
+    gc.collect()  # the session and the inputs are in no one's hands any more
+    spoilt = [torch.full((size,), float("nan"), device="cuda") for size in (1 << 8, 1 << 12, 1 << 16, 1 << 20) * 64]
+    for value, port in zip(launch(), engine.plan.outputs, strict=True):
+        np.testing.assert_array_equal(value.cpu().numpy(), expected[port.name])
+    del spoilt
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -220,7 +220,7 @@ def test_images_of_three_channels_are_padded_by_a_step_in_front(precision: DType
     )
     assert not weight[..., 3:].any()
     sources = {c.inputs[0] for c in found if c.precision == precision and c.parameters.get("pad_channels") == channels}
-    assert sources == {Format(DType.FLOAT32), Format(precision.storage, "channels_last")}
+    assert sources == {Format(DType.FLOAT32), Format(precision.storage), Format(precision.storage, "channels_last")}
 
 
 @pytest.mark.skipif(compiler_name() is None, reason="no CUDA compiler (NVRTC or nvcc)")

@@ -12,7 +12,7 @@ from matrix_layers import CLIP, GELU, GELU_TANH, H200, RELU, RELU6, add, conv, l
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Elementwise, MatMul, Op
 from tamis.compiler.tactics.cublaslt import RANKS, CublasLt
-from tamis.compiler.tactics.cusparselt import MOST_ALGORITHMS, CusparseLt
+from tamis.compiler.tactics.cusparselt import ALGORITHMS, CusparseLt
 from tamis.engine.plan import DeviceInfo
 from tamis.formats import TWO_FOUR, CompressedNM, decompress
 from tamis.formats.dtype import DType
@@ -87,9 +87,14 @@ def test_choices_depend_on_the_features_of_the_device() -> None:
     assert {f.dtype for c in tf32 for f in (*c.inputs, *c.outputs)} == {DType.FLOAT32}
     sparse = list(CusparseLt().choices(layer, H200, ALL))
     assert {c.sparsity for c in sparse} == {"2:4"}
-    for precision, most in MOST_ALGORITHMS.items():
-        plain = [c for c in sparse if c.precision is precision and c.parameters["split_k"] == 1]
-        assert [c.parameters["algorithm"] for c in plain] == list(range(most))
+    for level, most in ((0, 1), (3, 8), (5, 36)):
+        sparse = list(CusparseLt().choices(layer, H200, replace(ALL, optimization_level=level)))
+        for precision, known in ALGORITHMS.items():
+            plain = [c for c in sparse if c.precision is precision and c.parameters["split_k"] == 1]
+            assert [c.parameters["algorithm"] for c in plain] == list(known[:most])
+    # A number that a GPU has no kernel for would stop the GPU: elsewhere only the few that all have.
+    elsewhere = CusparseLt().choices(layer, replace(H200, architecture="sm_89"), replace(ALL, optimization_level=5))
+    assert {c.parameters["algorithm"] for c in elsewhere} == set(range(4))
     for choices in (dense, sparse):
         assert len({c.key() for c in choices}) == len(choices)
 

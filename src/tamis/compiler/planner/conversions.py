@@ -44,6 +44,6 @@ class Conversions:
         step, constants = conversion_step("in", "out", type_.shape, source, target, device.info())
         with torch.inference_mode():
             tensor = device.empty(type_.shape, source)
-            tensor.copy_(torch.rand(type_.shape))
+            tensor.copy_(torch.rand(type_.shape, device=tensor.device))
             trial = bind_trial(device, Lowered((step,), constants), {"in": (tensor, source)}, {"out": (type_, target)})
             return Measurement(self._clock.race({"": trial.contender()}, _TURNS)[""])

@@ -75,7 +75,8 @@ class CudnnConv:
                     yield Choice(self.name, precision, *formats, parameters=parameters)
             for channels in _paddings(layer, precision) if compiles_for(device) else ():
                 image = formats[0][0]
-                for first in dict.fromkeys((Format(DType.FLOAT32), image)):
+                # As the network's inputs come, or as other layers leave them.
+                for first in dict.fromkeys((Format(DType.FLOAT32), Format(image.dtype), image)):
                     inputs = (first, *formats[0][1:])
                     for rank in range(min(config.algorithms, PADDED_RANKS)):
                         parameters = {"rank": rank, "pad_channels": channels, "architecture": device.architecture}

@@ -7,7 +7,7 @@ as a pointwise step. Products with float32 or tf32 values are out: there the pat
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -26,9 +26,17 @@ from tamis.formats.dtype import DType
 from tamis.formats.places import pack_places
 
 MULTIPLE = 16
-# How many algorithms to race. Versions 0.8.0 to 0.10.0 hold 36 (float16) and 9 (bfloat16) kernels for sm_90 in the
-# form used here, and 4 of each for sm_80; numbers that do not exist drop out when they are bound.
-MOST_ALGORITHMS = {DType.FLOAT16: 36, DType.BFLOAT16: 9}
+# The algorithms that race, by the library's numbers, those that were the fastest of some layer first. Versions 0.8.0
+# to 0.10.0 hold 36 (float16) and 9 (bfloat16) kernels for sm_90 in the form used here, and 4 of each for sm_80. The
+# library names a larger number when it is asked, but what lies beyond stops the GPU with an illegal instruction.
+_BEST_FIRST = (6, 5, 24, 22, 0, 10, 28, 31, 13, 1, 21, 8, 26, 17)
+ALGORITHMS: dict[DType, tuple[int, ...]] = {
+    DType.FLOAT16: (*_BEST_FIRST, *(a for a in range(36) if a not in _BEST_FIRST)),
+    DType.BFLOAT16: tuple(range(9)),
+}
+_OTHER_ARCHITECTURES = tuple(range(4))
+# Making a plan takes the library a quarter of a second, so all of them race at the highest levels only.
+_ALGORITHMS_BY_LEVEL = (1, 2, 4, 8, 14, 36)
 # Splitting k is raced where the outputs make fewer tiles than the device has multiprocessors.
 SPLIT_ALGORITHMS = 4
 SPLITS = (2, 4)
@@ -57,7 +65,7 @@ class CusparseLt:
             return f"needs sparse tensor cores, compute capability 8.0 or newer; this is {device.architecture}"
         if "cusparselt" not in device.libraries:
             return "cuSPARSELt is not installed"
-        if not set(config.precisions) & set(MOST_ALGORITHMS):
+        if not set(config.precisions) & set(ALGORITHMS):
             return "2:4 needs 16-bit values; allow float16 or bfloat16"
         n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
         if n % MULTIPLE or k % MULTIPLE:
@@ -69,12 +77,13 @@ class CusparseLt:
         channels_last = isinstance(layer.op, Conv)
         rest = rest_parameters(layer, _split(layer)[2], device)
         for precision in config.precisions:
-            if precision not in MOST_ALGORITHMS or not runs_in(precision, device):
+            if precision not in ALGORITHMS or not runs_in(precision, device):
                 continue
             inputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.node.outputs)
-            plain = [(algorithm, 1, 0) for algorithm in range(MOST_ALGORITHMS[precision])]
-            for algorithm, split, mode in (*plain, *_splits(layer, device)):
+            known = ALGORITHMS[precision] if device.architecture == "sm_90" else _OTHER_ARCHITECTURES
+            plain = [(algorithm, 1, 0) for algorithm in known[: _ALGORITHMS_BY_LEVEL[config.optimization_level]]]
+            for algorithm, split, mode in (*plain, *_splits(layer, device, plain)):
                 parameters = {"algorithm": algorithm, "split_k": split, "split_k_mode": mode} | rest
                 yield Choice(self.name, precision, inputs, outputs, "2:4", parameters)
 
@@ -124,8 +133,8 @@ def _split(layer: Layer) -> tuple[Pointwise | None, Pointwise | None, tuple[Poin
     return (residual, activation, tail) if fused else (residual, None, (activation, *tail))
 
 
-def _splits(layer: Layer, device: DeviceInfo) -> Iterator[tuple[int, int, int]]:
-    """(algorithm, split, mode) for a layer whose outputs do not fill the device."""
+def _splits(layer: Layer, device: DeviceInfo, plain: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(algorithm, split, mode) of the first algorithms for a layer whose outputs do not fill the device."""
     n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
     tiles = -(-n // _TILE) * -(-rows_of(layer) // _TILE)
     if tiles >= device.cores:
@@ -133,5 +142,5 @@ def _splits(layer: Layer, device: DeviceInfo) -> Iterator[tuple[int, int, int]]:
     for split in SPLITS:
         if k // split >= _SHORTEST_PART:
             for mode in SPLIT_MODES:
-                for algorithm in range(SPLIT_ALGORITHMS):
+                for algorithm, _, _ in plain[:SPLIT_ALGORITHMS]:
                     yield algorithm, split, mode

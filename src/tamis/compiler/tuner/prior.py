@@ -11,9 +11,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.devices.base import Device
 from tamis.engine.plan import Format
@@ -63,12 +60,10 @@ def _best_us(device: Device, call: Callable[[], object]) -> float:
 
 def _product_rate(device: Device, precision: DType) -> float:
     size = _PRODUCT_SIZE[device.info().kind]
-    values = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
     # Products of tf32 run at half the rate of bfloat16; PyTorch's own switch for them is global, so it stays alone.
     halved = precision == DType.TF32
     format = Format(DType.BFLOAT16 if halved else precision)
-    operand = device.empty((size, size), format)
-    operand.copy_(torch.from_numpy(values))
+    operand = device.empty((size, size), format).normal_()
     rate = 2 * size**3 / _best_us(device, lambda: operand @ operand)
     return rate / 2 if halved else rate
 

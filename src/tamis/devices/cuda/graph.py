@@ -31,7 +31,11 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
         torch.cuda.synchronize()
         warnings.warn(f"the engine runs step by step, not as a CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
         return run
-    return graph.replay
+
+    def replay(_keep: object = run) -> None:  # what the graph works on lives as long as the graph
+        graph.replay()
+
+    return replay
 
 
 def part_timer(parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
