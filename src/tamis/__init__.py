@@ -73,7 +73,7 @@ def build(
         progress: called with the stage, how much of it is done, how much there is, and what is being done.
         options: fields of ``BuildConfig`` that replace those of ``config``.
 
-    Raises ``ConfigError``, ``ModelError``, ``BuildError`` or ``OutputError``.
+    Raises ``ConfigError``, ``ModelError``, ``DeviceError``, ``BuildError`` or ``OutputError``.
     """
     from dataclasses import fields, replace
     from pathlib import Path

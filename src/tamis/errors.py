@@ -12,7 +12,8 @@ The tree, with the exit code of the command line beside each branch::
     │   └── EngineMismatch          made for another device or other library versions
     ├── InputError              5   a tensor given at run time has the wrong name, shape or type
     ├── DeviceError             6   the device cannot do what is asked
-    │   └── MissingLibrary          a library that is needed is not installed or not built
+    │   ├── MissingLibrary          a library that is needed is not installed or not built
+    │   └── DeviceLost              a kernel broke the GPU: this process cannot use it any more
     ├── OutputError             7   a result cannot be written
     ├── BuildError              8   the compiler failed; a bug or a limit of Tamis
     │   └── VerificationError       a pass left the graph inconsistent
@@ -95,6 +96,34 @@ class DeviceError(TamisError):
 
 class MissingLibrary(DeviceError):
     """A library that is needed is not installed, or was not built."""
+
+
+class DeviceLost(DeviceError):
+    """A kernel broke the GPU: every later call of this process to it fails.
+
+    Args:
+        cause: what happened, as in ``TamisError``.
+        layer: the layer that was being measured, if one was.
+        remedy: as in ``TamisError``.
+        tactic: the tactic that broke it; empty if unknown.
+        culprit: key in the timing cache of what broke it; empty if unknown.
+        symptom: the first line of the error that showed it.
+    """
+
+    def __init__(
+        self,
+        cause: str,
+        *,
+        layer: str | None = None,
+        remedy: str | None = None,
+        tactic: str = "",
+        culprit: str = "",
+        symptom: str = "",
+    ) -> None:
+        super().__init__(cause, layer=layer, remedy=remedy)
+        self.tactic = tactic
+        self.culprit = culprit
+        self.symptom = symptom
 
 
 class OutputError(TamisError):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tamis.compiler.crossover as measuring
+from fragile_device import SYMPTOM, FragileDevice
 from tamis.compiler import CrossoverConfig, measure_crossover
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.crossover import grid_order, layer_graph, layer_outline, levels
@@ -18,7 +19,7 @@ from tamis.compiler.tactics.base import layer_of
 from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.devices.cpu import CpuDevice
 from tamis.engine import LAYER_KINDS, Cell, CrossoverMap, DeviceInfo, crossover_from_json, crossover_json
-from tamis.errors import ConfigError, DeviceError
+from tamis.errors import ConfigError, DeviceError, DeviceLost
 from tamis.formats import TWO_FOUR
 from tamis.formats.dtype import DType
 from tamis.formats.nm import is_nm
@@ -111,6 +112,16 @@ def test_a_spent_budget_leaves_cells_out_and_says_so() -> None:
     big = replace(SMALL, sizes=(8192,), batches=(2048,), budget_seconds=20.0)
     dear = measure_crossover(big, device=_Idle(1))
     assert [cell.left_out for cell in dear.cells] == ["it would have taken more than what was left of the time budget"]
+
+
+def test_a_candidate_that_breaks_the_gpu_is_named_and_left_out_next_time(tmp_path: Path) -> None:
+    config = replace(SMALL, sizes=(64,), timing_cache=tmp_path / "times.json")
+    with pytest.raises(DeviceLost, match=r"linear 64x64, batch 2': onednn.* broke the GPU.*same timing cache"):
+        measure_crossover(config, device=FragileDevice("onednn", 2))
+    (cell,) = measure_crossover(config, device=FragileDevice()).cells
+    assert cell.dense is not None and cell.sparse is not None and cell.left_out == ""
+    notes = (tmp_path / "times.json").read_text()
+    assert notes.count(f"failed: broke the GPU: {SYMPTOM}") == 1
 
 
 def test_an_interrupt_keeps_what_was_measured() -> None:

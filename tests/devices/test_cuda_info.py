@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tamis.devices.cuda.info import architecture_of, features_of, require_cuda
-from tamis.errors import DeviceError
+from tamis.devices.cuda.info import architecture_of, features_of, require_cuda, visible_from
+from tamis.errors import DeviceError, DeviceLost
 
 WITHOUT = {"V100": (7, 0), "Xavier": (7, 2), "T4": (7, 5)}
 WITH = {
@@ -36,3 +36,25 @@ def test_no_gpu_is_one_clear_error() -> None:
     with pytest.raises(DeviceError, match="no CUDA device") as caught:
         require_cuda()
     assert caught.value.remedy
+
+
+def test_a_gpu_that_this_process_broke_is_said_to_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal instruction was encountered\nCUDA kernel errors might be late")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(DeviceLost, match=r"broke the GPU: CUDA error: an illegal instruction was encountered. Start"):
+        require_cuda()
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "expected"), [(0, "2,3", ""), (1, "2,3", "3"), (1, "GPU-a, GPU-b", "GPU-b"), (3, None, "3")]
+)
+def test_a_new_process_sees_the_gpu_of_this_one_first(
+    index: int, visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: index)
+    environment = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    assert visible_from(environment) == ({"CUDA_VISIBLE_DEVICES": expected} if expected else {})

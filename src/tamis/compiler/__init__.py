@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TypeAlias
-
-import onnx
-
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.crossover import CrossoverConfig, measure_crossover
 from tamis.compiler.importer import import_onnx
+from tamis.compiler.ir.graph import Graph
 from tamis.compiler.passes import run_passes
 from tamis.compiler.passes.force_sparsity import force_sparsity
 from tamis.compiler.planner import plan_engine
+from tamis.compiler.rescue import BuildWarning, Model, Progress, go_on
 from tamis.compiler.tuner import open_track, race_all
+from tamis.compiler.tuner.cache import TimingCache
+from tamis.compiler.tuner.race import Track
+from tamis.compiler.tuner.suspect import Suspect, note_culprit, watch
 from tamis.engine.file import Engine
+from tamis.errors import DeviceLost
 from tamis.runtime.session import open_device
 
-Progress: TypeAlias = Callable[[str, int, int, str], None]
 
-
-def build(model: str | Path | bytes | onnx.ModelProto, config: BuildConfig, progress: Progress | None = None) -> Engine:
+def build(model: Model, config: BuildConfig, progress: Progress | None = None) -> Engine:
     """Compile an ONNX model for a device.
+
+    A candidate that breaks the GPU takes it from this process. The build then goes on in a new one, without it.
 
     Args:
         model: a file, its bytes, or a parsed model.
@@ -30,17 +30,41 @@ def build(model: str | Path | bytes | onnx.ModelProto, config: BuildConfig, prog
         progress: called with (stage, done, total, what is being done).
 
     Raises ``ModelError`` for a model that cannot be used, ``ConfigError`` for options that do not fit it,
-    ``DeviceError`` when the device is missing, ``BuildError`` when no engine is accurate enough.
+    ``DeviceError`` when the device is missing or breaks again and again, ``BuildError`` when no engine is accurate
+    enough.
     """
     tell = progress or _silent
+    cache: TimingCache | None = None
+    try:
+        graph, track = prepare(model, config, tell)
+        cache = track.cache
+        return race_and_plan(graph, track, tell)
+    except DeviceLost as lost:
+        return go_on(lost, cache, model, config, tell)
+
+
+def prepare(model: Model, config: BuildConfig, tell: Progress) -> tuple[Graph, Track]:
+    """The first half of a build: the graph after all passes, and what its races share."""
     tell("import", 0, 1, "")
     device = open_device(config.device)
     graph = import_onnx(model, config.shapes)
     tell("passes", 0, 1, "")
     graph = force_sparsity(run_passes(graph, dump=config.dump, verify=config.verify), config.sparsity)
-    track = open_track(graph, device, config)
-    races = race_all(graph, track, lambda done, total, what: tell("race", done, total, what))
-    engine = plan_engine(graph, races, track, lambda done: tell("regions", done, done + 1, ""))
+    return graph, open_track(graph, device, config)
+
+
+def race_and_plan(graph: Graph, track: Track, tell: Progress) -> Engine:
+    """The second half: races, search and contest. The timing cache is saved.
+
+    Raises ``DeviceLost`` when the device breaks; who broke it then stands in the timing cache.
+    """
+    try:
+        with watch(track.device, Suspect()):
+            races = race_all(graph, track, lambda done, total, what: tell("race", done, total, what))
+            engine = plan_engine(graph, races, track, lambda done: tell("regions", done, done + 1, ""))
+    except DeviceLost as lost:
+        note_culprit(track.cache, lost)
+        raise
     tell("save", 0, 1, "")
     track.cache.save()
     return engine
@@ -50,4 +74,4 @@ def _silent(stage: str, done: int, total: int, detail: str) -> None:
     """Nobody watches."""
 
 
-__all__ = ["BuildConfig", "CrossoverConfig", "Progress", "build", "measure_crossover"]
+__all__ = ["BuildConfig", "BuildWarning", "CrossoverConfig", "Progress", "build", "measure_crossover"]

@@ -27,14 +27,15 @@ from tamis.compiler.tactics.base import Choice, Layer, flops_of, layer_of
 from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.cache import Measurement
 from tamis.compiler.tuner.describe import signature_of
-from tamis.compiler.tuner.race import Entry, LayerRace, Track, race_layer
+from tamis.compiler.tuner.race import Entry, LayerRace, Track, race_layer, race_suspect
 from tamis.compiler.tuner.reference import Reference
+from tamis.compiler.tuner.suspect import Suspect, note_culprit, watch
 from tamis.compiler.tuner.timing import Clock, beats
 from tamis.compiler.tuner.trial import Trial, bind_trial
 from tamis.devices.base import Device
 from tamis.engine.crossover import CROSSOVER_VERSION, LAYER_KINDS, Cell, CrossoverMap, LayerKind, Reason, Runner
 from tamis.engine.plan import Timing
-from tamis.errors import ConfigError, TamisError
+from tamis.errors import ConfigError, DeviceLost, TamisError
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
 from tamis.runtime.session import open_device
@@ -127,8 +128,8 @@ def measure_crossover(
         progress: called with (stage, done, total, what is being done).
         device: where; None to open the one that ``config`` names.
 
-    Raises ``DeviceError`` when the device is missing, ``ConfigError`` or ``OutputError`` for a timing cache that
-    cannot be read or written.
+    Raises ``DeviceError`` when the device is missing, ``DeviceLost`` when a kernel breaks it, ``ConfigError`` or
+    ``OutputError`` for a timing cache that cannot be read or written.
     """
     start = time.monotonic()
     device = device if device is not None else open_device(config.device)
@@ -254,7 +255,13 @@ def _measure(cell: Cell, config: CrossoverConfig, track: Track, left: float, off
     layer = layer_of(graph, graph.nodes[0])
     here = replace(track, reference=Reference(graph, track.device, track.config))
     try:
-        result = _result(cell, race_layer(layer, tactics_of(config.device), here), here)
+        with watch(track.device, Suspect()):
+            result = _result(cell, race_layer(layer, tactics_of(config.device), here), here)
+    except DeviceLost as lost:
+        note_culprit(track.cache, lost)
+        again = "run it again with the same timing cache" if config.timing_cache else "run it with a timing cache"
+        remedy = f"{again}: what broke the GPU once is then left out"
+        raise DeviceLost(lost.cause, layer=_name_of(cell), remedy=remedy, tactic=lost.tactic) from lost
     except (RuntimeError, MemoryError, TamisError) as error:
         text = (str(error) or type(error).__name__).splitlines()[0][:200]
         return replace(cell, left_out=f"failed: {text}")
@@ -306,7 +313,9 @@ def duel(layer: Layer, first: Choice, second: Choice, track: Track) -> tuple[Tim
     if len(found) < 2:
         with torch.inference_mode():
             trials = [_bound(layer, choice, track) for choice in choices]
-            timings = track.clock.race({str(i): t.contender() for i, t in enumerate(trials)}, track.config.turns)
+            suspects = [race_suspect(layer, choice, track) for choice in choices]
+            contenders = {str(i): t.contender(s) for i, (t, s) in enumerate(zip(trials, suspects, strict=True))}
+            timings = track.clock.race(contenders, track.config.turns)
         found = [timings["0"], timings["1"]]
         for key, timing in zip(keys, found, strict=True):
             track.cache.put(key, Measurement(timing))

@@ -151,6 +151,10 @@ class Device(Protocol):
         """Wait until the device has finished all work given to it."""
         ...
 
+    def is_lost(self) -> bool:
+        """Whether this process cannot use the device any more; to be asked after an error. It waits for the device."""
+        ...
+
     def stopwatch(self, *, cold: bool) -> Stopwatch:
         """A stopwatch. ``cold``: it evicts the caches before each call and then touches the warm tensors again."""
         ...

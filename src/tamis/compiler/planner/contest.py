@@ -22,11 +22,12 @@ from tamis.compiler.planner.lower import Draft
 from tamis.compiler.tuner.accuracy import compare, objection, worst
 from tamis.compiler.tuner.cache import Measurement, TimingCache, digest_of, short_hash
 from tamis.compiler.tuner.reference import Reference
+from tamis.compiler.tuner.suspect import Suspect, broke_device, watch
 from tamis.compiler.tuner.timing import Clock, Contender, beats
 from tamis.devices.base import Device
 from tamis.engine.file import Engine
 from tamis.engine.plan import Accuracy, EngineRecord, Timing, to_json
-from tamis.errors import TamisError
+from tamis.errors import DeviceLost, TamisError
 from tamis.formats.dtype import DType
 from tamis.runtime.session import Session
 
@@ -72,7 +73,7 @@ class Contest:
 
     def accuracy(self, draft: Draft) -> Accuracy:
         """How far the outputs of a draft are from the reference on the sample inputs."""
-        key = self._key(draft) + " accuracy"
+        key = self._accuracy_key(draft)
         found = self._cache.get(key)
         if found is None or found.accuracy is None:
             results = self._session(draft).run(self._reference.samples())
@@ -87,11 +88,18 @@ class Contest:
     def objection(self, draft: Draft) -> str | None:
         """Why a draft cannot be used: it fails, or it is not accurate enough for the user's tolerances. Or None.
 
-        A draft that fails is a bug of Tamis or of a library, but others may do, so a warning has to suffice.
+        A draft that fails is a bug of Tamis or of a library, but others may do, so a warning has to suffice. Raises
+        ``DeviceLost`` for one that breaks the device.
         """
         config = self._config
+        known = self._cache.get(self._accuracy_key(draft))
+        if known is not None and broke_device(known):
+            return known.failure
         try:
-            accuracy = self.accuracy(draft)
+            with watch(self._device, self._suspect(draft)):
+                accuracy = self.accuracy(draft)
+        except DeviceLost:
+            raise
         except (RuntimeError, TamisError) as error:
             warnings.warn(f"a proposed engine failed and is left out: {error}", stacklevel=2)
             return f"failed: {error}"
@@ -131,9 +139,11 @@ class Contest:
             samples = self._reference.samples()
             contenders = {}
             for name, draft in drafts.items():
-                call = _in_inference_mode(self._session(draft).bind(samples))
+                suspect = self._suspect(draft)
+                with watch(self._device, suspect):
+                    call = _in_inference_mode(self._session(draft).bind(samples))
                 # Each engine as if it were alone: the one before it may have left its threads spinning.
-                contenders[name] = Contender(call, settle=True)
+                contenders[name] = Contender(call, settle=True, suspect=suspect)
             measured = Clock(self._device, cold=False).race(contenders, _TURNS, time.monotonic() + _SECONDS)
             found = {n: self._cache.put(keys[n], Measurement(timing)) for n, timing in measured.items()}
         return {name: m.timing for name, m in found.items() if m is not None and m.timing is not None}
@@ -143,6 +153,12 @@ class Contest:
         if id(draft) not in self._sessions:
             self._sessions[id(draft)] = Session(self._assemble(draft), device=self._device)
         return self._sessions[id(draft)]
+
+    def _suspect(self, draft: Draft) -> Suspect:
+        return Suspect(f"an engine of {len(draft.steps)} steps", key=self._accuracy_key(draft))
+
+    def _accuracy_key(self, draft: Draft) -> str:
+        return f"{self._key(draft)} accuracy"
 
     def _key(self, draft: Draft) -> str:
         if id(draft) not in self._keys:

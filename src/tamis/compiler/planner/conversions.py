@@ -9,6 +9,7 @@ from tamis.compiler.tactics.base import Lowered
 from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tuner.cache import Measurement
 from tamis.compiler.tuner.race import Track
+from tamis.compiler.tuner.suspect import Suspect
 from tamis.compiler.tuner.timing import Clock
 from tamis.compiler.tuner.trial import bind_trial
 from tamis.engine.plan import Format
@@ -46,4 +47,5 @@ class Conversions:
             tensor = device.empty(type_.shape, source)
             tensor.copy_(torch.rand(type_.shape, device=tensor.device))
             trial = bind_trial(device, Lowered((step,), constants), {"in": (tensor, source)}, {"out": (type_, target)})
-            return Measurement(self._clock.race({"": trial.contender()}, _TURNS)[""])
+            suspect = Suspect(f"a conversion from {source} to {target}")
+            return Measurement(self._clock.race({"": trial.contender(suspect)}, _TURNS)[""])

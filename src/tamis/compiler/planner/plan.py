@@ -64,8 +64,12 @@ def plan_engine(
     whole = [o for o in region_races.options() if (o.start, o.stop) == (0, len(graph.nodes)) and wishes.permit(o)]
     simple = [(f"{o.choice.tactic} {o.choice.precision} {o.choice.sparsity}", lowering.draft((o,))) for o in whole]
     proposals = [*simple, *elaborate]
-    drafts = drop_duplicates([(n, d) for n, d in proposals if contest.objection(d) is None])
+    objections = [contest.objection(draft) for _, draft in proposals]
+    drafts = drop_duplicates([p for p, objection in zip(proposals, objections, strict=True) if objection is None])
     if not drafts:
+        failure = next((objection for objection in objections if objection and objection.startswith("failed")), None)
+        if failure is not None:
+            raise BuildError(f"no engine can be used: one {failure}", remedy="exclude the tactic that fails")
         raise BuildError("no engine is within the accuracy asked for", remedy="allow a larger error")
     winner, engines = contest.run(drafts)
     return _assemble(

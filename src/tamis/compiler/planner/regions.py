@@ -15,9 +15,10 @@ from tamis.compiler.tactics.region import Region, RegionTactic
 from tamis.compiler.tuner.accuracy import compare, objection, worst
 from tamis.compiler.tuner.cache import Measurement, short_hash
 from tamis.compiler.tuner.race import Track
+from tamis.compiler.tuner.suspect import suspect_of, watch
 from tamis.compiler.tuner.trial import bind_trial
 from tamis.engine.plan import Accuracy, Timing
-from tamis.errors import TamisError
+from tamis.errors import DeviceLost, TamisError
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ class RegionRaces:
 
     def _measure(self, region: Region, choice: Choice) -> Measurement:
         track, graph = self.track, self.graph
+        suspect = suspect_of(choice, region.nodes[0].name, self._key(region, choice))
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), watch(track.device, suspect):
                 lowered = self.tactics[choice.tactic].lower(graph, region, choice)
                 inputs = {
                     v: (track.reference.formatted(v, f), f) for v, f in zip(region.inputs, choice.inputs, strict=True)
@@ -124,8 +126,10 @@ class RegionRaces:
                 references = [track.reference.value(v) for v in region.outputs]
                 accuracy = worst([compare(r, t) for r, t in zip(results, references, strict=True)])
                 whole = (region.start, region.stop) == (0, len(graph.nodes))
-                contender = trial.contender(settle=whole)
+                contender = trial.contender(suspect, settle=whole)
                 timing = track.clock.race({"": contender}, max(5, track.config.turns // 2))[""]
+        except DeviceLost:
+            raise
         except (RuntimeError, TamisError) as error:
             return Measurement(failure=f"failed: {str(error).splitlines()[0][:200]}")
         return Measurement(timing, accuracy)

@@ -14,6 +14,7 @@ from tamis.compiler.tuner.describe import signature_of
 from tamis.compiler.tuner.prior import measure_roof
 from tamis.compiler.tuner.race import LayerRace, Track, race_layer
 from tamis.compiler.tuner.reference import Reference
+from tamis.compiler.tuner.suspect import Suspect, watch
 from tamis.compiler.tuner.timing import Clock
 from tamis.devices.base import Device
 from tamis.formats.dtype import DType
@@ -28,12 +29,14 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     weights = sum(array.nbytes for array in graph.constants.values())
     reference = Reference(graph, device, config)
     reference.samples()  # a sample that does not fit is told before anything is measured
+    with watch(device, Suspect("measuring what the device can do")):
+        roof = measure_roof(cache, device, config.raced_precisions)
     return Track(
         device=device,
         config=config,
         clock=Clock(device, cold=weights > device.cache_bytes),
         cache=cache,
-        roof=measure_roof(cache, device, config.raced_precisions),
+        roof=roof,
         reference=reference,
         deadline=time.monotonic() + config.budget_seconds,
         threads=threads,

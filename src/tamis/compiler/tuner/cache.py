@@ -61,9 +61,12 @@ class TimingCache:
 
     def save(self) -> None:
         """Merge into the file, atomically. Does nothing without a file or news. Raises ``OutputError``."""
-        if self.path is None or not self._changed:
-            return
-        content = _read(self.path)
+        if self.path is not None and self._changed:
+            self.merge_into(self.path)
+
+    def merge_into(self, path: Path) -> None:
+        """Merge into a file, atomically. Raises ``OutputError``."""
+        content = _read(path)
         devices = content.setdefault("devices", {})
         content["version"] = CACHE_VERSION
         mine = devices.setdefault(self._device, {})
@@ -71,17 +74,17 @@ class TimingCache:
         text = json.dumps(content, indent=0, sort_keys=True)
         temporary = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
             with os.fdopen(handle, "w") as stream:
                 stream.write(text)
-            Path(temporary).replace(self.path)
+            Path(temporary).replace(path)
         except OSError as error:
             if temporary:
                 with contextlib.suppress(OSError):
                     Path(temporary).unlink()
             raise OutputError(
-                f"cannot write the timing cache {self.path}: {error.strerror}",
+                f"cannot write the timing cache {path}: {error.strerror}",
                 remedy="choose another file with --timing-cache",
             ) from error
 

@@ -19,11 +19,12 @@ from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.compiler.tuner.describe import signature_of
 from tamis.compiler.tuner.prior import Roof
 from tamis.compiler.tuner.reference import Reference
+from tamis.compiler.tuner.suspect import Suspect, broke_device, suspect_of, watch
 from tamis.compiler.tuner.timing import Clock
 from tamis.compiler.tuner.trial import Trial, bind_trial
 from tamis.devices.base import Device
 from tamis.engine.plan import Accuracy, Timing
-from tamis.errors import TamisError
+from tamis.errors import DeviceLost, TamisError
 
 # A candidate slower than this many times the best of its formats is not measured further.
 _BEHIND = 1.6
@@ -75,7 +76,7 @@ class Track:
 
 
 def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> LayerRace:
-    """Race all tactics for one layer."""
+    """Race all tactics for one layer. Raises ``DeviceLost`` for a candidate that breaks the device."""
     info = track.device.info()
     config = replace(track.config, precisions=track.config.precisions_of(layer.name))  # float32 always races
     refusals: list[tuple[str, str]] = []
@@ -91,17 +92,23 @@ def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> Layer
 
 
 def _measure(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) -> tuple[Entry, ...]:
-    signature = f"{'cold' if track.clock.cold else 'warm'} layer: {signature_of(layer)}"
-    keys = [f"{signature} by {choice.key()}" for _, choice in choices]
+    keys = [race_suspect(layer, choice, track).key for _, choice in choices]
     found = [_still_valid(track.cache.get(key), track) for key in keys]
     if all(found):
         return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
+    # Times count beside those taken in turns with them, so a race is run as a whole; only what broke the GPU stays out.
+    fit = [index for index, measurement in enumerate(found) if not broke_device(measurement)]
     with torch.inference_mode():
-        measured = _race_now(layer, choices, track)
-    entries = []
-    for (_, choice), key, measurement in zip(choices, keys, measured, strict=True):
-        entries.append(_entry(choice, track.cache.put(key, measurement), track))
-    return tuple(entries)
+        measured = _race_now(layer, [choices[index] for index in fit], track)
+    for index, measurement in zip(fit, measured, strict=True):
+        found[index] = track.cache.put(keys[index], measurement)
+    return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
+
+
+def race_suspect(layer: Layer, choice: Choice, track: Track) -> Suspect:
+    """A candidate of a layer's race as a suspect; its key is that of its measurement."""
+    heat = "cold" if track.clock.cold else "warm"
+    return suspect_of(choice, layer.name, f"{heat} layer: {signature_of(layer)} by {choice.key()}")
 
 
 def _still_valid(found: Measurement | None, track: Track) -> Measurement | None:
@@ -132,6 +139,7 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
     timings: dict[int, Timing] = {}
     accuracies: dict[int, Accuracy] = {}
     flops = flops_of(layer)
+    suspects = [race_suspect(layer, choice, track) for _, choice in choices]
     for index, (tactic, choice) in enumerate(choices):
         formats = (choice.inputs, choice.outputs)
         bound = track.roof.bound_us(flops, moved_bytes_of(layer, choice), choice.precision)
@@ -144,15 +152,17 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
             results[index] = Measurement(failure=f"{_SPENT}{track.config.budget_seconds:g} s was spent")
             continue
         try:
-            trials[index] = _start(layer, tactic, choice, track)
-            trials[index].run()
-            accuracies[index] = _check(layer, choice, trials[index], track)
+            with watch(track.device, suspects[index]):
+                trial = _start(layer, tactic, choice, track)
+                trial.run()
+                accuracies[index] = _check(layer, choice, trial, track)
+                timing = track.clock.race({"": trial.contender(suspects[index])}, _FIRST_TURNS)[""]
+        except DeviceLost:
+            raise
         except (RuntimeError, TamisError) as error:
             results[index] = Measurement(failure=f"failed: {str(error).splitlines()[0][:200]}")
-            trials.pop(index, None)
             continue
-        timing = track.clock.race({"": trials[index].contender()}, _FIRST_TURNS)[""]
-        timings[index] = timing
+        trials[index], timings[index] = trial, timing
         best[formats] = min(best.get(formats, timing.median_us), timing.median_us)
     limit = _FAR_BEHIND * min(best.values(), default=0.0) + _FAR_BEHIND_US
 
@@ -160,7 +170,7 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
         of_its_formats = best[(choices[index][1].inputs, choices[index][1].outputs)]
         return timings[index].median_us <= min(_BEHIND * of_its_formats, limit)
 
-    finalists = {str(index): trial.contender() for index, trial in trials.items() if hopeful(index)}
+    finalists = {str(index): trial.contender(suspects[index]) for index, trial in trials.items() if hopeful(index)}
     finals = track.clock.race(finalists, track.config.turns, track.deadline)
     timings |= {int(index): timing for index, timing in finals.items()}
     for index, timing in timings.items():

@@ -17,6 +17,7 @@ from tamis.compiler.ir.graph import Graph, TensorType
 from tamis.compiler.ir.ops import Gather
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import layer_of
+from tamis.compiler.tuner.suspect import Suspect, watch
 from tamis.compiler.tuner.trial import bind_trial
 from tamis.devices.base import Device, Tensor
 from tamis.engine.plan import Format
@@ -83,8 +84,10 @@ class Reference:
                 lowered = aten.lower(layer, choice)
                 inputs = {v: (values[v], f) for v, f in zip(layer.values, choice.inputs, strict=True)}
                 outputs = {v: (graph.types[v], f) for v, f in zip(node.outputs, choice.outputs, strict=True)}
-                trial = bind_trial(self.device, lowered, inputs, outputs)
-                trial.run()
+                with watch(self.device, Suspect("the float32 reference", layer.name, aten.name)):
+                    trial = bind_trial(self.device, lowered, inputs, outputs)
+                    trial.run()
+                    self.device.synchronize()  # no candidate shall be blamed for it
                 values |= {v: trial.slots[s] for v, s in zip(node.outputs, trial.outputs, strict=True)}
         self._values = values
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from tamis.compiler.tuner.suspect import Suspect, watch
 from tamis.devices.base import Device, Tensor
 from tamis.engine.plan import Timing
 
@@ -18,12 +19,14 @@ from tamis.engine.plan import Timing
 class Contender:
     """A function to time, and the tensors that are warm in the cache when it is called in a real run.
 
-    ``settle``: it makes up a whole engine, and is timed when the device has come to rest.
+    ``settle``: it makes up a whole engine, and is timed when the device has come to rest. ``suspect``: who it is,
+    should it break the device.
     """
 
     call: Callable[[], None]
     warm: tuple[Tensor, ...] = ()
     settle: bool = False
+    suspect: Suspect = field(default_factory=Suspect)
 
 
 class Clock:
@@ -37,6 +40,7 @@ class Clock:
 
     def __init__(self, device: Device, *, cold: bool) -> None:
         self.cold = cold
+        self._device = device
         self._stopwatch = device.stopwatch(cold=cold)
 
     def once(self, contender: Contender) -> float:
@@ -48,16 +52,20 @@ class Clock:
     ) -> dict[str, Timing]:
         """Timings of all contenders, taking turns ``repetitions`` times or until ``deadline`` (monotonic seconds).
 
-        At least three turns are taken whatever the deadline.
+        At least three turns are taken whatever the deadline. Raises ``DeviceLost`` for a contender that breaks the
+        device.
         """
         samples: dict[str, list[float]] = {name: [] for name in contenders}
         for contender in contenders.values():
-            contender.call()
+            with watch(self._device, contender.suspect):
+                contender.call()
+                self._device.synchronize()  # an error must not come out in the call of the next one
         for turn in range(repetitions):
             if turn >= 3 and time.monotonic() > deadline:
                 break
             for name, contender in contenders.items():
-                samples[name].append(self.once(contender))
+                with watch(self._device, contender.suspect):
+                    samples[name].append(self.once(contender))
         return {name: summarise(values) for name, values in samples.items()}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.tactics.base import Lowered
+from tamis.compiler.tuner.suspect import Suspect
 from tamis.compiler.tuner.timing import Contender
 from tamis.devices.base import BoundShape, Device, Runner, Slots, Tensor
 from tamis.engine.plan import Format, Step
@@ -27,11 +28,11 @@ class Trial:
         for runner in self.runners:
             runner(slots)
 
-    def contender(self, *, settle: bool = False) -> Contender:
+    def contender(self, suspect: Suspect, *, settle: bool = False) -> Contender:
         """What the clock times: the steps, with the activations warm."""
         call = (lambda run=self.runners[0], slots=self.slots: run(slots)) if len(self.runners) == 1 else self.run
         floats = tuple(self.slots[i] for i in self.inputs if self.slots[i].is_floating_point())
-        return Contender(call, floats, settle)
+        return Contender(call, floats, settle, suspect)
 
 
 def bind_trial(

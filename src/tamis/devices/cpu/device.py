@@ -147,6 +147,10 @@ class CpuDevice:
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when their work is done."""
 
+    def is_lost(self) -> bool:
+        """Never: an error of one call leaves the next one alone."""
+        return False
+
     def stopwatch(self, *, cold: bool) -> CpuStopwatch:
         """A stopwatch; ``cold`` evicts the caches before each call."""
         return CpuStopwatch(cold=cold)

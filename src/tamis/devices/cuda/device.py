@@ -30,7 +30,7 @@ BINDERS = (
 
 
 class CudaDevice:
-    """The current GPU. Raises ``DeviceError`` when PyTorch can use none.
+    """The current GPU. Raises ``DeviceError`` when PyTorch can use none, ``DeviceLost`` when this process broke it.
 
     PyTorch's own float32 products are made strict, for the whole process: tf32 is a precision that layers are given by
     name.
@@ -148,6 +148,14 @@ class CudaDevice:
     def synchronize(self) -> None:
         """Wait until the GPU has finished all work given to it."""
         torch.cuda.synchronize(self.torch_device)
+
+    def is_lost(self) -> bool:
+        """Whether waiting for the GPU fails: the error of a broken context comes back from every call."""
+        try:
+            self.synchronize()
+        except RuntimeError:
+            return True
+        return False
 
     def stopwatch(self, *, cold: bool) -> CudaStopwatch:
         """A stopwatch; ``cold`` evicts the L2 cache before each call."""
