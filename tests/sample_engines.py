@@ -43,6 +43,7 @@ class FakeDevice:
     record = CpuDevice.record
     part_timer = CpuDevice.part_timer
     stopwatch = CpuDevice.stopwatch
+    ranges = CpuDevice.ranges
 
     def __init__(self, info: DeviceInfo = DEVICE) -> None:
         self._info = info

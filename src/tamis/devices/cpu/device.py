@@ -13,7 +13,7 @@ import torch
 from tamis.devices import tensors
 from tamis.devices.aten import kernels as aten
 from tamis.devices.aten import strides as aten_strides
-from tamis.devices.base import BoundShape, Runner, Tensor
+from tamis.devices.base import BoundShape, Ranges, Runner, Tensor
 from tamis.devices.cpu import linear, onednn, openvino
 from tamis.devices.cpu.info import cpu_info, usable_cores
 from tamis.devices.cpu.stopwatch import CpuStopwatch
@@ -127,7 +127,7 @@ class CpuDevice:
         """``run`` itself: calling functions is what a CPU does."""
         return run
 
-    def part_timer(self, parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
+    def part_timer(self, parts: Sequence[Callable[[], None]], *, recorded: bool = True) -> Callable[[], list[float]]:
         """A function that runs the parts and reads the clock in between."""
 
         def timed() -> list[float]:
@@ -143,6 +143,10 @@ class CpuDevice:
     def kernel_names(self, steps: Sequence[Step], parts: Sequence[Callable[[], None]]) -> list[tuple[str, ...]]:
         """The function that each step calls; our own with the patterns of the weights that they read."""
         return [linear.kernel_names(step) if step.kernel.startswith("tamis.") else (step.kernel,) for step in steps]
+
+    def ranges(self) -> Ranges | None:
+        """None: NVTX is NVIDIA's."""
+        return None
 
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when their work is done."""

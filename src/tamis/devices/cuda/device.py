@@ -10,7 +10,7 @@ import torch
 from tamis.devices import tensors
 from tamis.devices.aten import kernels as aten
 from tamis.devices.aten import strides as aten_strides
-from tamis.devices.base import BoundShape, Runner, Tensor
+from tamis.devices.base import BoundShape, Ranges, Runner, Tensor
 from tamis.devices.cuda import cublaslt, cudnn, cusparselt, graph, kernels
 from tamis.devices.cuda.info import cuda_info, require_cuda
 from tamis.devices.cuda.kernel_names import kernel_names
@@ -137,13 +137,17 @@ class CudaDevice:
         """What ``run`` gives to the GPU, as one CUDA graph."""
         return graph.record(run)
 
-    def part_timer(self, parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
-        """A function that runs the parts as one CUDA graph and returns the microseconds of each."""
-        return graph.part_timer(parts)
+    def part_timer(self, parts: Sequence[Callable[[], None]], *, recorded: bool = True) -> Callable[[], list[float]]:
+        """A function that runs the parts, as one CUDA graph if ``recorded``, and returns the microseconds of each."""
+        return graph.part_timer(parts, recorded=recorded)
 
     def kernel_names(self, steps: Sequence[Step], parts: Sequence[Callable[[], None]]) -> list[tuple[str, ...]]:
         """The kernels of each part, as the driver names them."""
         return kernel_names(parts)
+
+    def ranges(self) -> Ranges | None:
+        """NVTX ranges, on the host's side of each launch."""
+        return torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop
 
     def synchronize(self) -> None:
         """Wait until the GPU has finished all work given to it."""
