@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from tamis.devices.strides import Strides
-from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.engine.plan import DeviceInfo, DeviceState, Format, Step
 
 Tensor: TypeAlias = Any  # a torch tensor on the device
 Slots: TypeAlias = list[Tensor]
@@ -68,6 +68,10 @@ class Device(Protocol):
 
     def info(self) -> DeviceInfo:
         """What this device is; part of the engine and of the key of the timing cache."""
+        ...
+
+    def state(self) -> DeviceState | None:
+        """Clocks, power and heat now; None where nothing tells them."""
         ...
 
     def upload(self, array: np.ndarray) -> Tensor:

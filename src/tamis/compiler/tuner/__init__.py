@@ -28,6 +28,7 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     weights = sum(array.nbytes for array in graph.constants.values())
     reference = Reference(graph, device, config)
     reference.samples()  # a sample that does not fit is told before anything is measured
+    state = device.state()
     return Track(
         device=device,
         config=config,
@@ -37,6 +38,7 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
         reference=reference,
         deadline=time.monotonic() + config.budget_seconds,
         threads=threads,
+        state=state,
     )
 
 

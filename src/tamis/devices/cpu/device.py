@@ -18,7 +18,7 @@ from tamis.devices.cpu import linear, onednn, openvino
 from tamis.devices.cpu.info import cpu_info, usable_cores
 from tamis.devices.cpu.stopwatch import CpuStopwatch
 from tamis.devices.strides import Strides
-from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.engine.plan import DeviceInfo, DeviceState, Format, Step
 from tamis.errors import DeviceError
 
 Binder: TypeAlias = Callable[[Step, Mapping[str, Tensor], Sequence[BoundShape], Sequence[BoundShape]], Runner]
@@ -48,6 +48,10 @@ class CpuDevice:
     def info(self) -> DeviceInfo:
         """The processor and the versions of the libraries."""
         return cpu_info()
+
+    def state(self) -> DeviceState | None:
+        """None: virtual machines tell nothing true of it."""
+        return None
 
     def upload(self, array: np.ndarray) -> torch.Tensor:
         """A row-major copy of an array, 64-byte aligned."""

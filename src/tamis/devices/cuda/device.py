@@ -11,12 +11,12 @@ from tamis.devices import tensors
 from tamis.devices.aten import kernels as aten
 from tamis.devices.aten import strides as aten_strides
 from tamis.devices.base import BoundShape, Ranges, Runner, Tensor
-from tamis.devices.cuda import cublaslt, cudnn, cusparselt, graph, kernels
+from tamis.devices.cuda import cublaslt, cudnn, cusparselt, graph, kernels, nvml
 from tamis.devices.cuda.info import cuda_info, require_cuda
 from tamis.devices.cuda.kernel_names import kernel_names
 from tamis.devices.cuda.stopwatch import CudaStopwatch
 from tamis.devices.strides import Strides
-from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.engine.plan import DeviceInfo, DeviceState, Format, Step
 from tamis.errors import DeviceError
 
 # Who runs a kernel, by the start of its name.
@@ -41,7 +41,9 @@ class CudaDevice:
     def __init__(self) -> None:
         require_cuda()
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
-        self.cache_bytes = torch.cuda.get_device_properties(self.torch_device).L2_cache_size
+        properties = torch.cuda.get_device_properties(self.torch_device)
+        self.cache_bytes = properties.L2_cache_size
+        self._uuid = str(properties.uuid)
         self._info = cuda_info(self.torch_device.index)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
@@ -49,6 +51,10 @@ class CudaDevice:
     def info(self) -> DeviceInfo:
         """The GPU and the versions of the libraries."""
         return self._info
+
+    def state(self) -> DeviceState | None:
+        """Clocks, power and heat now; None where the driver's management library is missing."""
+        return nvml.read_state(self._uuid)
 
     def upload(self, array: np.ndarray) -> torch.Tensor:
         """A row-major copy of an array on the GPU."""
