@@ -33,8 +33,9 @@ from typing import Any
 from compile_cache import CompileCache
 from cuda_case import BENCH, Job, export_all, run_case
 from cuda_contestants import IMPLEMENTATIONS, STORED_AS, Case
-from gpu_state import gpu_state, short_name
+from gpu_state import short_name
 from results import Row, command_line, merge, meta
+from tamis.devices.cuda.nvml import name_and_driver
 
 # In the order of importance; with the seconds that torch.compile takes.
 CASES = (
@@ -70,14 +71,14 @@ def main() -> int:
     options = parse(sys.argv[1:])
     if options.process:
         return serve(options.process)
-    found = gpu_state()
+    found = name_and_driver()
     if options.device == "cuda" and found is None:
-        print("there is no GPU: nvidia-smi lists none (--device cpu tries the script out on small models)")
+        print("there is no GPU: the driver lists none (--device cpu tries the script out on small models)")
         return 1
-    name = short_name(found.name) if options.device == "cuda" and found is not None else "cpu-trial"
+    name = short_name(found[0]) if options.device == "cuda" and found is not None else "cpu-trial"
     output = options.output or Path(__file__).parent / "results" / f"{BENCH}-{name}.json"
     with tempfile.TemporaryDirectory() as folder:
-        missing = run_all(options, output, Path(folder), {"gpu": found.name, "driver": found.driver} if found else {})
+        missing = run_all(options, output, Path(folder), {"gpu": found[0], "driver": found[1]} if found else {})
     for case, reason in missing.items():
         print(f"not run: {case}: {reason}")
     if options.compile_cache:

@@ -209,8 +209,9 @@ def print_versions() -> int:
     import torch  # noqa: PLC0415
 
     from gpu_state import gpu_state  # noqa: PLC0415
+    from tamis.devices.cuda.nvml import name_and_driver  # noqa: PLC0415
 
-    print("GPU", gpu_state())
+    print("GPU", name_and_driver(), gpu_state())
     for package in (
         "numpy",
         "onnx",

@@ -21,7 +21,7 @@ from torch import nn
 from compile_cache import CompileCache
 from cuda_contestants import MAKERS, Case, NotApplicable, Setting, export_case, reference, stored
 from cuda_race import WRONG, BrokenMachine, Contestant, Cpu, Gpu, Machine, check, fail, one_line, race
-from gpu_state import GpuState, gpu_state
+from gpu_state import gpu_state
 from models import build as build_model
 from models import get
 from results import Row, summarise
@@ -74,7 +74,7 @@ def run_case(job: Job, makers: Sequence[tuple[str, Callable[[Setting], Contestan
     """Race a case and leave the rows in the report. Raises ``BrokenMachine`` when the device broke under one."""
     end = time.monotonic() + job.seconds
     report = Report(job.report)
-    report.note(meta={"state_before": _state()})
+    report.note(meta={"state_before": gpu_state()})
     machine: Machine = Gpu() if job.device == "cuda" else Cpu()
     setting = prepare(job, machine)
     references, flops = reference(setting)
@@ -85,7 +85,7 @@ def run_case(job: Job, makers: Sequence[tuple[str, Callable[[Setting], Contestan
         state = gpu_state()
         before = report.content["meta"]["state_before"]
         rows = [asdict(row_of(setting.case, c, flops, f"{before} -> {state}" if state else "")) for c in contestants]
-        report.note(rows=rows, meta=report.content["meta"] | {"state_after": str(state or "")})
+        report.note(rows=rows, meta=report.content["meta"] | {"state_after": state})
 
     def turn(rounds: int) -> None:
         race(contestants, machine, rounds, random.Random(0), report.working_on)
@@ -176,11 +176,6 @@ def versions() -> dict[str, str]:
         sparse = torch.backends.cusparselt.version() or 0
         found["cusparselt"] = f"{sparse // 1000}.{sparse // 100 % 10}.{sparse % 100}" if sparse else ""
     return {name: version for name, version in found.items() if version}
-
-
-def _state() -> str:
-    state: GpuState | None = gpu_state()
-    return str(state or "")
 
 
 # --- the exporter: another process that works ahead -----------------------------------------------------------

@@ -14,6 +14,7 @@ from tamis.devices.base import BoundShape, Runner, Slots
 from tamis.devices.cpu import CpuDevice
 from tamis.devices.tensors import torch_dtype
 from tamis.engine import (
+    PLAN_VERSION,
     Accuracy,
     Buffer,
     Candidate,
@@ -43,6 +44,8 @@ class FakeDevice:
     record = CpuDevice.record
     part_timer = CpuDevice.part_timer
     stopwatch = CpuDevice.stopwatch
+    ranges = CpuDevice.ranges
+    state = CpuDevice.state
 
     def __init__(self, info: DeviceInfo = DEVICE) -> None:
         self._info = info
@@ -119,7 +122,7 @@ def make_plan(**changes: Any) -> Plan:
     x = Port("x", (2, 4), DType.FLOAT32)
     plan = Plan(
         name="sample",
-        version=1,
+        version=PLAN_VERSION,
         tamis="0.1.0",
         device=DEVICE,
         threads=2,

@@ -96,7 +96,7 @@ def build(
 def load(engine: Engine | str | os.PathLike[str], **options: Any) -> Session:
     """A session that runs an engine, given as such or as the path of its file.
 
-    ``options`` are those of ``Session``: ``threads``, ``device``. Raises ``EngineError``.
+    ``options`` are those of ``Session``: ``threads``, ``device``, ``nvtx``. Raises ``EngineError``.
     """
     from tamis.runtime import Session as Loaded
 

@@ -20,9 +20,10 @@ from compile_cache import CompileCache
 from cuda_case import Job, awaited, export_all, model_file, onnx_file, run_case
 from cuda_contestants import Case, Setting, compress_linears, eager, for_torch, is_two_of_four, reference, stored
 from cuda_race import Contestant, Cpu
-from gpu_state import GpuState, gpu_state, short_name
+from gpu_state import gpu_state, short_name
 from results import command_line
 from tables import gpu_table
+from tamis.engine import DeviceState
 
 MLP = Case("small-mlp-b4", "small-mlp", 4)
 
@@ -240,13 +241,12 @@ def test_only_two_of_four_weights_are_compressed(monkeypatch: pytest.MonkeyPatch
 # --- the GPU's state, and the table ---------------------------------------------------------------------------
 
 
-def test_the_state_of_the_gpu_is_read_and_told() -> None:
-    state = gpu_state(lambda: "NVIDIA H200, 580.159.04, 1980, 3201, 626.41, 51\n")
-    assert state == GpuState("NVIDIA H200", "580.159.04", 1980.0, 3201.0, 626.41, 51.0)
-    assert str(state) == "1980 MHz, 626 W, 51 C" and short_name(state.name) == "h200"
-    assert gpu_state(lambda: "") is None
-    silent = gpu_state(lambda: "NVIDIA H200, 1, [N/A], 1, 2, 3")
-    assert silent is not None and silent.sm_mhz == 0.0
+def test_the_state_of_the_gpu_is_read_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu_state.read_state", lambda: None)
+    assert gpu_state() == ""
+    monkeypatch.setattr("gpu_state.read_state", lambda: DeviceState(1980, 3201, 626.4, 700, 51, False, False))
+    assert gpu_state() == "1980 MHz, 626 W of 700 W, 51 C"
+    assert short_name("NVIDIA H200") == "h200" and short_name("NVIDIA GeForce RTX 4090") == "rtx-4090"
 
 
 def test_the_table_gives_the_goal_ratios(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from tamis import build, load, save_engine
 from tamis.compiler.tuner.accuracy import compare
 from tamis.engine import Engine
 from tamis.formats.dtype import DType
-from tamis.runtime import Session, bench, profile, step_kernels, unproven
+from tamis.runtime import EngineWarning, Session, bench, profile, step_kernels, unproven
+from tamis.runtime.ranges import range_name
 
 PRECISIONS = {
     "fp32": (DType.FLOAT32,),
@@ -148,3 +149,20 @@ def test_bound_runs_read_the_users_tensors(built: Callable[[str, str], Built]) -
         expected = reference(made.path, {"image": mine.cpu().numpy()})
         assert compare(result, expected).max_relative_error < 1e-3
         mine.normal_()
+
+
+def test_ranges_for_nsight_change_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build(save_cnn(tmp_path / "m.onnx"), device="cuda", precisions=PRECISIONS["fp16"], optimization_level=1)
+    pushed: list[str] = []
+    push = torch.cuda.nvtx.range_push
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", lambda name: (pushed.append(name), push(name)))
+    with pytest.warns(EngineWarning, match="step by step"):
+        ranged = load(engine, nvtx=True)
+    feeds = draw(engine, 0)
+    expected = load(engine).run(feeds)
+    for _ in range(2):
+        pushed.clear()
+        for name, result in ranged.run(feeds).items():
+            np.testing.assert_array_equal(result, expected[name])
+        assert pushed == [range_name(step) for step in engine.plan.steps]
+    assert all(step.timing.median_us > 0 for step in profile(ranged, feeds, runs=3, warmup_ms=1).steps)

@@ -128,8 +128,8 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_and_a_newer_plan_say_so(engine: Engine, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(replace(engine, plan=replace(engine.plan, version=2)), path)
-    with pytest.raises(CorruptEngine, match="version 2"):
+    save(replace(engine, plan=replace(engine.plan, version=99)), path)
+    with pytest.raises(CorruptEngine, match="version 99"):
         read(path)
     with monkeypatch.context() as patch:
         patch.setattr(file, "FILE_FORMAT", "tamis-engine-9")

@@ -9,12 +9,13 @@ import pytest
 from rich.console import Console, RenderableType
 
 from sample_engines import make_engine, sample_layer
-from tamis.engine import Candidate, Engine, Timing
+from tamis.engine import Candidate, Conditions, DeviceState, Engine, Timing
 from tamis.errors import InputError
 from tamis.report import (
     both_times,
     build_data,
     build_summary,
+    condition_lines,
     deviation,
     deviation_data,
     deviation_table,
@@ -181,3 +182,28 @@ def test_units() -> None:
     assert [microseconds(v) for v in (0.5, 12.34, 456.7, 12_345.0)] == ["0.50 us", "12.3 us", "457 us", "12.3 ms"]
     assert [size(v) for v in (7, 2048, 3 << 20)] == ["7 B", "2.0 KiB", "3.0 MiB"]
     assert shape((1, 3)) == "1x3" and shape(()) == "scalar"
+
+
+STATE = DeviceState(1980.0, 2619.0, 412.3, 700.0, 45.0, False, False)
+IDLE = DeviceState(345.0, 2619.0, 70.1, 700.0, 30.0, False, False)
+
+
+def test_conditions_are_told_in_a_line() -> None:
+    engine = make_engine(conditions=Conditions(IDLE, STATE))
+    line = "Measured at 1980 MHz, 412 W of 700 W, 45 C; before the races 345 MHz, 70 W of 700 W, 30 C"
+    for report in (explain(engine), build_summary(engine, 1.0, "a.tamis", 100)):
+        assert line in text(report) and "slowed down" not in text(report)
+    assert explain_data(engine)["conditions"]["after"]["power_w"] == 412.3
+    assert build_data(engine, 1.0, "a.tamis", 100)["conditions"]["before"]["sm_mhz"] == 345.0
+    assert "Measured at" not in text(explain(make_engine())) and explain_data(make_engine())["conditions"] is None
+
+
+def test_a_gpu_that_was_slowed_down_is_a_warning() -> None:
+    hot, capped = replace(STATE, slowed_by_heat=True), replace(STATE, slowed_by_power=True)
+    assert "Warning: the GPU was slowed down by heat;" in text(explain(make_engine(conditions=Conditions(IDLE, hot))))
+    assert "slowed down by its power limit;" in condition_lines(Conditions(capped, STATE))[1]
+    assert "slowed down by heat and its power limit;" in condition_lines(Conditions(capped, hot))[1]
+    unknown = DeviceState(0.0, 0.0, 0.0, 0.0, 0.0, False, False)
+    assert condition_lines(Conditions(unknown, replace(unknown, sm_mhz=1.0))) == [
+        "Measured at 1 MHz; before the races an unknown state"
+    ]

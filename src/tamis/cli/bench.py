@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tamis.cli.options import EnginePath, Inputs, Json, Seed, Threads, read_inputs
+from tamis.cli.options import EnginePath, Inputs, Json, Nvtx, Seed, Threads, read_inputs
 from tamis.cli.output import show_json
 
 
@@ -15,6 +15,7 @@ def command(
     warmup: Annotated[float, typer.Option("--warmup", metavar="MS", help="Milliseconds of warm-up.")] = 200.0,
     duration: Annotated[float, typer.Option("--duration", metavar="SECONDS", help="Least time to measure.")] = 3.0,
     iterations: Annotated[int, typer.Option("--iterations", metavar="N", help="Least number of runs.")] = 10,
+    nvtx: Nvtx = False,
     threads: Threads = None,
     given: Inputs = None,
     seed: Seed = 0,
@@ -31,7 +32,7 @@ def command(
 
     if iterations < 1:
         raise ConfigError(f"iterations is {iterations}", remedy="give at least 1")
-    session = tamis.load(engine, threads=threads)
+    session = tamis.load(engine, threads=threads, nvtx=nvtx)
     inputs = random_inputs(session.plan.inputs, seed, read_inputs(given))
     result = bench(session, inputs, warmup_ms=warmup, duration_s=duration, iterations=iterations)
     if json:

@@ -18,6 +18,12 @@ EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine file.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="Cores to use.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random inputs.")]
+Nvtx = Annotated[
+    bool,
+    typer.Option(
+        "--nvtx", help="Name each step to Nsight Systems by NVTX ranges; runs step by step, not as a CUDA graph."
+    ),
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tamis.cli.options import EnginePath, Inputs, Json, Seed, Threads, read_inputs
+from tamis.cli.options import EnginePath, Inputs, Json, Nvtx, Seed, Threads, read_inputs
 from tamis.cli.output import show, show_json
 
 
@@ -24,6 +24,7 @@ def command(
         bool,
         typer.Option("--verify-sparse", help="Fail unless every step that is said to be sparse runs a sparse kernel."),
     ] = False,
+    nvtx: Nvtx = False,
     threads: Threads = None,
     given: Inputs = None,
     seed: Seed = 0,
@@ -37,7 +38,7 @@ def command(
 
     if runs < 1:
         raise ConfigError(f"runs is {runs}", remedy="give at least 1")
-    session = tamis.load(engine, threads=threads)
+    session = tamis.load(engine, threads=threads, nvtx=nvtx)
     inputs = random_inputs(session.plan.inputs, seed, read_inputs(given))
     if kernels or verify_sparse:
         found = step_kernels(session, inputs)

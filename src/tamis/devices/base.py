@@ -14,11 +14,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from tamis.devices.strides import Strides
-from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.engine.plan import DeviceInfo, DeviceState, Format, Step
 
 Tensor: TypeAlias = Any  # a torch tensor on the device
 Slots: TypeAlias = list[Tensor]
 Runner: TypeAlias = Callable[[Slots], None]
+# Opens a named range, and closes the one opened last.
+Ranges: TypeAlias = tuple[Callable[[str], object], Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Device(Protocol):
 
     def info(self) -> DeviceInfo:
         """What this device is; part of the engine and of the key of the timing cache."""
+        ...
+
+    def state(self) -> DeviceState | None:
+        """Clocks, power and heat now; None where nothing tells them."""
         ...
 
     def upload(self, array: np.ndarray) -> Tensor:
@@ -139,12 +145,19 @@ class Device(Protocol):
         """A function that does again what ``run`` does, on the same addresses, at less cost where there is a way."""
         ...
 
-    def part_timer(self, parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
-        """A function that runs the parts one after the other and returns the microseconds of each."""
+    def part_timer(self, parts: Sequence[Callable[[], None]], *, recorded: bool = True) -> Callable[[], list[float]]:
+        """A function that runs the parts one after the other and returns the microseconds of each.
+
+        ``recorded``: as a device that replays runs them in use; otherwise each time anew.
+        """
         ...
 
     def kernel_names(self, steps: Sequence[Step], parts: Sequence[Callable[[], None]]) -> list[tuple[str, ...]]:
         """The kernels that each part, which runs one step, launches, as the driver or the library names them."""
+        ...
+
+    def ranges(self) -> Ranges | None:
+        """How a named range opens and closes for a system-wide profiler; None where there are none."""
         ...
 
     def synchronize(self) -> None:

@@ -17,7 +17,7 @@ from tamis.engine.encoding import decode, encode
 from tamis.errors import CorruptEngine
 from tamis.formats.dtype import DType
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | tuple[JSON, ...] | Mapping[str, JSON]"
 Layout: TypeAlias = Literal["row_major", "channels_last"]
@@ -184,6 +184,31 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True)
+class DeviceState:
+    """How a device was doing at one moment: clocks in MHz, power in watts, temperature in degrees Celsius.
+
+    What a device does not tell is 0. ``slowed_by_...``: its clocks were held down at that moment, by heat or because of
+    its power limit.
+    """
+
+    sm_mhz: float
+    memory_mhz: float
+    power_w: float
+    power_limit_w: float
+    temperature_c: float
+    slowed_by_heat: bool
+    slowed_by_power: bool
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The state of the device before anything was measured, and right after the last measurement."""
+
+    before: DeviceState
+    after: DeviceState
+
+
+@dataclass(frozen=True)
 class Plan:
     """An engine without its weights."""
 
@@ -205,6 +230,7 @@ class Plan:
     engines: tuple[EngineRecord, ...]
     config: Mapping[str, Any]
     usable_for_accuracy: bool = True
+    conditions: Conditions | None = None
 
 
 def to_json(plan: Plan) -> str:

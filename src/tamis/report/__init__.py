@@ -1,5 +1,6 @@
 """Reports about engines and runs: rich text for people, plain data for machines."""
 
+from tamis.report.conditions import condition_lines, state_text
 from tamis.report.crossover import crossover_report
 from tamis.report.crossover_picture import check_picture, draw_crossover
 from tamis.report.deviations import Deviation, deviation, deviation_data, deviation_table, first_beyond
@@ -32,6 +33,7 @@ __all__ = [
     "build_data",
     "build_summary",
     "check_picture",
+    "condition_lines",
     "crossover_report",
     "deviation",
     "deviation_data",
@@ -52,5 +54,6 @@ __all__ = [
     "size",
     "sparsity_data",
     "sparsity_lines",
+    "state_text",
     "table",
 ]

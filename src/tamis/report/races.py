@@ -13,6 +13,7 @@ from tamis.engine.file import Engine
 from tamis.engine.inspect import describe, is_sparse
 from tamis.engine.plan import Candidate, LayerRecord
 from tamis.errors import InputError
+from tamis.report.conditions import condition_lines
 from tamis.report.sparsity import sparsity_data, sparsity_lines
 from tamis.report.tables import table
 from tamis.report.units import microseconds, spread
@@ -38,6 +39,7 @@ def explain(engine: Engine, *, layer: str | None = None, every: bool = False) ->
         *(Text(line) for line in sparsity_lines(plan.layers)),
         *_regions(engine),
         *_engines(engine),
+        *(Text(line) for line in condition_lines(plan.conditions)),
     )
 
 
@@ -51,6 +53,7 @@ def explain_data(engine: Engine, *, layer: str | None = None) -> dict[str, Any]:
         "sparsity": sparsity_data(engine.plan.layers),
         "regions": plan["regions"],
         "engines": plan["engines"],
+        "conditions": plan["conditions"],
     }
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from tamis.engine.file import Engine
 from tamis.engine.inspect import summarize
 from tamis.engine.plan import LayerRecord
+from tamis.report.conditions import condition_lines
 from tamis.report.sparsity import sparsity_data, sparsity_lines
 from tamis.report.tables import table
 from tamis.report.units import amount, counts, microseconds, shape, size
@@ -24,6 +25,7 @@ def build_summary(engine: Engine, seconds: float, output: str, file_bytes: int) 
         time, mark = microseconds(record.timing.median_us), "chosen" if record.chosen else "not chosen"
         lines.append(f"Engine '{record.name}': {time}, {mark}: {record.reason}")
     lines += [
+        *condition_lines(plan.conditions),
         f"Kernels: {counts(summary.kernels)}",
         f"Precisions: {counts(summary.precisions)}",
         f"Memory: weights {size(summary.weight_bytes)}, arena {size(summary.arena_bytes)}, "
@@ -44,6 +46,7 @@ def build_data(engine: Engine, seconds: float, output: str, file_bytes: int) -> 
         "seconds": seconds,
         "sparsity": sparsity_data(plan.layers),
         "engines": [asdict(record) for record in plan.engines],
+        "conditions": asdict(plan.conditions) if plan.conditions is not None else None,
         "summary": asdict(summarize(engine)),
         "usable_for_accuracy": plan.usable_for_accuracy,
     }

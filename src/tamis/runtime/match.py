@@ -9,7 +9,7 @@ from tamis.errors import EngineMismatch
 
 
 class EngineWarning(UserWarning):
-    """An engine runs, but not quite where it was built for."""
+    """An engine runs, but not quite where or as it was built to."""
 
 
 def check_device(plan: Plan, device: DeviceInfo) -> None:

@@ -20,6 +20,7 @@ class Recording:
         inputs: the tensors that every run reads; ``load`` changes what is in them.
         first: values for the warm-up before recording; None where ``inputs`` hold values already. What a warm-up
             computes is thrown away, but indices in it must be valid.
+        recorded: False to run the loop each time anew, on the same fixed inputs.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class Recording:
         output_slots: Sequence[int],
         inputs: Sequence[Tensor],
         first: Sequence[Tensor] | None = None,
+        *,
+        recorded: bool = True,
     ) -> None:
         self._device = device
         self._inputs = tuple(inputs)
@@ -46,7 +49,7 @@ class Recording:
 
         if first is not None:
             self.load(first)
-        self._replay = device.record(run)
+        self._replay = device.record(run) if recorded else run
 
     def load(self, tensors: Sequence[Tensor]) -> None:
         """Copy values into the inputs."""

@@ -19,6 +19,7 @@ from tamis.errors import ConfigError, DeviceError, InputError
 from tamis.runtime.loop import Part, flat_loop, parts_of
 from tamis.runtime.match import EngineWarning, check_device
 from tamis.runtime.memory import lay_out
+from tamis.runtime.ranges import in_range, open_ranges
 from tamis.runtime.recording import Recording
 from tamis.runtime.tensors import Array, to_torch
 
@@ -37,8 +38,11 @@ class Session:
         device: the device to run on; None for the one of the kind that the engine was built for.
         poison: fill the arena with NaN before every run, and each part of it once its value is dead, so that
             a value that is read too early or too late shows. For tests.
+        nvtx: put each step into an NVTX range named after its layers and kernel, for Nsight Systems. Runs are then
+            made step by step, not replayed as a graph.
 
-    Raises ``EngineError`` for a file that is not an engine, ``EngineMismatch`` for one of another device.
+    Raises ``EngineError`` for a file that is not an engine, ``EngineMismatch`` for one of another device,
+    ``ConfigError`` for options that do not fit the device.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Session:
         threads: int | None = None,
         device: Device | None = None,
         poison: bool = False,
+        nvtx: bool = False,
     ) -> None:
         engine = engine if isinstance(engine, Engine) else read(engine)
         plan = engine.plan
@@ -57,6 +62,7 @@ class Session:
         self.device: Device = device if device is not None else open_device(plan.device.kind)
         info = self.device.info()
         check_device(plan, info)
+        self._ranges = open_ranges(self.device) if nvtx else None
         self.threads = _threads(plan, info, threads)
         self.device.set_threads(self.threads)
         self._memory = lay_out(plan, self.device)
@@ -95,7 +101,7 @@ class Session:
         """
         tensors, slots, loop = self.check(inputs), self._slots, self._loop
         if self.device.replays:
-            return Recording(self.device, self._loop, slots, self._input_slots, self._output_slots, tensors).replay
+            return self._recording(tensors).replay
         pairs = tuple(zip(self._input_slots, tensors, strict=True))
         outputs = tuple(self._output_slots)
         # What torch.inference_mode() wraps, at a third of the cost; it is entered in every run.
@@ -144,7 +150,7 @@ class Session:
 
     def step_timer(self, inputs: Sequence[Tensor]) -> Callable[[], list[float]]:
         """A function that runs the engine on checked tensors and returns the microseconds of each step."""
-        timer = self.device.part_timer(self._parts(inputs))
+        timer = self.device.part_timer(self._parts(inputs), recorded=self._ranges is None)
 
         def timed() -> list[float]:
             with self._lock, torch.inference_mode():
@@ -185,9 +191,7 @@ class Session:
         if self.device.replays:
             if self._recorded is None:
                 fixed = [self.device.empty(port.shape, Format(port.dtype)) for port in self.plan.inputs]
-                self._recorded = Recording(
-                    self.device, self._loop, slots, self._input_slots, self._output_slots, fixed, tensors
-                )
+                self._recorded = self._recording(fixed, tensors)
             self._recorded.load(tensors)
             return self._recorded.replay()
         for slot, tensor in zip(self._input_slots, tensors, strict=True):
@@ -195,6 +199,11 @@ class Session:
         for step in self._loop:
             step(slots)
         return [slots[slot] for slot in self._output_slots]
+
+    def _recording(self, inputs: Sequence[Tensor], first: Sequence[Tensor] | None = None) -> Recording:
+        """A recording that reads ``inputs``. Ranges do not show in replays: with them, every run is made anew."""
+        ends = self._input_slots, self._output_slots
+        return Recording(self.device, self._loop, self._slots, *ends, inputs, first, recorded=self._ranges is None)
 
     def _clear(self) -> None:
         """Let go of the user's tensors and of those that libraries allocated."""
@@ -234,7 +243,8 @@ class Session:
             constants = {name: uploaded[name] for name in step.constants}
             inputs = self._memory.bound(self.plan, step.inputs)
             outputs = self._memory.bound(self.plan, step.outputs, outputs=True)
-            runners.append(self.device.bind(step, constants, inputs, outputs))
+            runner = self.device.bind(step, constants, inputs, outputs)
+            runners.append(in_range(step, runner, self._ranges) if self._ranges else runner)
         return runners
 
 

@@ -18,6 +18,7 @@ from tamis.compiler.planner.records import layer_records, region_records
 from tamis.compiler.planner.regions import RegionRaces
 from tamis.compiler.planner.search import Filter, Search
 from tamis.compiler.tactics import region_tactics_of, tactics_of
+from tamis.compiler.tuner.conditions import conditions_of
 from tamis.compiler.tuner.race import LayerRace, Track
 from tamis.engine.file import Engine
 from tamis.engine.plan import PLAN_VERSION, Plan, Port
@@ -72,7 +73,7 @@ def plan_engine(
             raise BuildError(f"no engine can be used: one {failure}", remedy="exclude the tactic that fails")
         raise BuildError("no engine is within the accuracy asked for", remedy="allow a larger error")
     winner, engines = contest.run(drafts)
-    return _assemble(
+    engine = _assemble(
         graph,
         winner.draft,
         track,
@@ -80,6 +81,9 @@ def plan_engine(
         region_records(tuple(region_races.trials.values()), races, winner.draft),
         engines,
         _config_json(track.config),
+    )
+    return dataclasses.replace(
+        engine, plan=dataclasses.replace(engine.plan, conditions=conditions_of(engine.plan, track))
     )
 
 

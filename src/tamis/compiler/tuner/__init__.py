@@ -29,6 +29,7 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     weights = sum(array.nbytes for array in graph.constants.values())
     reference = Reference(graph, device, config)
     reference.samples()  # a sample that does not fit is told before anything is measured
+    state = device.state()
     with watch(device, Suspect("measuring what the device can do")):
         roof = measure_roof(cache, device, config.raced_precisions)
     return Track(
@@ -40,6 +41,7 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
         reference=reference,
         deadline=time.monotonic() + config.budget_seconds,
         threads=threads,
+        state=state,
     )
 
 

@@ -39,11 +39,14 @@ class Measurement:
 
 
 class TimingCache:
-    """Measurements of one device, backed by a file or only by memory."""
+    """Measurements of one device, backed by a file or only by memory.
+
+    ``changed``: whether anything was measured since it was opened.
+    """
 
     def __init__(self, path: Path | None, device: DeviceInfo, threads: int) -> None:
         self.path = path
-        self._changed = False
+        self.changed = False
         self._device = fingerprint(device, threads)
         self._entries: dict[str, Measurement] = {}
         for key, entry in _read(path).get("devices", {}).get(self._device, {}).items():
@@ -56,12 +59,12 @@ class TimingCache:
     def put(self, key: str, measurement: Measurement) -> Measurement:
         """Remember a measurement; returns it as it will be read back."""
         self._entries[key] = measurement
-        self._changed = True
+        self.changed = True
         return measurement
 
     def save(self) -> None:
         """Merge into the file, atomically. Does nothing without a file or news. Raises ``OutputError``."""
-        if self.path is not None and self._changed:
+        if self.path is not None and self.changed:
             self.merge_into(self.path)
 
     def merge_into(self, path: Path) -> None:

@@ -23,7 +23,7 @@ from tamis.compiler.tuner.suspect import Suspect, broke_device, suspect_of, watc
 from tamis.compiler.tuner.timing import Clock
 from tamis.compiler.tuner.trial import Trial, bind_trial
 from tamis.devices.base import Device
-from tamis.engine.plan import Accuracy, Timing
+from tamis.engine.plan import Accuracy, DeviceState, Timing
 from tamis.errors import DeviceLost, TamisError
 
 # A candidate slower than this many times the best of its formats is not measured further.
@@ -63,7 +63,7 @@ class LayerRace:
 
 @dataclass(frozen=True)
 class Track:
-    """What every race needs."""
+    """What every race needs; ``state`` is that of the device before the first one."""
 
     device: Device
     config: BuildConfig
@@ -73,6 +73,7 @@ class Track:
     reference: Reference
     deadline: float
     threads: int
+    state: DeviceState | None
 
 
 def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> LayerRace:

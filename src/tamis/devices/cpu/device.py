@@ -13,12 +13,12 @@ import torch
 from tamis.devices import tensors
 from tamis.devices.aten import kernels as aten
 from tamis.devices.aten import strides as aten_strides
-from tamis.devices.base import BoundShape, Runner, Tensor
+from tamis.devices.base import BoundShape, Ranges, Runner, Tensor
 from tamis.devices.cpu import linear, onednn, openvino
 from tamis.devices.cpu.info import cpu_info, usable_cores
 from tamis.devices.cpu.stopwatch import CpuStopwatch
 from tamis.devices.strides import Strides
-from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.engine.plan import DeviceInfo, DeviceState, Format, Step
 from tamis.errors import DeviceError
 
 Binder: TypeAlias = Callable[[Step, Mapping[str, Tensor], Sequence[BoundShape], Sequence[BoundShape]], Runner]
@@ -48,6 +48,10 @@ class CpuDevice:
     def info(self) -> DeviceInfo:
         """The processor and the versions of the libraries."""
         return cpu_info()
+
+    def state(self) -> DeviceState | None:
+        """None: virtual machines tell nothing true of it."""
+        return None
 
     def upload(self, array: np.ndarray) -> torch.Tensor:
         """A row-major copy of an array, 64-byte aligned."""
@@ -127,7 +131,7 @@ class CpuDevice:
         """``run`` itself: calling functions is what a CPU does."""
         return run
 
-    def part_timer(self, parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
+    def part_timer(self, parts: Sequence[Callable[[], None]], *, recorded: bool = True) -> Callable[[], list[float]]:
         """A function that runs the parts and reads the clock in between."""
 
         def timed() -> list[float]:
@@ -143,6 +147,10 @@ class CpuDevice:
     def kernel_names(self, steps: Sequence[Step], parts: Sequence[Callable[[], None]]) -> list[tuple[str, ...]]:
         """The function that each step calls; our own with the patterns of the weights that they read."""
         return [linear.kernel_names(step) if step.kernel.startswith("tamis.") else (step.kernel,) for step in steps]
+
+    def ranges(self) -> Ranges | None:
+        """None: NVTX is NVIDIA's."""
+        return None
 
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when their work is done."""

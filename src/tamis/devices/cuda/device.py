@@ -10,13 +10,13 @@ import torch
 from tamis.devices import tensors
 from tamis.devices.aten import kernels as aten
 from tamis.devices.aten import strides as aten_strides
-from tamis.devices.base import BoundShape, Runner, Tensor
-from tamis.devices.cuda import cublaslt, cudnn, cusparselt, graph, kernels
+from tamis.devices.base import BoundShape, Ranges, Runner, Tensor
+from tamis.devices.cuda import cublaslt, cudnn, cusparselt, graph, kernels, nvml
 from tamis.devices.cuda.info import cuda_info, require_cuda
 from tamis.devices.cuda.kernel_names import kernel_names
 from tamis.devices.cuda.stopwatch import CudaStopwatch
 from tamis.devices.strides import Strides
-from tamis.engine.plan import DeviceInfo, Format, Step
+from tamis.engine.plan import DeviceInfo, DeviceState, Format, Step
 from tamis.errors import DeviceError
 
 # Who runs a kernel, by the start of its name.
@@ -41,7 +41,9 @@ class CudaDevice:
     def __init__(self) -> None:
         require_cuda()
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
-        self.cache_bytes = torch.cuda.get_device_properties(self.torch_device).L2_cache_size
+        properties = torch.cuda.get_device_properties(self.torch_device)
+        self.cache_bytes = properties.L2_cache_size
+        self._uuid = str(properties.uuid)
         self._info = cuda_info(self.torch_device.index)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
@@ -49,6 +51,10 @@ class CudaDevice:
     def info(self) -> DeviceInfo:
         """The GPU and the versions of the libraries."""
         return self._info
+
+    def state(self) -> DeviceState | None:
+        """Clocks, power and heat now; None where the driver's management library is missing."""
+        return nvml.read_state(self._uuid)
 
     def upload(self, array: np.ndarray) -> torch.Tensor:
         """A row-major copy of an array on the GPU."""
@@ -137,13 +143,17 @@ class CudaDevice:
         """What ``run`` gives to the GPU, as one CUDA graph."""
         return graph.record(run)
 
-    def part_timer(self, parts: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
-        """A function that runs the parts as one CUDA graph and returns the microseconds of each."""
-        return graph.part_timer(parts)
+    def part_timer(self, parts: Sequence[Callable[[], None]], *, recorded: bool = True) -> Callable[[], list[float]]:
+        """A function that runs the parts, as one CUDA graph if ``recorded``, and returns the microseconds of each."""
+        return graph.part_timer(parts, recorded=recorded)
 
     def kernel_names(self, steps: Sequence[Step], parts: Sequence[Callable[[], None]]) -> list[tuple[str, ...]]:
         """The kernels of each part, as the driver names them."""
         return kernel_names(parts)
+
+    def ranges(self) -> Ranges | None:
+        """NVTX ranges, on the host's side of each launch."""
+        return torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop
 
     def synchronize(self) -> None:
         """Wait until the GPU has finished all work given to it."""
