@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph, Node, TensorType
@@ -19,7 +20,7 @@ from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
 from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.race import LayerRace, race_layer
 from tamis.devices.cpu.device import CpuDevice
-from tamis.engine.plan import DeviceInfo
+from tamis.engine.plan import DeviceInfo, Format
 from tamis.errors import DeviceError
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
@@ -41,6 +42,15 @@ class Spoiled(Aten):
         return dataclasses.replace(lowered, constants=constants)
 
 
+class Right(Spoiled):
+    name = "right"
+    factor = 1.0
+
+
+class Same(Right):
+    name = "same"
+
+
 class GivesNaN(Spoiled):
     name = "nan"
     factor = float("nan")
@@ -51,6 +61,20 @@ class Breaks(Spoiled):
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         raise DeviceError("the library said no")
+
+
+class Hungry(Spoiled):
+    """Finds too little memory on its first try."""
+
+    name = "hungry"
+    factor = 1.0
+    satisfied = False
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        if not Hungry.satisfied:
+            Hungry.satisfied = True
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 34 GiB")
+        return super().lower(layer, choice)
 
 
 class Shy(Aten):
@@ -138,3 +162,30 @@ def test_what_was_left_out_for_want_of_time_is_measured_when_there_is_more(tmp_p
     assert left_out(0.0) > 0  # the same wish gives the same answer
     assert left_out(60.0) == 0
     assert left_out(0.0) == 0  # known by now
+
+
+def test_what_found_no_memory_is_tried_again_by_the_next_build(tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    Hungry.satisfied = False
+    first = race(linear_graph(), (Aten(), Hungry()), timing_cache=cache)
+    (starved,) = (e for e in first.entries if e.choice.tactic == "hungry")
+    assert starved.disqualified and "out of memory" in starved.reason
+    second = race(linear_graph(), (Aten(), Hungry()), timing_cache=cache)
+    assert {e.choice.tactic for e in second.finishers} == {"aten", "hungry"}
+
+
+def test_candidates_share_the_memory_of_inputs_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+    empty = CpuDevice.empty
+
+    def counted(self: CpuDevice, shape: tuple[int, ...], format: Format) -> torch.Tensor:
+        made.append(tuple(shape))
+        return empty(self, shape, format)
+
+    def allocations(tactics: tuple[Aten, ...]) -> int:
+        made.clear()
+        assert len(race(linear_graph(n=48, rows=24), tactics).finishers) == len(tactics)
+        return made.count((24, 48))
+
+    monkeypatch.setattr(CpuDevice, "empty", counted)
+    assert allocations((Aten(),)) == allocations((Aten(), Right(), Same()))

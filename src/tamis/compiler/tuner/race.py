@@ -7,13 +7,14 @@ is declared here: which choice serves the whole graph best is for the planner to
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, replace
 
 import torch
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.tactics.base import Choice, Layer, Tactic, flops_of, moved_bytes_of
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, Tactic, flops_of, moved_bytes_of
 from tamis.compiler.tuner.accuracy import compare, objection, worst
 from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.compiler.tuner.describe import signature_of
@@ -21,7 +22,7 @@ from tamis.compiler.tuner.prior import Roof
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, broke_device, suspect_of, watch
 from tamis.compiler.tuner.timing import Clock
-from tamis.compiler.tuner.trial import Trial, bind_trial
+from tamis.compiler.tuner.trial import SharedMemory, Trial, bind_trial
 from tamis.devices.base import Device
 from tamis.engine.plan import Accuracy, DeviceState, Timing
 from tamis.errors import DeviceLost, TamisError
@@ -34,6 +35,7 @@ _FAR_BEHIND = 3.0
 _FAR_BEHIND_US = 100.0
 _FIRST_TURNS = 3
 _SPENT = "skipped: the time budget of "
+_NO_MEMORY = "failed: out of memory"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def race_suspect(layer: Layer, choice: Choice, track: Track) -> Suspect:
 
 
 def _still_valid(found: Measurement | None, track: Track) -> Measurement | None:
-    """What the cache holds, unless it was left out for want of time and there is more time now."""
+    """What the cache holds, unless it failed for want of memory, or of time and there is more time now."""
+    if found is not None and found.failure.startswith(_NO_MEMORY):
+        return None
     if found is None or not found.failure.startswith(_SPENT):
         return found
     spent = float(found.failure.removeprefix(_SPENT).split()[0])
@@ -141,6 +145,7 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
     accuracies: dict[int, Accuracy] = {}
     flops = flops_of(layer)
     suspects = [race_suspect(layer, choice, track) for _, choice in choices]
+    memory = SharedMemory()
     for index, (tactic, choice) in enumerate(choices):
         formats = (choice.inputs, choice.outputs)
         bound = track.roof.bound_us(flops, moved_bytes_of(layer, choice), choice.precision)
@@ -154,12 +159,16 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
             continue
         try:
             with watch(track.device, suspects[index]):
-                trial = _start(layer, tactic, choice, track)
+                trial = _start(layer, tactic.lower(layer, choice), choice, track, memory)
                 trial.run()
                 accuracies[index] = _check(layer, choice, trial, track)
                 timing = track.clock.race({"": trial.contender(suspects[index])}, _FIRST_TURNS)[""]
+                trial.let_go()
         except DeviceLost:
             raise
+        except torch.OutOfMemoryError as error:  # of this machine today: the next build tries again
+            results[index] = Measurement(failure=f"{_NO_MEMORY}: {str(error).splitlines()[0][:120]}")
+            continue
         except (RuntimeError, TamisError) as error:
             results[index] = Measurement(failure=f"failed: {str(error).splitlines()[0][:200]}")
             continue
@@ -179,10 +188,13 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
     return [results[index] for index in range(len(choices))]
 
 
-def _start(layer: Layer, tactic: Tactic, choice: Choice, track: Track) -> Trial:
-    inputs = {v: (track.reference.formatted(v, f), f) for v, f in zip(layer.values, choice.inputs, strict=True)}
+def _start(layer: Layer, lowered: Lowered, choice: Choice, track: Track, memory: SharedMemory) -> Trial:
+    inputs = {
+        v: (memory.get((v, f), functools.partial(track.reference.formatted, v, f)), f)
+        for v, f in zip(layer.values, choice.inputs, strict=True)
+    }
     outputs = {v: (layer.types[v], f) for v, f in zip(layer.node.outputs, choice.outputs, strict=True)}
-    return bind_trial(track.device, tactic.lower(layer, choice), inputs, outputs)
+    return bind_trial(track.device, lowered, inputs, outputs, memory)
 
 
 def _check(layer: Layer, choice: Choice, trial: Trial, track: Track) -> Accuracy:
