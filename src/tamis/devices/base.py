@@ -61,10 +61,12 @@ class Device(Protocol):
     Attributes:
         replays: whether ``record`` gains anything; a run then reads its inputs at addresses that never change.
         cache_bytes: weights beyond this size do not stay in the caches from one run to the next.
+        memory_bytes: all the memory that the device has.
     """
 
     replays: bool
     cache_bytes: int
+    memory_bytes: int
 
     def info(self) -> DeviceInfo:
         """What this device is; part of the engine and of the key of the timing cache."""

@@ -48,17 +48,19 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
 def race_all(graph: Graph, track: Track, progress: Callable[[int, int, str], None]) -> tuple[LayerRace, ...]:
     """One race for each layer, in order; layers of equal signature share the measurements."""
     tactics = tactics_of(track.config.device)
+    layers = [layer_of(graph, node) for node in graph.nodes]
+    keys = [(signature_of(layer), track.config.precisions_of(layer.name)) for layer in layers]
+    first = dict(zip(reversed(keys), reversed(layers), strict=True))
+    track.reference.expect(v for layer in first.values() for v in (*layer.values, *layer.node.outputs))
     races: dict[tuple[str, tuple[DType, ...]], LayerRace] = {}
     results = []
-    for index, node in enumerate(graph.nodes):
-        layer = layer_of(graph, node)
-        progress(index, len(graph.nodes), node.name)
-        key = (signature_of(layer), track.config.precisions_of(node.name))
+    for index, (layer, key) in enumerate(zip(layers, keys, strict=True)):
+        progress(index, len(layers), layer.name)
         if key not in races:
             races[key] = race_layer(layer, tactics, track)
         shared = races[key]
         results.append(LayerRace(layer, shared.entries, shared.refusals))
-    progress(len(graph.nodes), len(graph.nodes), "")
+    progress(len(layers), len(layers), "")
     return tuple(results)
 
 

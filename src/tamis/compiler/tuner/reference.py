@@ -7,7 +7,7 @@ runs the network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -23,18 +23,36 @@ from tamis.devices.base import Device, Tensor
 from tamis.engine.plan import Format
 from tamis.errors import InputError
 
+# The part of the device's memory that values may fill; beyond it only those that are asked for are held.
+_SHARE = 4
+
 
 class Reference:
-    """All values of a graph for one set of sample inputs, computed on first use."""
+    """The values of a graph for one set of sample inputs, computed on first use.
+
+    All are held while they fill no more than a quarter of the device's memory. Else those are that ``expect`` named,
+    and one that was not expected costs another run of the network.
+    """
 
     def __init__(self, graph: Graph, device: Device, config: BuildConfig) -> None:
         self.graph = graph
         self.device = device
         self.config = config
         self._values: dict[str, Tensor] = {}
+        self._expected = {*graph.inputs, *graph.outputs}
+        self._samples: dict[str, np.ndarray] | None = None
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Hold these values when the network runs."""
+        self._expected |= set(names)
 
     def samples(self) -> dict[str, np.ndarray]:
         """The sample inputs: the user's, or random ones made from the seed."""
+        if self._samples is None:
+            self._samples = self._drawn()
+        return self._samples
+
+    def _drawn(self) -> dict[str, np.ndarray]:
         given = dict(self.config.samples or {})
         unknown = set(given) - set(self.graph.inputs)
         if unknown:
@@ -58,7 +76,9 @@ class Reference:
 
     def value(self, name: str) -> Tensor:
         """A value of the graph, on the device, row-major, in the type the graph gives it."""
-        if not self._values:
+        if name not in self._values:
+            self.expect((name,))
+            self._values.clear()
             self._run()
         return self._values[name]
 
@@ -77,8 +97,13 @@ class Reference:
         aten, graph = Aten(), self.graph
         values = {name: self.device.upload(array) for name, array in self.samples().items()}
         values |= {o: self.device.upload(graph.constants[o]) for o in graph.outputs if o in graph.constants}
+        last_read = {v: index for index, node in enumerate(graph.nodes) for v in node.inputs}
+        all_bytes = sum(
+            graph.types[v].elements * graph.types[v].dtype.size_bytes for n in graph.nodes for v in n.outputs
+        )
+        held = None if all_bytes <= self.device.memory_bytes // _SHARE else self._expected
         with torch.inference_mode():
-            for node in graph.nodes:
+            for index, node in enumerate(graph.nodes):
                 layer = layer_of(graph, node)
                 choice = next(iter(aten.choices(layer, self.device.info(), BuildConfig())))
                 lowered = aten.lower(layer, choice)
@@ -89,6 +114,10 @@ class Reference:
                     trial.run()
                     self.device.synchronize()  # no candidate shall be blamed for it
                 values |= {v: trial.slots[s] for v, s in zip(node.outputs, trial.outputs, strict=True)}
+                if held is not None:
+                    done = (v for v in (*node.inputs, *node.outputs) if last_read.get(v, -1) <= index)
+                    for value in set(done) - held:
+                        values.pop(value, None)
         self._values = values
 
 

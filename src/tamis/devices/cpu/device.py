@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -43,6 +44,7 @@ class CpuDevice:
     cache_bytes = 16 << 20
 
     def __init__(self, threads: int | None = None) -> None:
+        self.memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.set_threads(threads or usable_cores())
 
     def info(self) -> DeviceInfo:

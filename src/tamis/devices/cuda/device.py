@@ -43,6 +43,7 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
         properties = torch.cuda.get_device_properties(self.torch_device)
         self.cache_bytes = properties.L2_cache_size
+        self.memory_bytes = properties.total_memory
         self._uuid = str(properties.uuid)
         self._info = cuda_info(self.torch_device.index)
         torch.backends.cuda.matmul.allow_tf32 = False
