@@ -27,7 +27,7 @@ import torch
 
 from models import build as build_model
 from models import export, get
-from results import Row, error_of, machine_name, merge, summarise
+from results import Row, command_line, error_of, machine_name, merge, summarise
 
 CASES = (
     ("resnet34-b1", "resnet34", 1), ("resnet50-b1", "resnet50", 1), ("resnet50-b8", "resnet50", 8),
@@ -73,7 +73,7 @@ def main() -> None:
             command += ["--timing-cache", str(options.timing_cache)] if options.timing_cache else []
             subprocess.run(command, check=True)
             content = json.loads(Path(rows.name).read_text())
-        merge(output, [Row(**row) for row in content], {"command": " ".join(sys.argv), "threads": options.threads})
+        merge(output, [Row(**row) for row in content], {"command": command_line(sys.argv), "threads": options.threads})
     print(f"wrote {output}")
 
 

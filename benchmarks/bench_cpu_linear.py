@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from results import Row, error_of, machine_name, merge, summarise
+from results import Row, command_line, error_of, machine_name, merge, summarise
 from tamis.formats import DENSE, TWO_FOUR, magnitude_mask
 from tamis.kernels.cpu import Chain, Layer, LinearSpec, Step, load, pack
 
@@ -301,7 +301,7 @@ def main() -> None:
                 print(*(_line(row) for row in made), sep="\n", flush=True)
     out = args.out or Path(__file__).parent / "results" / f"cpu_linear-{machine_name()}.json"
     extra = {
-        "command": " ".join(sys.argv), "threads": args.threads, "isa": args.isa or load().levels[-1],
+        "command": command_line(sys.argv), "threads": args.threads, "isa": args.isa or load().levels[-1],
         "cache_bytes": _cache_bytes(), "working_set_bytes": args.working_set,
     }  # fmt: skip
     merge(out, results, extra)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from results import Row, merge, summarise
+from results import Row, command_line, merge, summarise
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import cudnn, cudnn_torch
 from tamis.engine.plan import Format, Step
@@ -336,7 +336,7 @@ def main() -> None:
     gpu = re.sub(r"[^a-z0-9]+", "-", properties.name.lower().removeprefix("nvidia")).strip("-")
     path = args.output or Path(__file__).parent / "results" / f"cuda_conv-{gpu}.json"
     extra: dict[str, object] = {
-        "command": " ".join(sys.argv), "gpu": properties.name, "working_set_bytes": args.working_set,
+        "command": command_line(sys.argv), "gpu": properties.name, "working_set_bytes": args.working_set,
         "libraries": {"cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda},
     }  # fmt: skip
     if args.context is not None:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from results import Row, merge, summarise
+from results import Row, command_line, merge, summarise
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Node, TensorType
 from tamis.compiler.ir.infer import infer
@@ -357,7 +357,7 @@ def main() -> int:
     gpu = re.sub(r"[^a-z0-9]+", "-", args.info.name.lower().removeprefix("nvidia ")).strip("-")
     out = args.out or Path(__file__).parent / "results" / f"cuda_kernels-{gpu}.json"
     extra = {
-        "command": " ".join(sys.argv), "gpu": args.info.name, "architecture": args.info.architecture,
+        "command": command_line(sys.argv), "gpu": args.info.name, "architecture": args.info.architecture,
         "libraries": dict(args.info.libraries), "working_set_bytes": args.working_set,
         "seconds": round(time.perf_counter() - begin, 1),
     }  # fmt: skip

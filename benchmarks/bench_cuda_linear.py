@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from results import Row, merge, summarise
+from results import Row, command_line, merge, summarise
 from tamis.compiler.tactics.cusparselt import ALGORITHMS, SPLIT_ALGORITHMS, SPLIT_MODES, SPLITS
 from tamis.devices.cuda import cublaslt, cublaslt_library, cusparselt, cusparselt_library
 from tamis.errors import DeviceError, MissingLibrary
@@ -315,7 +315,7 @@ def main() -> int:
     gpu = re.sub(r"[^a-z0-9]+", "-", properties.name.lower().removeprefix("nvidia ")).strip("-")
     out = args.out or Path(__file__).parent / "results" / f"cuda_linear-{gpu}.json"
     extra = {
-        "command": " ".join(sys.argv), "gpu": properties.name, "architecture": architecture, "libraries": libraries,
+        "command": command_line(sys.argv), "gpu": properties.name, "architecture": architecture, "libraries": libraries,
         "working_set_bytes": args.working_set,
     }  # fmt: skip
     gc.freeze()  # each capture may collect garbage: leave out what is there by now

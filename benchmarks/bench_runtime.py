@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from results import Row, machine_name, merge, summarise
+from results import Row, command_line, machine_name, merge, summarise
 from tamis.devices.cpu import CpuDevice
 from tamis.engine import Buffer, Engine, Format, Plan, Port, Step, read, save
 from tamis.formats import DType
@@ -82,7 +82,7 @@ def main() -> None:
         rows.append(row("read-verified", timed(lambda: read(path), 7), FILE_BYTES))
         rows.append(row("read-unverified", timed(lambda: read(path, verify=False), 50), FILE_BYTES))
     output = Path(__file__).parent / "results" / f"runtime-{machine_name()}.json"
-    merge(output, rows, {"command": " ".join(sys.argv)})
+    merge(output, rows, {"command": command_line(sys.argv)})
     for item in rows:
         print(f"{item.case:16} {item.median_us:12.3f} {item.note or 'us'}")
 

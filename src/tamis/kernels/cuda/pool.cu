@@ -7,8 +7,8 @@
 // Layouts: in dense [N, IMAGE_HEIGHT, IMAGE_WIDTH, CHANNELS], out dense [N, OUT_HEIGHT, OUT_WIDTH, CHANNELS] of TYPE. One
 //   thread makes WIDTH channels (a divisor of CHANNELS) of one position.
 // Limits: two spatial axes, fewer than 2^31 elements, addresses aligned to 16 bytes.
-// Roof: memory. (elements in + elements out) * bytes over 4.29 TB/s on an H200, overlapping windows served by the caches;
-//   fraction not measured yet.
+// Roof: memory. (elements in + elements out) * bytes over the bandwidth, overlapping windows served by the caches.
+//   Measured on an H100 (3.35 TB/s nominal): 0.81 of it for ResNet-50's pool at batch 128 in float16.
 //
 // Constants: TYPE, WIDTH, CHANNELS, IMAGE_HEIGHT, IMAGE_WIDTH, OUT_HEIGHT, OUT_WIDTH, KERNEL_Y, KERNEL_X, STRIDE_Y,
 //   STRIDE_X, DILATION_Y, DILATION_X, TOP, LEFT, BOTTOM, RIGHT, AVERAGE, COUNT_PADS.
