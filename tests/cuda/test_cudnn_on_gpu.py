@@ -56,6 +56,10 @@ CASES: tuple[tuple[str, Conv, tuple[int, ...], tuple[int, ...]], ...] = (
     ("resnet expand", conv(RESIDUAL, RELU, pads=0), (4, 64, 28, 28), (256, 64, 1, 1)),
     ("resnet34 block", conv(RESIDUAL, RELU), (4, 64, 28, 28), (64, 64, 3, 3)),
     ("detector stem", conv(SILU, stride=2), (1, 3, 160, 160), (32, 3, 3, 3)),
+    ("detector stem 6x6", conv(SILU, stride=2, pads=2), (2, 3, 160, 160), (32, 3, 6, 6)),
+    ("patch embedding", conv(stride=16, pads=0), (2, 3, 224, 224), (192, 3, 16, 16)),
+    ("stem of odd sizes", conv(RELU, stride=3, pads=(1, 2, 0, 1)), (2, 3, 50, 61), (24, 3, 5, 7)),
+    ("stem of a gray image", conv(RELU, stride=2), (2, 1, 29, 33), (16, 1, 5, 5)),
     ("detector 3x3", conv(SILU), (2, 64, 40, 40), (64, 64, 3, 3)),
     ("detector shortcut", conv(SILU, RESIDUAL), (1, 32, 40, 40), (32, 32, 3, 3)),
     ("detector head", conv(pads=0), (1, 256, 20, 20), (255, 256, 1, 1)),
@@ -207,6 +211,19 @@ def test_every_choice_against_float64(
             wrong.append((dict(choice.parameters), error))
     assert ran, "cuDNN has no plan at all"
     assert not wrong
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("op", "x", "w"), [case[1:] for case in CASES if "stem" in case[0] or "patch" in case[0]], ids=str
+)
+def test_space_to_depth_has_plans(
+    op: Conv, x: tuple[int, ...], w: tuple[int, ...], precision: DType, shared: cudnn.Context
+) -> None:
+    """In the test above a way for which cuDNN has no plan just drops out."""
+    layer, arrays = conv_layer(op, x, w)
+    ways = [dict(choice.parameters) for choice, _ in tried(CudnnConv(), layer, arrays, shared, precision)]
+    assert any(way.get("space_to_depth") == op.strides[0] for way in ways), ways
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda step: f"{step.kind}{step.params or ''}")
