@@ -40,7 +40,7 @@ from tamis.devices.cuda import kernels
 from tamis.devices.cuda.info import cuda_info
 from tamis.engine.plan import Format, Step
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.movement import pad_channels
+from tamis.kernels.cuda.movement import space_to_depth
 
 TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 2e-6, "float16": 6e-4, "bfloat16": 5e-3}
@@ -61,13 +61,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A change of format, or padding to ``channels``, from float32 or the precision itself."""
+    """A change of format, or padding of blocks of pixels to ``channels``, from float32 or the precision itself."""
 
     name: str
     shape: Shape
     layouts: tuple[str, str]
     source: str | None = None
     channels: int | None = None
+    block: int = 1
     quick: bool = False
 
 
@@ -117,6 +118,10 @@ CASES: tuple[Case | Conversion, ...] = (
     Conversion("from float32", (64, 256, 56, 56), ("channels_last", "channels_last"), "float32"),
     Conversion("pad to 4", (256, 3, 224, 224), ("row_major", "channels_last"), "float32", 4, quick=True),
     Conversion("pad to 8", (256, 3, 224, 224), ("row_major", "channels_last"), "float32", 8),
+    Conversion("blocks of 2", (256, 3, 224, 224), ("row_major", "channels_last"), "float32", 16, 2, quick=True),
+    Conversion("blocks of 2, same type", (256, 3, 224, 224), ("row_major", "channels_last"), None, 16, 2),
+    Conversion("blocks of 2, channels last", (256, 3, 224, 224), ("channels_last", "channels_last"), None, 16, 2),
+    Conversion("patches of 16", (256, 3, 224, 224), ("row_major", "channels_last"), "float32", 768, 16),
 )  # fmt: skip
 
 
@@ -208,6 +213,12 @@ def _keeping(
     return call
 
 
+def blocked_shape(case: Conversion) -> Shape:
+    """The shape of a case's result."""
+    batch, channels, *size = case.shape
+    return (batch, case.channels or channels, *(extent // case.block for extent in size))
+
+
 def moving_step(
     case: Conversion, given: Format, made: Format, args: argparse.Namespace
 ) -> tuple[Step, dict[str, np.ndarray]]:
@@ -215,8 +226,9 @@ def moving_step(
     if case.channels is None:
         return conversion_step("x", "y", case.shape, given, made, args.info)
     parameters = {"architecture": args.info.architecture}
+    lies, size = (given.dtype, given.layout == "channels_last"), blocked_shape(case)[2:]
     return kernel_step(
-        pad_channels(case.shape, (given.dtype, given.layout == "channels_last"), case.channels, made.dtype),
+        space_to_depth(case.shape, lies, case.block, (size[0], size[1]), case.channels, made.dtype),
         Choice("tamis.cuda", made.dtype, (given,), (made,), parameters=parameters), name=case.name, layers=(),
         inputs=("x",), outputs=("y",), constants={}, moved_bytes=0,
     )  # fmt: skip
@@ -226,7 +238,7 @@ def conversion_contestants(
     case: Conversion, precision: str, args: argparse.Namespace
 ) -> tuple[list[Contestant], torch.Tensor]:
     source = case.source or precision
-    shape = case.shape if case.channels is None else (case.shape[0], case.channels, *case.shape[2:])
+    shape = blocked_shape(case)
     given, made = Format(DType(source), case.layouts[0]), Format(DType(precision), case.layouts[1])
     step, binaries = moving_step(case, given, made, args)
     uploaded = on_gpu(binaries)
@@ -234,6 +246,7 @@ def conversion_contestants(
     order = torch.channels_last if case.layouts[1] == "channels_last" else torch.contiguous_format
 
     def by_torch(x: torch.Tensor) -> torch.Tensor:
+        x = F.pixel_unshuffle(x, case.block) if case.block > 1 else x
         x = F.pad(x, (0, 0, 0, 0, 0, shape[1] - x.shape[1])) if case.channels else x
         return x.to(TORCH[precision] if x.dtype != torch.float64 else x.dtype, memory_format=order)
 

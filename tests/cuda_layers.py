@@ -18,7 +18,7 @@ from tamis.devices.base import BoundShape, Runner
 from tamis.devices.cuda import kernels
 from tamis.engine.plan import Format, Step
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.movement import pad_channels
+from tamis.kernels.cuda.movement import space_to_depth
 
 TORCH = {DType.FLOAT32: torch.float32, DType.FLOAT16: torch.float16, DType.BFLOAT16: torch.bfloat16}
 
@@ -133,11 +133,12 @@ def bound_layer(
 
 
 def padding_step(
-    shape: tuple[int, ...], given: Format, channels: int, made: Format, architecture: str
+    shape: tuple[int, ...], given: Format, channels: int, made: Format, architecture: str, block: int = 1
 ) -> tuple[Step, dict[str, np.ndarray]]:
-    """A step ``pad`` that pads an image of ``shape`` to more channels, with its constants."""
+    """A step ``pad`` that pads an image of ``shape``, in blocks of pixels, to more channels, with its constants."""
     choice = Choice("tamis.cuda", made.dtype, (given,), (made,), parameters={"architecture": architecture})
-    kernel = pad_channels(shape, (given.dtype, given.layout == "channels_last"), channels, made.dtype)
+    size = (-(-shape[2] // block), -(-shape[3] // block))
+    kernel = space_to_depth(shape, (given.dtype, given.layout == "channels_last"), block, size, channels, made.dtype)
     return kernel_step(
         kernel, choice, name="pad", layers=(), inputs=("x",), outputs=("y",), constants={}, moved_bytes=0
     )

@@ -56,6 +56,10 @@ CASES: tuple[tuple[str, Conv, tuple[int, ...], tuple[int, ...]], ...] = (
     ("resnet expand", conv(RESIDUAL, RELU, pads=0), (4, 64, 28, 28), (256, 64, 1, 1)),
     ("resnet34 block", conv(RESIDUAL, RELU), (4, 64, 28, 28), (64, 64, 3, 3)),
     ("detector stem", conv(SILU, stride=2), (1, 3, 160, 160), (32, 3, 3, 3)),
+    ("detector stem 6x6", conv(SILU, stride=2, pads=2), (2, 3, 160, 160), (32, 3, 6, 6)),
+    ("patch embedding", conv(stride=16, pads=0), (2, 3, 224, 224), (192, 3, 16, 16)),
+    ("stem of odd sizes", conv(RELU, stride=3, pads=(1, 2, 0, 1)), (2, 3, 50, 61), (24, 3, 5, 7)),
+    ("stem of a gray image", conv(RELU, stride=2), (2, 1, 29, 33), (16, 1, 5, 5)),
     ("detector 3x3", conv(SILU), (2, 64, 40, 40), (64, 64, 3, 3)),
     ("detector shortcut", conv(SILU, RESIDUAL), (1, 32, 40, 40), (32, 32, 3, 3)),
     ("detector head", conv(pads=0), (1, 256, 20, 20), (255, 256, 1, 1)),
@@ -209,6 +213,19 @@ def test_every_choice_against_float64(
     assert not wrong
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("op", "x", "w"), [case[1:] for case in CASES if "stem" in case[0] or "patch" in case[0]], ids=str
+)
+def test_space_to_depth_has_plans(
+    op: Conv, x: tuple[int, ...], w: tuple[int, ...], precision: DType, shared: cudnn.Context
+) -> None:
+    """In the test above a way for which cuDNN has no plan just drops out."""
+    layer, arrays = conv_layer(op, x, w)
+    ways = [dict(choice.parameters) for choice, _ in tried(CudnnConv(), layer, arrays, shared, precision)]
+    assert any(way.get("space_to_depth") == op.strides[0] for way in ways), ways
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda step: f"{step.kind}{step.params or ''}")
 @pytest.mark.parametrize("place", ["alone", "residual before", "residual behind"])
 def test_every_activation_fused(activation, place: str, shared: cudnn.Context) -> None:  # type: ignore[no-untyped-def]
@@ -229,16 +246,21 @@ def test_every_activation_fused(activation, place: str, shared: cudnn.Context) -
 @pytest.mark.parametrize("op", [conv(RELU), conv(RESIDUAL, RELU), conv(SILU)], ids=["relu", "residual", "silu"])
 def test_captured_in_a_graph_and_replayed(op: Conv, precision: DType, tactic: Tactic, shared: cudnn.Context) -> None:
     layer, arrays = conv_layer(op, (2, 32, 14, 14), (32, 32, 3, 3))
-    for choice, steps in tried(tactic, layer, arrays, shared, precision):
+    # A workspace of its own, which grows once: each time doubles it, and plans and cases are many.
+    own = cudnn.Context(torch.cuda.current_device(), shared.folder)
+    captured = []
+    for choice, steps in tried(tactic, layer, arrays, own, precision):
         steps.run()  # modules are loaded when they first run
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             result = steps.run()
+        captured.append((choice, steps, graph, result))
+    own.reserve(2 * own.workspace.numel())  # the graphs keep the one they know
+    for choice, steps, graph, result in captured:
         fresh = {**arrays, "x": np.random.default_rng(1).standard_normal(arrays["x"].shape).astype(np.float32)}
         steps.slots[steps.where["x"].slot].copy_(torch.from_numpy(fresh["x"]))
         result.fill_(float("nan"))
-        shared.reserve(2 * shared.workspace.numel())  # the graph keeps the one it knows
         graph.replay()
         torch.cuda.synchronize()
         assert error_of(result, reference(layer, fresh, precision)) <= LARGEST_ERROR[precision], choice

@@ -193,6 +193,21 @@ def test_padding_of_channels(channels, layout):
     assert not slots[1][:, 3:].any()
 
 
+@pytest.mark.parametrize(("block", "channels"), [(2, 16), (4, 48), (16, 768), (14, 592)])
+@pytest.mark.parametrize("source", [DType.FLOAT32, DType.FLOAT16], ids=str)
+@pytest.mark.parametrize("layout", ["row_major", "channels_last"])
+def test_space_to_depth(block, channels, source, layout):
+    given, made = Format(source, layout), Format(DType.FLOAT16, "channels_last")
+    x = empty((32, 3, 224, 224), given, "cuda").normal_()
+    moving, binaries = padding_step(tuple(x.shape), given, channels, made, cuda_info().architecture, block)
+    shape = (32, channels, 224 // block, 224 // block)
+    run, slots = bound(moving, on_gpu(binaries), [(x, given)], [(shape, made)], "cuda")
+    run(slots)
+    count = 3 * block * block
+    assert torch.equal(slots[1][:, :count], F.pixel_unshuffle(x.half(), block))
+    assert not slots[1][:, count:].any()
+
+
 def bound_relu():
     layer, arrays = CASES[0].layer()
     choice = choices(layer)[0]

@@ -130,6 +130,8 @@ def test_stored_plans_come_back_with_the_same_operands(rank: int, target: dict[s
     ("name", "problem"),
     [
         ("stem", conv(RELU, image=(1, 3, 224, 224), weight=(64, 3, 7, 7), pads=(3,) * 4, strides=(2, 2))),
+        ("stem in blocks", conv(RELU, image=(128, 16, 112, 112), weight=(64, 16, 4, 4), pads=(2, 2, 1, 1))),
+        ("patches in blocks", conv(image=(128, 768, 14, 14), weight=(768, 768, 1, 1), pads=(0,) * 4)),
         ("padded stem", conv(RELU, image=(1, 8, 224, 224), weight=(64, 8, 7, 7), pads=(3,) * 4, strides=(2, 2))),
         ("uneven padding", conv(RELU, image=(1, 16, 64, 64), weight=(32, 16, 3, 3), pads=(0, 0, 1, 1), strides=(2, 2))),
         ("depthwise", conv(RELU, image=(1, 96, 28, 28), weight=(96, 1, 3, 3), groups=96)),

@@ -9,7 +9,7 @@ from tamis.formats.dtype import DType
 from tamis.kernels.cuda import compile as toolchain
 from tamis.kernels.cuda import nvrtc as nvrtc_module
 from tamis.kernels.cuda.compile import compile_source, compile_with_nvcc, compiler_name, sources, translation_unit
-from tamis.kernels.cuda.movement import concat, convert, pad_channels
+from tamis.kernels.cuda.movement import concat, convert, pad_channels, space_to_depth
 from tamis.kernels.cuda.nvrtc import load_nvrtc
 from tamis.kernels.cuda.pointwise import Operand, PointwiseStep, pointwise
 from tamis.kernels.cuda.pool import pool, reduce_pixels
@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=toolchain.NO
 
 
 def kernels(dtype: DType) -> list[Kernel]:
-    """One of each family."""
+    """One of each family at least."""
     steps = (PointwiseStep("mul", operand=1), PointwiseStep("gelu"), PointwiseStep("clip", (-1.0, float("inf"))))
     operands = (
         Operand(IMAGE, dtype, True, Argument("in", 0)),
@@ -33,6 +33,8 @@ def kernels(dtype: DType) -> list[Kernel]:
         pointwise(steps, operands, IMAGE, dtype, True),
         convert(IMAGE, (DType.FLOAT32, False), (dtype, True)),
         pad_channels((2, 3, 16, 16), (DType.FLOAT32, False), 8, dtype),
+        space_to_depth((2, 3, 224, 224), (DType.FLOAT32, False), 2, (112, 112), 16, dtype),
+        space_to_depth((2, 3, 37, 41), (dtype, True), 3, (13, 14), 32, dtype),
         layer_norm(512, 768, dtype, 1e-5, total=Argument("out", 1), **everything),
         softmax(4096, 197, dtype),
         pool(IMAGE, (2, 64, 7, 7), dtype, average=False, **WINDOW),
@@ -91,10 +93,10 @@ def test_nvcc_compiles_the_same_units():
     if nvcc is None:
         pytest.skip("nvcc is not installed")
     kernel = pad_channels((2, 3, 16, 16), (DType.FLOAT32, False), 4, DType.BFLOAT16)
-    text = translation_unit("pad_channels.cu", kernel.defines)
-    assert compile_with_nvcc(nvcc, text, "pad_channels.cu", "sm_90a")[:4] == b"\x7fELF"
-    with pytest.raises(BuildError, match=r"nvcc cannot compile pad_channels\.cu"):
-        compile_with_nvcc(nvcc, f"{text}\n#error no\n", "pad_channels.cu", "sm_90a")
+    text = translation_unit("space_to_depth.cu", kernel.defines)
+    assert compile_with_nvcc(nvcc, text, "space_to_depth.cu", "sm_90a")[:4] == b"\x7fELF"
+    with pytest.raises(BuildError, match=r"nvcc cannot compile space_to_depth\.cu"):
+        compile_with_nvcc(nvcc, f"{text}\n#error no\n", "space_to_depth.cu", "sm_90a")
 
 
 def test_without_any_compiler(monkeypatch):

@@ -142,6 +142,11 @@ def test_conversions_and_padding(driver):
     run(slots)
     assert torch.equal(slots[1][:, :3], x.half())
     assert torch.equal(slots[1][:, 3:], torch.zeros(2, 5, 5, 4).half())
+    x = torch.randn(2, 3, 6, 4)
+    step, binaries = padding_step((2, 3, 6, 4), PLAIN, 16, HALF_LAST, "sm_90", block=2)
+    run, slots = bound(step, uploaded(binaries), [(x, PLAIN)], [((2, 16, 3, 2), HALF_LAST)])
+    run(slots)
+    assert torch.equal(slots[1][:, :12], torch.nn.functional.pixel_unshuffle(x.half(), 2))
 
 
 def test_what_the_binder_refuses(driver):

@@ -14,7 +14,14 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Linear, Pointwise
 from tamis.compiler.tactics.base import Choice, Layer
-from tamis.compiler.tactics.cudnn import COMPILED_RANKS, READY_RANKS, CudnnConv, CudnnTorch
+from tamis.compiler.tactics.cudnn import (
+    BLOCKED_RANKS,
+    COMPILED_RANKS,
+    PADDED_RANKS,
+    READY_RANKS,
+    CudnnConv,
+    CudnnTorch,
+)
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda import compiler_name
@@ -208,7 +215,7 @@ def test_images_of_three_channels_are_padded_by_a_step_in_front(precision: DType
     choice = choice_of(found, precision, rank=1, pad_channels=channels)
     lowered = CudnnConv().lower(layer, choice)
     pad, step = lowered.steps
-    assert (pad.kernel, pad.inputs) == ("cuda.pad_channels", ("x",))
+    assert (pad.kernel, pad.inputs) == ("cuda.space_to_depth", ("x",))
     assert lowered.constants[pad.constants[0]][:4].tobytes() == b"\x7fELF"  # its kernel, compiled
     assert step.inputs == pad.outputs
     padded = ((1, channels, 32, 32), Format(precision.storage, "channels_last"))
@@ -219,8 +226,53 @@ def test_images_of_three_channels_are_padded_by_a_step_in_front(precision: DType
         weight[..., :3].transpose(0, 3, 1, 2), arrays["w"].astype(precision.numpy).astype(np.float32)
     )
     assert not weight[..., 3:].any()
+    assert (step.attributes["strides"], step.attributes["pads"]) == ([2, 2], [3] * 4)
     sources = {c.inputs[0] for c in found if c.precision == precision and c.parameters.get("pad_channels") == channels}
     assert sources == {Format(DType.FLOAT32), Format(precision.storage), Format(precision.storage, "channels_last")}
+
+
+@pytest.mark.skipif(compiler_name() is None, reason="no CUDA compiler (NVRTC or nvcc)")
+@pytest.mark.parametrize(("precision", "channels"), [(DType.FLOAT16, 16), (DType.BFLOAT16, 16), (DType.TF32, 12)])
+def test_strided_images_of_three_channels_become_blocks_by_a_step_in_front(precision: DType, channels: int) -> None:
+    layer, arrays = conv_layer(conv(RELU, stride=2, pads=3), (1, 3, 31, 32), (16, 3, 7, 7))
+    found = list(CudnnConv().choices(layer, GPU, CONFIG))
+    choice = choice_of(found, precision, rank=1, space_to_depth=2)
+    lowered = CudnnConv().lower(layer, choice)
+    first, step = lowered.steps
+    assert (first.kernel, first.inputs, step.inputs) == ("cuda.space_to_depth", ("x",), first.outputs)
+    assert lowered.constants[first.constants[0]][:4].tobytes() == b"\x7fELF"
+    made = ((1, channels, 16, 16), Format(precision.storage, "channels_last"))
+    assert lowered.temporaries == {first.outputs[0]: made}
+    assert step.attributes == {
+        "strides": [1, 1], "pads": [2, 2, 1, 1], "dilations": [1, 1], "groups": 1, "rank": 1,
+        "epilogue": [{"kind": "relu", "params": []}],
+    }  # fmt: skip
+    weight = lowered.constants["layer.weight"].astype(np.float32)
+    assert weight.shape == (16, 4, 4, channels)
+    assert not weight[..., 12:].any()
+    rounded = arrays["w"].astype(precision.numpy).astype(np.float32)
+    # Row r reads r - 3: the first is the second row of block -2, and the last the first row of block 1.
+    np.testing.assert_array_equal(weight[:, 0, 0, 3:12:4], rounded[:, :, 0, 0])
+    np.testing.assert_array_equal(weight[:, 3, 3, 3:12:4], rounded[:, :, 6, 6])
+    assert not weight[:, 0, :, [0, 1, 4, 5, 8, 9]].any()  # what lies above the first row
+
+
+@pytest.mark.skipif(compiler_name() is None, reason="no CUDA compiler (NVRTC or nvcc)")
+def test_blocks_take_their_ranks_from_the_paddings() -> None:
+    def counted(stride: int, precision: DType) -> dict[tuple[str, int], int]:
+        ranks: dict[tuple[str, int], int] = {}
+        for choice in choices(conv(RELU, stride=stride), (1, 3, 9, 9), (8, 3, 3, 3)):
+            ways = [(name, choice.parameters.get(name)) for name in ("space_to_depth", "pad_channels")]
+            for way in ways if choice.precision == precision else []:
+                if way[1] is not None:
+                    ranks[way] = ranks.get(way, 0) + 1
+        return ranks
+
+    sources = {DType.FLOAT16: 3, DType.TF32: 2}  # float32, the type in memory, and that with the channels last
+    for precision, count in sources.items():
+        paddings = [("pad_channels", c) for c in (4, 8)[: 2 if precision == DType.FLOAT16 else 1]]
+        assert counted(1, precision) == dict.fromkeys(paddings, PADDED_RANKS * count)
+        assert counted(2, precision) == dict.fromkeys([("space_to_depth", 2), *paddings], BLOCKED_RANKS * count)
 
 
 @pytest.mark.skipif(compiler_name() is None, reason="no CUDA compiler (NVRTC or nvcc)")
@@ -234,9 +286,9 @@ def test_what_is_left_of_an_epilogue_is_one_kernel_of_ours() -> None:
 
 
 @pytest.mark.usefixtures("no_cuda_compiler")
-def test_without_a_compiler_nothing_is_padded() -> None:
-    layer, _ = conv_layer(conv(RELU), (1, 3, 32, 32), (16, 3, 3, 3))
-    assert not [c for c in CudnnConv().choices(layer, GPU, CONFIG) if "pad_channels" in c.parameters]
+def test_without_a_compiler_nothing_is_rearranged() -> None:
+    layer, _ = conv_layer(conv(RELU, stride=2), (1, 3, 32, 32), (16, 3, 3, 3))
+    assert {tuple(c.parameters) for c in CudnnConv().choices(layer, GPU, CONFIG)} == {("rank",)}
 
 
 @pytest.mark.skipif(compiler_name() is None, reason="no CUDA compiler (NVRTC or nvcc)")

@@ -8,14 +8,15 @@ parameter ``fuse``:
 * ``sum``: bias and a leading residual on the ready engines; activations follow in a step of their own.
 * ``none``: the bare convolution, for grouped layers, whose special engines fuse nothing.
 
-``pad_channels`` lets images of few channels, such as the three of the first layer, be padded with zero channels by a
-step in front, as tensor cores like it. ``cudnn.torch_conv`` (tactic ``cudnn.torch``) needs PyTorch only.
+``space_to_depth`` and ``pad_channels`` let a step in front rearrange images of few channels, such as the three of the
+first layer. ``cudnn.torch_conv`` (tactic ``cudnn.torch``) needs PyTorch only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,22 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import compiles_for, kernel_step, rest_parameters, rest_step
+from tamis.compiler.tactics.cuda_steps import compiles_for, rest_parameters, rest_step
 from tamis.compiler.tactics.precision import runs_in, to_precision
+from tamis.compiler.tactics.space_to_depth import (
+    Rearranged,
+    rearranged,
+    rearranged_weight,
+    rearrangements,
+    rearranging_step,
+)
 from tamis.devices.cuda.cudnn_graph import can_fuse
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.movement import pad_channels
 
-# Ranks that race: of plans that are ready, of plans that are compiled (half a second each), and of each padding.
-READY_RANKS, COMPILED_RANKS, PADDED_RANKS = 8, 4, 4
-# Images of at most this many channels are padded.
-FEW_CHANNELS = 4
+# Ranks that race: of plans that are ready, of plans that are compiled (half a second each), of each padding, and of
+# space to depth and each padding beside it.
+READY_RANKS, COMPILED_RANKS, PADDED_RANKS, BLOCKED_RANKS = 8, 4, 4, 2
 _RELU = Pointwise("relu")
 
 
@@ -60,7 +66,7 @@ class CudnnConv:
         return reason
 
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
-        """Each allowed precision: what is fused, paddings of few channels, ranks."""
+        """Each allowed precision: what is fused, rearranged images of few channels, ranks."""
         for precision in config.precisions:
             if not runs_in(precision, device):
                 continue
@@ -73,38 +79,36 @@ class CudnnConv:
                 for rank in range(min(config.algorithms, ranks)):
                     parameters: dict[str, Any] = {"rank": rank} | wish | rest
                     yield Choice(self.name, precision, *formats, parameters=parameters)
-            for channels in _paddings(layer, precision) if compiles_for(device) else ():
-                image = formats[0][0]
-                # As the network's inputs come, or as other layers leave them.
-                for first in dict.fromkeys((Format(DType.FLOAT32), Format(image.dtype), image)):
-                    inputs = (first, *formats[0][1:])
-                    for rank in range(min(config.algorithms, PADDED_RANKS)):
-                        parameters = {"rank": rank, "pad_channels": channels, "architecture": device.architecture}
-                        yield Choice(self.name, precision, inputs, formats[1], parameters=parameters)
+            ways = rearrangements(layer, precision) if compiles_for(device) else ()
+            ranks = BLOCKED_RANKS if any("space_to_depth" in way for way in ways) else PADDED_RANKS
+            image = formats[0][0]
+            # As the network's inputs come, or as other layers leave them.
+            sources = dict.fromkeys((Format(DType.FLOAT32), Format(image.dtype), image))
+            for way, source, rank in product(ways, sources, range(min(config.algorithms, ranks))):
+                parameters = {"rank": rank, "architecture": device.architecture, **way}
+                yield Choice(self.name, precision, (source, *formats[0][1:]), formats[1], parameters=parameters)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
-        """The call; before it a step that pads channels, after it a step for what it does not fuse."""
+        """The call; before it a step that rearranges the image, after it a step for what it does not fuse."""
         op, node = layer.op, layer.node
         split = _split(layer, choice.parameters.get("fuse", "all"))
-        channels = choice.parameters.get("pad_channels")
+        made = rearranged(layer, choice.precision, choice.parameters)
         # Without a bias only engines that are compiled at run time would remain.
         wants_bias = split.bias if op.bias else bool(split.fused)
-        constants = _packed(layer, choice.precision, bias=wants_bias, channels=channels)
-        attributes = _geometry(op) | {
+        constants = _packed(layer, choice.precision, bias=wants_bias, made=made)
+        attributes = _geometry(op, made) | {
             "rank": choice.parameters["rank"],
             "epilogue": [{"kind": s.kind, "params": list(s.params)} for s in split.fused],
         }
         image = node.inputs[0]
         before: tuple[Step, ...] = ()
         temporaries: dict[str, tuple[tuple[int, ...], Format]] = {}
-        if channels:
-            padded = f"{node.output}/padded_input"
-            type_ = layer.type(0)
-            shape = (type_.shape[0], channels, *type_.shape[2:])
-            temporaries[padded] = (shape, Format(choice.precision.storage, "channels_last"))
-            step, binary = _padding(layer, choice, padded, channels)
+        if made:
+            image = f"{node.output}/rearranged_input"
+            shape = (layer.type(0).shape[0], made.channels, *made.size)
+            temporaries[image] = (shape, Format(choice.precision.storage, "channels_last"))
+            step, binary = rearranging_step(layer, choice, made, image)
             before, constants = (step,), constants | binary
-            image = padded
         residuals = tuple(node.inputs[s.operand] for s in split.fused if s.operand is not None)
         return _finished(
             layer, choice, split, (image, *residuals), ("cudnn.conv", attributes), constants, before, temporaries
@@ -133,7 +137,7 @@ class CudnnTorch:
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """The call, and a step for what it does not fuse."""
         fused, split = _torch_split(layer, choice.precision)
-        constants = _packed(layer, choice.precision, bias=fused != "none", channels=None)
+        constants = _packed(layer, choice.precision, bias=fused != "none")
         residuals = tuple(layer.node.inputs[s.operand] for s in split.fused if s.operand is not None)
         inputs = (layer.node.inputs[0], *residuals)
         return _finished(
@@ -219,14 +223,6 @@ def _fusions(layer: Layer) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def _paddings(layer: Layer, precision: DType) -> tuple[int, ...]:
-    """Numbers of channels that the image could be padded to."""
-    channels = layer.type(0).shape[1]
-    if layer.op.groups != 1 or channels > FEW_CHANNELS:
-        return ()
-    return tuple(c for c in ((4, 8) if precision.size_bytes == 2 else (4,)) if c > channels)
-
-
 def _torch_split(layer: Layer, precision: DType) -> tuple[str, Split]:
     """Which of PyTorch's operators serves, and what it leaves."""
     program = epilogue_of(layer.op)
@@ -238,34 +234,23 @@ def _torch_split(layer: Layer, precision: DType) -> tuple[str, Split]:
     return "none", Split((), program, False)
 
 
-def _geometry(op: Conv) -> dict[str, Any]:
+def _geometry(op: Conv, made: Rearranged | None = None) -> dict[str, Any]:
+    """How the kernel goes over the layer's image, or over a rearranged one."""
     return {
-        "strides": list(op.strides), "pads": list(op.pads), "dilations": list(op.dilations), "groups": op.groups,
+        "strides": list((made or op).strides), "pads": list((made or op).pads), "dilations": list(op.dilations),
+        "groups": op.groups,
     }  # fmt: skip
 
 
-def _packed(layer: Layer, precision: DType, *, bias: bool, channels: int | None) -> dict[str, np.ndarray]:
-    """The weight as [K, R, S, C / groups], with zero channels up to ``channels``, and the bias [K]."""
-    weight = layer.constants[layer.node.inputs[1]].transpose(0, 2, 3, 1)
-    if channels:
-        weight = np.pad(weight, ((0, 0), (0, 0), (0, 0), (0, channels - weight.shape[3])))
+def _packed(layer: Layer, precision: DType, *, bias: bool, made: Rearranged | None = None) -> dict[str, np.ndarray]:
+    """The weight as [K, R, S, C / groups], or for a rearranged image, and the bias [K]."""
+    weight = layer.constants[layer.node.inputs[1]]
+    weight = rearranged_weight(weight, layer.op.pads, made) if made else weight.transpose(0, 2, 3, 1)
     constants = {f"{layer.name}.weight": np.ascontiguousarray(to_precision(weight, precision))}
     if bias:
         values = layer.constants[layer.node.inputs[2]] if layer.op.bias else np.zeros(weight.shape[0], np.float32)
         constants[f"{layer.name}.bias"] = to_precision(values.reshape(-1), precision)
     return constants
-
-
-def _padding(layer: Layer, choice: Choice, padded: str, channels: int) -> tuple[Step, dict[str, np.ndarray]]:
-    """The step that adds zero channels and brings the image into the format of the convolution, with its kernel."""
-    image, source = layer.type(0), choice.inputs[0]
-    lies = (source.dtype, source.layout == "channels_last")
-    written = image.elements // image.shape[1] * channels * choice.precision.size_bytes
-    return kernel_step(
-        pad_channels(image.shape, lies, channels, choice.precision.storage), choice, name=f"{layer.name}/pad",
-        layers=(layer.name,), inputs=(layer.node.inputs[0],), outputs=(padded,), constants={},
-        moved_bytes=image.elements * source.dtype.size_bytes + written,
-    )  # fmt: skip
 
 
 def _finished(

@@ -1,4 +1,4 @@
-"""Constants and launches of what only moves and converts: formats, images padded to more channels, joints and cuts."""
+"""Constants and launches of what only moves and converts: formats, images with more channels, joints and cuts."""
 
 from __future__ import annotations
 
@@ -51,26 +51,45 @@ def _same_order(shape: tuple[int, ...], first_last: bool, second_last: bool) -> 
 def pad_channels(shape: tuple[int, ...], source: tuple[DType, bool], channels: int, dtype: DType) -> Kernel:
     """Input 0, an image of ``shape`` [N,C,...], as output 0: channels-last [N,channels,...] with zeros behind C.
 
-    ``source`` is the input's element type, and whether its channels come last. ``ValueError`` where C is larger than
-    ``channels`` or ``channels`` than 16.
+    ``source`` is the input's element type, and whether its channels come last. ``ValueError`` as ``space_to_depth``.
     """
-    if len(shape) < 3 or not shape[1] <= channels <= MOST_PADDED_CHANNELS:
+    line = (1, prod(shape[2:]))
+    return space_to_depth((*shape[:2], *line), source, 1, line, channels, dtype)
+
+
+def space_to_depth(
+    shape: tuple[int, ...],
+    source: tuple[DType, bool],
+    block: int,
+    size: tuple[int, int],
+    channels: int,
+    dtype: DType,
+) -> Kernel:
+    """Input 0, an image of ``shape`` [N,C,H,W], as output 0: channels-last [N,channels,*size].
+
+    A pixel of the output holds a block of ``block`` x ``block`` pixels, channel by channel and row by row, then zeros.
+    The first block is the image's corner, and pixels outside of the image are zeros. ``source`` is the input's element
+    type, and whether its channels come last. ``ValueError`` where a block does not fit into ``channels``, or for more
+    than 16 channels that are no multiple of 16 bytes.
+    """
+    width = vector_width(channels, dtype)
+    run = 1 if source[1] else gcd(block, shape[3], width)
+    # Threads write 16 bytes each, or where these do not divide the pixels, whole pixels.
+    part = width if width * dtype.size_bytes == VECTOR_BYTES else channels
+    if not shape[1] * block * block <= channels or part > MOST_PADDED_CHANNELS:
         raise ValueError(
-            f"cannot pad an image of shape {shape} to {channels} of at most {MOST_PADDED_CHANNELS} channels"
+            f"cannot pad blocks of {block} x {block} pixels of an image of shape {shape} to {channels} channels"
         )
-    pixels = prod(shape[2:])
     defines: dict[str, str | int | float] = {
-        "IN_TYPE": ELEMENTS[source[0]],
-        "OUT_TYPE": ELEMENTS[dtype],
-        "CHANNELS_IN": shape[1],
-        "CHANNELS_OUT": channels,
-        "IN_CHANNELS_LAST": int(source[1]),
-        "WIDTH": vector_width(channels, dtype),
-    }
-    everything = shape[0] * pixels
-    arguments = (Argument("out", 0), Argument("in", 0), Argument("int", pixels), Argument("int", everything))
-    grid = (max(ceil_divide(everything, _THREADS), 1), 1, 1)
-    return Kernel("pad_channels", defines, grid, (_THREADS, 1, 1), arguments)
+        "IN_TYPE": ELEMENTS[source[0]], "OUT_TYPE": ELEMENTS[dtype], "CHANNELS_IN": shape[1], "CHANNELS_OUT": channels,
+        "IN_HEIGHT": shape[2], "IN_WIDTH": shape[3], "OUT_HEIGHT": size[0], "OUT_WIDTH": size[1], "BLOCK": block,
+        "IN_CHANNELS_LAST": int(source[1]), "PART": part, "RUN": run,
+        "WIDTH": width,
+    }  # fmt: skip
+    parts = shape[0] * size[0] * size[1] * (channels // part)
+    arguments = (Argument("out", 0), Argument("in", 0), Argument("int", parts))
+    grid = (max(ceil_divide(parts, _THREADS), 1), 1, 1)
+    return Kernel("space_to_depth", defines, grid, (_THREADS, 1, 1), arguments)
 
 
 def concat(
