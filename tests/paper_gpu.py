@@ -6,7 +6,7 @@ everything else is what runs on a machine with a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,8 @@ class PaperGpu(CpuDevice):
     def reads_strided(self, *question: Any) -> bool:
         return CudaDevice.reads_strided(self, *question)  # type: ignore[arg-type]
 
-    def natural_strides(self, step: Step, inputs: Sequence[Sequence[int]]) -> Any:
-        return CudaDevice.natural_strides(self, step, inputs)  # type: ignore[arg-type]
+    def natural_strides(self, *question: Any) -> Any:
+        return CudaDevice.natural_strides(self, *question)  # type: ignore[arg-type]
 
 
 def made_up(flops: int, moved_bytes: int, choice: Choice) -> Timing:

@@ -79,6 +79,30 @@ def test_every_rank_against_float64(
     assert ran
 
 
+@pytest.mark.parametrize("precision", [DType.BFLOAT16, DType.FLOAT16], ids=str)
+def test_the_tanh_form_of_an_exact_gelu_is_within_its_bound(precision: DType) -> None:
+    """Products from -6 to 6, where the two forms differ most: by 4.8e-4, beside the rounding of the result."""
+    layer, arrays = layer_and_arrays(linear(GELU), (64, 64), (64, 64))
+    values = dict(zip(layer.node.inputs, arrays, strict=True))
+    values["x"] = values["x"] / 4
+    exact = evaluate(layer.op, [rounded(values[n], precision.storage) for n in layer.node.inputs])[0]
+    rounding = {DType.FLOAT16: 2**-11, DType.BFLOAT16: 2**-8}[precision] * np.abs(exact)
+    ran, furthest = 0, 0.0
+    for choice in choices_of(layer, precision):
+        if choice.parameters.get("gelu") != "tanh":
+            continue
+        try:
+            bound = Bound(CublasLt().lower(layer, choice), choice, layer, values, cublaslt.bind, "cuda")
+        except DeviceError as error:
+            assert "offers only" in str(error), error
+            continue
+        bound.run()
+        error = np.abs(bound.result() - exact)
+        assert (error <= 5.5e-4 + 1.5 * rounding).all(), f"{choice.key()}: {error.max():.2e}"
+        ran, furthest = ran + 1, max(furthest, float(error.max()))
+    assert ran and furthest > 1e-4, "it is the tanh form"
+
+
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_large_products_keep_their_sums_in_float32(precision: DType) -> None:
     """All inputs positive: sums grow to thousands, which 16-bit accumulators would lose."""

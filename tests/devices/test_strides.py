@@ -16,7 +16,7 @@ from tamis.compiler.tactics.base import attributes_of
 from tamis.devices.aten.strides import READS, VIEWS
 from tamis.devices.base import BoundShape
 from tamis.devices.cpu import CpuDevice
-from tamis.devices.strides import dense_strides, is_dense, reshaped
+from tamis.devices.strides import dense_strides, in_order_of, is_dense, reshaped
 from tamis.engine.plan import Format, Step
 from tamis.formats.dtype import DType
 
@@ -42,6 +42,18 @@ def random_shape(choice: random.Random, elements: int) -> list[int]:
         elements //= shape[-1]
     choice.shuffle(shape)
     return shape
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_order_of_axes_is_kept_as_torch_keeps_it(seed: int) -> None:
+    choice = random.Random(seed)
+    for _ in range(100):
+        shape = [choice.choice([2, 3, 4]) for _ in range(choice.randint(1, 4))]
+        wide = torch.empty([size + choice.choice([0, 2]) for size in shape])
+        for axis, size in enumerate(shape):
+            wide = wide.narrow(axis, 0, size)
+        tensor = wide.permute(choice.sample(range(len(shape)), len(shape)))
+        assert in_order_of(tensor.shape, tensor.stride()) == torch.empty_like(tensor).stride()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -184,7 +196,11 @@ def test_matrices_are_read_by_rows_or_columns() -> None:
 def test_other_kernels_want_dense_values(kernel: str) -> None:
     assert not DEVICE.reads_strided(Step("s", kernel, ("x",), ("y",)), 0, (4, 6), (12, 1))
     assert DEVICE.view_strides(Step("s", kernel, ("x",), ("y",)), (4, 6), (6, 1), [(4, 6)]) is None
-    assert DEVICE.natural_strides(Step("s", kernel, ("x",), ("y",)), [(4, 6)]) is None
+    assert DEVICE.natural_strides(Step("s", kernel, ("x",), ("y",)), [(4, 6)], [(6, 1)]) is None
+
+
+def forecast(step: Step, shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    return DEVICE.natural_strides(step, shapes, [dense_strides(shape) for shape in shapes])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -193,12 +209,12 @@ def test_attention_leaves_its_result_as_forecast(dtype: torch.dtype, masked: boo
     q, k, v = (torch.randn(2, 5, 3, 8).to(dtype).permute(0, 2, 1, 3) for _ in range(3))
     mask = torch.zeros(2, 1, 5, 5).to(dtype) if masked else None
     result = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
-    assert DEVICE.natural_strides(attention("in0", "in1", "in2"), [HEADS] * 3) == result.stride() == HEADS_STRIDES
+    assert forecast(attention("in0", "in1", "in2"), [HEADS] * 3) == result.stride() == HEADS_STRIDES
 
 
 def test_no_forecast_for_attention_that_is_not_plain() -> None:
     step = attention("in0", "in1", "in2")
-    assert DEVICE.natural_strides(step, [(3, 5, 8)] * 3) is None
-    assert DEVICE.natural_strides(step, [HEADS, (2, 1, 5, 8), (2, 1, 5, 8)]) is None
-    assert DEVICE.natural_strides(step, [HEADS, HEADS, (2, 3, 5, 16)]) is None
-    assert DEVICE.natural_strides(attention("in0", "in0", "in0"), [HEADS]) == HEADS_STRIDES
+    assert forecast(step, [(3, 5, 8)] * 3) is None
+    assert forecast(step, [HEADS, (2, 1, 5, 8), (2, 1, 5, 8)]) is None
+    assert forecast(step, [HEADS, HEADS, (2, 3, 5, 16)]) is None
+    assert forecast(attention("in0", "in0", "in0"), [HEADS]) == HEADS_STRIDES

@@ -132,10 +132,12 @@ class Device(Protocol):
         """Whether a step reads its input ``index`` in place, without a copy, when it has these strides."""
         ...
 
-    def natural_strides(self, step: Step, inputs: Sequence[Sequence[int]]) -> Strides | None:
+    def natural_strides(
+        self, step: Step, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]
+    ) -> Strides | None:
         """The strides in which a step leaves its only output with the attribute ``strided``; None if dense.
 
-        ``inputs`` are the shapes of its inputs. It is a forecast that later library versions may break.
+        ``shapes`` and ``strides`` are those of its inputs. It is a forecast that later library versions may break.
         """
         ...
 

@@ -22,6 +22,16 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return all(size == 1 or stride == dense for size, stride, dense in pairs)
 
 
+def in_order_of(shape: Sequence[int], strides: Sequence[int]) -> Strides:
+    """Dense strides of a tensor whose axes lie in memory in the order of ``strides``, the largest outermost."""
+    found, step = [0] * len(shape), 1
+    outermost_first = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+    for axis in reversed(outermost_first):
+        found[axis] = step
+        step *= shape[axis]
+    return tuple(found)
+
+
 def reshaped(shape: Sequence[int], strides: Sequence[int], target: Sequence[int]) -> Strides | None:
     """The strides of a tensor seen in another shape of as many elements, or None where that needs a copy.
 

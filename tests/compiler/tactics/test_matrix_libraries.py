@@ -146,6 +146,27 @@ def test_what_is_fused(epilogue: tuple, dense: str | None, sparse: tuple[bool, f
         assert [s.kernel for s in lowered.steps[1:]] == (["aten.elementwise"] if expected is None else [])
 
 
+@pytest.mark.usefixtures("no_cuda_compiler")
+def test_an_exact_gelu_is_offered_in_the_tanh_form_too_in_16_bits() -> None:
+    layer, _ = layer_and_arrays(linear(add(3), GELU, RELU), (8, 16), (16, 16), sparse=True)
+    choices = list(CublasLt().choices(layer, H200, ALL))
+    approximate = [c for c in choices if c.parameters.get("gelu") == "tanh"]
+    assert {c.precision for c in approximate} == {DType.FLOAT16, DType.BFLOAT16}
+    assert all(f.dtype in (DType.FLOAT16, DType.BFLOAT16) for c in approximate for f in c.outputs)
+    for precision in ALL.precisions:  # exact choices stay, and come first: a tie goes to them
+        kinds = ["gelu" in c.parameters for c in choices if c.precision is precision]
+        assert not kinds[0] and kinds == sorted(kinds) and kinds.count(False) == RANKS
+    call, rest = CublasLt().lower(layer, approximate[0]).steps
+    assert (call.attributes["activation"], call.attributes["residual"]) == ("gelu_tanh", True)
+    assert [p["kind"] for p in rest.attributes["program"]] == ["relu"]
+    call, rest = CublasLt().lower(layer, choices[0]).steps
+    assert call.attributes["activation"] == "none"
+    assert [p["kind"] for p in rest.attributes["program"]] == ["gelu", "relu"]
+    assert not any("gelu" in c.parameters for c in CusparseLt().choices(layer, H200, ALL))
+    plain, _ = layer_and_arrays(linear(GELU_TANH), (8, 16), (16, 16))
+    assert not any("gelu" in c.parameters for c in CublasLt().choices(plain, H200, ALL))
+
+
 def test_a_constant_or_smaller_addend_is_no_residual() -> None:
     layer, _ = layer_and_arrays(linear(add(3)), (8, 16), (16, 16))
     narrow = replace(layer, types={**layer.types, "r3": replace(layer.types["r3"], shape=(16,))})

@@ -13,6 +13,7 @@ from tamis.compiler.ir.graph import Graph
 from tamis.compiler.planner.contest import Contest, drop_duplicates
 from tamis.compiler.planner.conversions import Conversions
 from tamis.compiler.planner.lower import Draft, Lowering
+from tamis.compiler.planner.movers import moving_nothing
 from tamis.compiler.planner.options import Option, Wishes, layer_options, wishes_of
 from tamis.compiler.planner.records import layer_records, region_records
 from tamis.compiler.planner.regions import RegionRaces
@@ -56,6 +57,11 @@ def plan_engine(
     def by_layers(allowed: Filter) -> Draft:
         return lowering.draft(finder.by_layers(lambda o: wishes.permit(o) and allowed(o)).options)
 
+    def with_viewing(name: str, draft: Draft) -> list[tuple[str, Draft]]:
+        viewing = moving_nothing(graph, draft, layers, lowering)
+        # Views first: they need less memory, so that a tie goes to them.
+        return [(name, draft)] if viewing is None else [(f"{name}, splits as views", viewing), (name, draft)]
+
     elaborate = [
         ("dense, layer by layer", _guarded(by_layers, _dense, contest, wishes)),
         ("dense", _guarded(best, _dense, contest, wishes)),
@@ -64,7 +70,7 @@ def plan_engine(
     ]
     whole = [o for o in region_races.options() if (o.start, o.stop) == (0, len(graph.nodes)) and wishes.permit(o)]
     simple = [(f"{o.choice.tactic} {o.choice.precision} {o.choice.sparsity}", lowering.draft((o,))) for o in whole]
-    proposals = [*simple, *elaborate]
+    proposals = [*simple, *(p for name, draft in elaborate for p in with_viewing(name, draft))]
     objections = [contest.objection(draft) for _, draft in proposals]
     drafts = drop_duplicates([p for p, objection in zip(proposals, objections, strict=True) if objection is None])
     if not drafts:

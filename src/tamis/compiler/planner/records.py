@@ -52,7 +52,8 @@ def _layer_record(race: LayerRace, option: Option, draft: Draft) -> LayerRecord:
     layer, note = race.layer, race.layer.note
     alone = option.stop == option.start + 1
     in_race = alone and any(entry.choice == option.choice for entry in race.entries)
-    candidates = [_candidate(entry, race, option, in_race) for entry in race.entries]
+    views = any(s.attributes.get("strided") for s in draft.steps if layer.name in s.layers)
+    candidates = [_candidate(entry, race, option, in_race, views) for entry in race.entries]
     candidates += [Candidate(name, "refused", reason=reason) for name, reason in race.refusals]
     return LayerRecord(
         name=layer.name,
@@ -67,7 +68,7 @@ def _layer_record(race: LayerRace, option: Option, draft: Draft) -> LayerRecord:
         chosen_tactic=option.choice.tactic,
         chosen_precision=option.choice.precision,
         chosen_sparsity=_sparsity(option, layer.name),
-        why=_why(race, option, in_race),
+        why=_why(race, option, in_race, views),
     )
 
 
@@ -77,7 +78,7 @@ def _sparsity(option: Option, layer: str) -> Sparsity:
     return option.choice.sparsity if by_layer is None else by_layer.get(layer, "dense")
 
 
-def _candidate(entry: Entry, race: LayerRace, option: Option, in_race: bool) -> Candidate:
+def _candidate(entry: Entry, race: LayerRace, option: Option, in_race: bool, views: bool) -> Candidate:
     choice, timing = entry.choice, entry.timing
     won = in_race and choice == option.choice
     if won:
@@ -87,7 +88,7 @@ def _candidate(entry: Entry, race: LayerRace, option: Option, in_race: bool) -> 
     elif timing is None:
         status, reason = "skipped", entry.reason
     else:
-        status, reason = "lost", _why_lost(entry, option, in_race)
+        status, reason = "lost", _why_lost(entry, option, in_race, views)
     layout = next((f.layout for f in choice.outputs), "row_major")
     return Candidate(
         choice.tactic, status, choice.precision, choice.sparsity, layout, choice.parameters, timing,  # type: ignore[arg-type]
@@ -95,17 +96,24 @@ def _candidate(entry: Entry, race: LayerRace, option: Option, in_race: bool) -> 
     )  # fmt: skip
 
 
-def _why_lost(entry: Entry, option: Option, in_race: bool) -> str:
+def _moves_nothing(entry: Entry, option: Option, views: bool) -> bool:
+    """Whether an option may have been taken before a faster one in the same formats because its results are views."""
+    return views and (entry.choice.inputs, entry.choice.outputs) == (option.choice.inputs, option.choice.outputs)
+
+
+def _why_lost(entry: Entry, option: Option, in_race: bool, views: bool) -> str:
     assert entry.timing is not None
     if not in_race:
         return f"the region '{option.choice.tactic}' of {option.stop - option.start} layers runs this layer"
     ratio = entry.timing.median_us / max(option.cost_us, 1e-3)
     if ratio >= 1.0:
         return f"{ratio:.2f}x the winner's time"
+    if _moves_nothing(entry, option, views):
+        return f"{ratio:.2f}x the winner's time by itself, but in the engine the winner hands out views"
     return f"{ratio:.2f}x the winner's time by itself, but converting to and from its format costs more"
 
 
-def _why(race: LayerRace, option: Option, in_race: bool) -> str:
+def _why(race: LayerRace, option: Option, in_race: bool, views: bool) -> str:
     if not in_race:
         size = option.stop - option.start
         return f"runs within a region of {size} layers by {option.choice.tactic} in {option.cost_us:.1f} us"
@@ -117,7 +125,8 @@ def _why(race: LayerRace, option: Option, in_race: bool) -> str:
     name = f"{best.choice.tactic} {best.choice.precision} {best.choice.sparsity}"
     if best.timing.median_us >= option.cost_us:
         return f"fastest: {option.cost_us:.1f} us against {best.timing.median_us:.1f} us ({name})"
+    views = _moves_nothing(best, option, views)
+    reason = "but here the results are views" if views else "but its formats cost conversions"
     return (
-        f"best over the graph: {option.cost_us:.1f} us; {name} takes {best.timing.median_us:.1f} us by itself, "
-        "but its formats cost conversions"
+        f"best over the graph: {option.cost_us:.1f} us; {name} takes {best.timing.median_us:.1f} us by itself, {reason}"
     )

@@ -108,7 +108,8 @@ class _Marker:
         return self._device.view_strides(step, shape, strides, [shape for shape, _ in results])
 
     def _natural(self, step: Step) -> tuple[Strides, ...] | None:
-        found = self._device.natural_strides(step, [self._shapes[value][0] for value in step.inputs])
+        shapes = [self._shapes[value][0] for value in step.inputs]
+        found = self._device.natural_strides(step, shapes, [self._strides_of(value) for value in step.inputs])
         if found is None or len(step.outputs) != 1 or is_dense(self._shapes[step.outputs[0]][0], found):
             return None
         return (found,)

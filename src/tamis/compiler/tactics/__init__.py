@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tamis.compiler.tactics.aten import Aten
+from tamis.compiler.tactics.attention import CudnnAttention
 from tamis.compiler.tactics.base import Tactic
 from tamis.compiler.tactics.chain import TamisChain
 from tamis.compiler.tactics.cublaslt import CublasLt
@@ -16,7 +17,9 @@ from tamis.compiler.tactics.region import RegionTactic
 
 CPU_TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn(), TamisLinear())
 CPU_REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(), TamisChain())
-CUDA_TACTICS: tuple[Tactic, ...] = (Aten(), CudnnTorch(), CudnnConv(), CublasLt(), CusparseLt(), TamisCuda())
+CUDA_TACTICS: tuple[Tactic, ...] = (
+    Aten(), CudnnTorch(), CudnnConv(), CudnnAttention(), CublasLt(), CusparseLt(), TamisCuda()
+)  # fmt: skip
 
 
 def tactics_of(device: str) -> tuple[Tactic, ...]:

@@ -116,18 +116,27 @@ def reads_strided(step: Step, index: int, shape: Shape, strides: Shape) -> bool:
 
 
 def natural_strides(step: Step, inputs: Sequence[Shape]) -> Strides | None:
-    """How a kernel leaves its result when nobody asks for a dense one; None for dense, or unknown.
+    """How a kernel leaves its result on the CPU when nobody asks for a dense one; None for dense, or unknown.
 
     torch's fast attention writes ``[B, H, S, D]`` in the order of ``[B, S, H, D]``. This is a forecast: a step
     that must have dense values still makes sure of it.
     """
-    if step.kernel != "aten.attention":
-        return None
-    places = {f"in{index}": tuple(shape) for index, shape in enumerate(inputs)}
-    found = [places.get(name, ()) for name in step.attributes.get("arguments", list(places))[:3]]
-    if len(found) < 3 or any(len(shape) != 4 for shape in found):
-        return None
-    _, heads, length, depth = found[0]
-    if any((*shape[:2], shape[3]) != (*found[0][:2], depth) for shape in found):
-        return None
+    index = queries_of(step, inputs) if step.kernel == "aten.attention" else None
+    return None if index is None else by_token(inputs[index])
+
+
+def by_token(shape: Shape) -> Strides:
+    """The strides of heads ``[B, H, S, D]`` that lie in memory as ``[B, S, H, D]``."""
+    _, heads, length, depth = shape
     return (heads * length * depth, depth, heads * depth, 1)
+
+
+def queries_of(step: Step, inputs: Sequence[Shape]) -> int | None:
+    """Which input of an attention holds the queries, where all three operands are heads of one size; or None."""
+    places = {f"in{index}": index for index in range(len(inputs))}
+    operands = [places.get(name) for name in step.attributes.get("arguments", list(places))[:3]]
+    shapes = [tuple(inputs[index]) for index in operands if index is not None]
+    if len(shapes) < 3 or any(len(shape) != 4 for shape in shapes):
+        return None
+    alike = {(batch, heads, depth) for batch, heads, _, depth in shapes}
+    return operands[0] if len(alike) == 1 else None

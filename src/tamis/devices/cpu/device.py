@@ -121,9 +121,11 @@ class CpuDevice:
         """Whether a step reads its input ``index`` in place when it has these strides."""
         return aten_strides.reads_strided(step, index, shape, strides)
 
-    def natural_strides(self, step: Step, inputs: Sequence[Sequence[int]]) -> Strides | None:
+    def natural_strides(
+        self, step: Step, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]
+    ) -> Strides | None:
         """The strides in which a step leaves its output when it need not be dense; None if dense."""
-        return aten_strides.natural_strides(step, inputs)
+        return aten_strides.natural_strides(step, shapes)
 
     def stage(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy a tensor."""

@@ -9,12 +9,13 @@ import torch
 
 from tamis.devices import tensors
 from tamis.devices.aten import kernels as aten
-from tamis.devices.aten import strides as aten_strides
+from tamis.devices.aten.strides import view_strides
 from tamis.devices.base import BoundShape, Ranges, Runner, Tensor
-from tamis.devices.cuda import cublaslt, cudnn, cusparselt, graph, kernels, nvml
+from tamis.devices.cuda import attention, cublaslt, cudnn, cusparselt, graph, kernels, nvml
 from tamis.devices.cuda.info import cuda_info, require_cuda
 from tamis.devices.cuda.kernel_names import kernel_names
 from tamis.devices.cuda.stopwatch import CudaStopwatch
+from tamis.devices.cuda.strides import natural_strides, reads_strided
 from tamis.devices.strides import Strides
 from tamis.engine.plan import DeviceInfo, DeviceState, Format, Step
 from tamis.errors import DeviceError
@@ -23,6 +24,7 @@ from tamis.errors import DeviceError
 BINDERS = (
     ("aten.", aten.bind),
     ("cublaslt.", cublaslt.bind),
+    (attention.KERNEL, attention.bind),
     ("cudnn.", cudnn.bind),
     ("cusparselt.", cusparselt.bind),
     ("cuda.", kernels.bind),
@@ -119,7 +121,9 @@ class CudaDevice:
         """Whether a step can write its outputs into memory that it is given, at no extra cost."""
         if step.kernel.startswith(aten.PREFIX):
             return aten.supports_out(step.kernel, step.attributes)
-        # PyTorch's fused convolutions allocate their results.
+        # PyTorch's attention and its fused convolutions allocate their results.
+        if step.kernel == attention.KERNEL:
+            return False
         return step.kernel != "cudnn.torch_conv" or step.attributes["fused"] == "none"
 
     def may_alias(self, step: Step) -> bool:
@@ -130,15 +134,17 @@ class CudaDevice:
         self, step: Step, shape: Sequence[int], strides: Sequence[int], outputs: Sequence[Sequence[int]]
     ) -> tuple[Strides, ...] | None:
         """The strides of a step's outputs as views of its first input; None where it computes or copies."""
-        return aten_strides.view_strides(step, shape, strides, outputs)
+        return view_strides(step, shape, strides, outputs)
 
     def reads_strided(self, step: Step, index: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
         """Whether a step reads its input ``index`` in place when it has these strides."""
-        return aten_strides.reads_strided(step, index, shape, strides)
+        return reads_strided(step, index, shape, strides)
 
-    def natural_strides(self, step: Step, inputs: Sequence[Sequence[int]]) -> Strides | None:
-        """Unknown for the GPU's kernels: every result is made dense."""
-        return None
+    def natural_strides(
+        self, step: Step, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]
+    ) -> Strides | None:
+        """The strides in which a step leaves its output when it need not be dense; None if dense."""
+        return natural_strides(step, shapes, strides)
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """What ``run`` gives to the GPU, as one CUDA graph."""
