@@ -3,8 +3,9 @@
     python benchmarks/record_timing_cache.py --output tests/recorded
 
 Writes a folder named after the GPU: the models, the timing cache, the cubins that were compiled, each engine's plan and
-the SHA-256 of its file, and what the GPU is. ``tests/compiler/test_recorded_builds.py`` builds the models from it, on
-paper. Each model is built twice: the second build must measure nothing and give the same bytes.
+the SHA-256 of its file, and what the GPU is. ``tests/benchmarks/test_recorded_builds.py`` builds the models from it, on
+paper: exactly the same while the code is that of the recording, afterwards from what is still asked for. Each model
+is built twice: the second build must measure nothing and give the same bytes.
 """
 
 from __future__ import annotations
@@ -91,10 +92,20 @@ def record(folder: Path, device: Device, names: Sequence[str] = MODELS) -> None:
         "device": asdict(device.info()),
         "cache_bytes": device.cache_bytes,
         "compiler": compiler_name(),
+        "code": code_digest(),
         "options": OPTIONS,
         "engine_sha256": engines,
     }
     (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def code_digest() -> str:
+    """Sixteen digits that stand for the sources that decide what is measured and what an engine is."""
+    root, digest = Path(tamis.__file__).parent, hashlib.sha256()
+    for part in ("compiler", "devices", "engine", "formats", "kernels", "runtime"):
+        for path in sorted(p for p in (root / part).rglob("*") if p.suffix in (".py", ".cu", ".h", ".cpp")):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def built(model: bytes, cache: Path) -> Engine:
