@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from results import Row, command_line, merge, summarise
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import cudnn, cudnn_torch
+from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import Format, Step
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.formats.dtype import DType
@@ -157,7 +158,8 @@ def cudnn_contestants(case: Case, copies: list[Copy], args) -> Iterator[Contesta
             step = step_of(case, "cudnn.conv", case.attributes(rank=rank, epilogue=epilogue))
 
             def bind(copy: Copy, step: Step = step, impl: str = impl) -> Callable[[], object]:
-                run = cudnn.bind_conv(step, copy.weight, copy.bias, *bound_shapes(case, copy), args.context)
+                places = bound_shapes(case, copy)
+                run = cudnn.bind_conv(step, copy.weight, copy.bias, *places, args.context, args.workspace)
                 slots, y = copy.slots, copy.y
                 return (lambda: run(slots)) if impl == "cudnn" else (lambda: (run(slots), F.silu(y, inplace=True)))
 
@@ -332,7 +334,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = False
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     args.working_set = 5 * properties.L2_cache_size // 2
-    args.context = context_of(args)
+    args.context, args.workspace = context_of(args), Workspace(torch.device("cuda"))
     gpu = re.sub(r"[^a-z0-9]+", "-", properties.name.lower().removeprefix("nvidia")).strip("-")
     path = args.output or Path(__file__).parent / "results" / f"cuda_conv-{gpu}.json"
     extra: dict[str, object] = {

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from results import Row, command_line, merge, summarise
 from tamis.compiler.tactics.cusparselt import ALGORITHMS, SPLIT_ALGORITHMS, SPLIT_MODES, SPLITS
 from tamis.devices.cuda import cublaslt, cublaslt_library, cusparselt, cusparselt_library
+from tamis.devices.cuda.workspace import Workspace
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.formats.dtype import DType
 
@@ -129,12 +130,12 @@ def torch_contestant(copies: list[Copy]) -> Contestant:
     return contestant
 
 
-def cublaslt_contestants(shape: Shape, dtype: DType, copies: list[Copy]) -> Iterator[Contestant]:
+def cublaslt_contestants(shape: Shape, dtype: DType, copies: list[Copy], workspace: Workspace) -> Iterator[Contestant]:
     context = cublaslt.context(torch.cuda.current_device())
     product = cublaslt.Product(shape.n, shape.rows, shape.k, dtype, dtype, dtype, "none", False, 0, transposed=True)
 
     def make(rank: int, copy: Copy) -> Callable[[int], None]:
-        launch = cublaslt.prepare(context, replace(product, rank=rank), copy.bias, shape.name)
+        launch = cublaslt.prepare(context, workspace, replace(product, rank=rank), copy.bias, shape.name)
         w, x, y = copy.dense.data_ptr(), copy.x.data_ptr(), copy.y.data_ptr()
         return lambda stream: launch(w, x, y, y, stream)
 
@@ -146,7 +147,9 @@ def cublaslt_contestants(shape: Shape, dtype: DType, copies: list[Copy]) -> Iter
         yield Contestant("cublaslt", "dense", f"rank {rank}", calls)
 
 
-def cusparselt_contestants(shape: Shape, dtype: DType, copies: list[Copy], args) -> Iterator[Contestant]:
+def cusparselt_contestants(
+    shape: Shape, dtype: DType, copies: list[Copy], workspace: Workspace, args
+) -> Iterator[Contestant]:
     try:
         context = cusparselt.context(torch.cuda.current_device())
     except (MissingLibrary, DeviceError) as error:
@@ -161,7 +164,7 @@ def cusparselt_contestants(shape: Shape, dtype: DType, copies: list[Copy], args)
 
     def make(form: tuple[int, int, int], copy: Copy) -> Callable[[int], None]:
         product = cusparselt.Product(shape.rows, shape.n, shape.k, dtype, False, None, False, *form)
-        launch = cusparselt.prepare(context, product, copy.kept, copy.places, copy.bias, shape.name)
+        launch = cusparselt.prepare(context, workspace, product, copy.kept, copy.places, copy.bias, shape.name)
         x, y = copy.x.data_ptr(), copy.y.data_ptr()
         return lambda stream: launch(x, y, y, stream)
 
@@ -223,12 +226,12 @@ def take_turns(contestants: list[Contestant], rounds: int) -> None:
 
 def measure(shape: Shape, precision: str, args) -> list[Row]:
     dtype, copies = DType(precision), make_copies(shape, TYPES[precision], args)
-    expected = references(shape, copies[0])
+    expected, workspace = references(shape, copies[0]), Workspace(torch.device("cuda"))
     contestants = []
     proposed = itertools.chain(
         [torch_contestant(copies)],
-        cublaslt_contestants(shape, dtype, copies),
-        cusparselt_contestants(shape, dtype, copies, args),
+        cublaslt_contestants(shape, dtype, copies, workspace),
+        cusparselt_contestants(shape, dtype, copies, workspace, args),
     )
     for contestant in proposed:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from tamis.devices import tensors
 from tamis.devices.aten import kernels as aten
 from tamis.devices.base import BoundShape, Runner
 from tamis.devices.cuda import kernels
+from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
@@ -84,7 +86,7 @@ BINDERS: Mapping[str, Callable[..., Runner]] = {"aten": aten.bind, "cuda": kerne
 class Bound:
     """Lowered steps bound to tensors: matrix steps with ``bind``, what surrounds them by PyTorch or our CUDA kernels.
 
-    What the steps write holds NaN at first. ``values`` gives the run-time inputs in float32; they are rounded to the formats of the choice.
+    Matrix steps share ``workspace``. What the steps write holds NaN at first. ``values`` gives the run-time inputs in float32; they are rounded to the formats of the choice.
     """
 
     def __init__(
@@ -97,7 +99,8 @@ class Bound:
         device: str = "cpu",
     ) -> None:
         self._device, self._output = device, layer.node.output
-        self._bind_matrix = bind
+        self.workspace = Workspace(torch.device(device))
+        self._bind_matrix = functools.partial(bind, workspace=self.workspace)
         self.slots: list[torch.Tensor] = []
         self._where: dict[str, BoundShape] = {}
         for name, format in zip(layer.values, choice.inputs, strict=True):

@@ -35,6 +35,7 @@ from tamis.devices.aten import kernels as aten
 from tamis.devices.base import BoundShape, Runner
 from tamis.devices.cuda import cudnn, cudnn_torch, kernels
 from tamis.devices.cuda.info import cuda_info
+from tamis.devices.cuda.workspace import Workspace
 from tamis.devices.tensors import torch_dtype, upload
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.errors import DeviceError
@@ -91,11 +92,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> cudnn.Context:
 
 @dataclass
 class Bound:
-    """Steps over their slots; slot numbers of the values by name."""
+    """Steps over their slots; slot numbers of the values by name; the scratch memory of the steps."""
 
     runners: list[Runner]
     slots: list[torch.Tensor]
     where: dict[str, BoundShape]
+    workspace: Workspace
 
     def run(self) -> torch.Tensor:
         for runner in self.runners:
@@ -126,7 +128,7 @@ def bound(
         place(name, shape, format, given=True)
     place("y", layer.types["y"].shape, choice.outputs[0], given=True)
     constants = {name: upload(array).cuda() for name, array in lowered.constants.items()}
-    runners = []
+    runners, workspace = [], Workspace(torch.device("cuda"))
     for step in lowered.steps:
         inputs, outputs = [where[v] for v in step.inputs], [where[v] for v in step.outputs]
         mine = {name: constants[name] for name in step.constants}
@@ -139,8 +141,8 @@ def bound(
             if step.kernel == "cudnn.torch_conv":
                 runners.append(cudnn_torch.bind_conv(step, weight, bias, inputs, outputs[0]))
             else:
-                runners.append(cudnn.bind_conv(step, weight, bias, inputs, outputs[0], shared))
-    return Bound(runners, slots, where)
+                runners.append(cudnn.bind_conv(step, weight, bias, inputs, outputs[0], shared, workspace))
+    return Bound(runners, slots, where, workspace)
 
 
 def reference(layer: Layer, arrays: dict[str, np.ndarray], precision: DType) -> torch.Tensor:
@@ -246,24 +248,22 @@ def test_every_activation_fused(activation, place: str, shared: cudnn.Context) -
 @pytest.mark.parametrize("op", [conv(RELU), conv(RESIDUAL, RELU), conv(SILU)], ids=["relu", "residual", "silu"])
 def test_captured_in_a_graph_and_replayed(op: Conv, precision: DType, tactic: Tactic, shared: cudnn.Context) -> None:
     layer, arrays = conv_layer(op, (2, 32, 14, 14), (32, 32, 3, 3))
-    # A workspace of its own, which grows once: each time doubles it, and plans and cases are many.
-    own = cudnn.Context(torch.cuda.current_device(), shared.folder)
-    captured = []
-    for choice, steps in tried(tactic, layer, arrays, own, precision):
+    for choice, steps in tried(tactic, layer, arrays, shared, precision):
         steps.run()  # modules are loaded when they first run
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             result = steps.run()
-        captured.append((choice, steps, graph, result))
-    own.reserve(2 * own.workspace.numel())  # the graphs keep the one they know
-    for choice, steps, graph, result in captured:
         fresh = {**arrays, "x": np.random.default_rng(1).standard_normal(arrays["x"].shape).astype(np.float32)}
         steps.slots[steps.where["x"].slot].copy_(torch.from_numpy(fresh["x"]))
         result.fill_(float("nan"))
+        steps.workspace.reserve(steps.workspace.reserve(0).numel() + 1)  # the graph has the block that it knows
+        spoilt = [torch.full((size,), float("nan"), device="cuda") for size in (1 << 8, 1 << 16, 1 << 20) * 8]
         graph.replay()
         torch.cuda.synchronize()
         assert error_of(result, reference(layer, fresh, precision)) <= LARGEST_ERROR[precision], choice
+        assert all(bool(block.isnan().all()) for block in spoilt), "the graph wrote into memory that was freed"
+        del spoilt
 
 
 def test_results_are_the_same_each_time(shared: cudnn.Context) -> None:

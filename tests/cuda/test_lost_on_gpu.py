@@ -34,13 +34,13 @@ def build(output):
     return [str(w.message) for w in caught if w.category is BuildWarning]
 """
 LOST_IN_A_RACE = """
-real = dict(cuda.BINDERS)["cublaslt."]
+real = dict(cuda.LIBRARY_BINDERS)["cublaslt."]
 
 def bind(*arguments):
     runner = real(*arguments)
     return lambda slots: (runner(slots), break_gpu())
 
-cuda.BINDERS = tuple((p, bind if p == "cublaslt." else binder) for p, binder in cuda.BINDERS)
+cuda.LIBRARY_BINDERS = tuple((p, bind if p == "cublaslt." else binder) for p, binder in cuda.LIBRARY_BINDERS)
 first, second = build("a.tamis"), build("b.tamis")
 try:
     tamis.load("a.tamis")

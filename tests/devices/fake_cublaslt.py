@@ -24,10 +24,14 @@ EPILOGUES = {
 
 
 class FakeCublasLt:
-    """Offers ``algorithms`` algorithms. ``alive`` counts descriptors that were not destroyed."""
+    """Offers ``algorithms`` algorithms, of which number i needs i times ``scratch`` bytes, and writes all over these.
 
-    def __init__(self, algorithms: int = 3) -> None:
-        self.algorithms, self.objects, self.numbers = algorithms, {}, itertools.count(1)
+    ``alive`` counts descriptors that were not destroyed, ``workspaces`` notes the address and bytes of each product.
+    """
+
+    def __init__(self, algorithms: int = 3, scratch: int = 1000) -> None:
+        self.algorithms, self.scratch, self.objects, self.numbers = algorithms, scratch, {}, itertools.count(1)
+        self.workspaces: list[tuple[int, int]] = []
         self.used: list[int] = []
         self.streams: list[int] = []
 
@@ -76,6 +80,7 @@ class FakeCublasLt:
         assert [wanted[i] for i in (5, 6, 7, 8)] == [16] * 4
         for i in range(min(most, self.algorithms)):
             results[i].algorithm.data[0] = 100 + i
+            results[i].workspace_bytes = i * self.scratch
         count._obj.value = min(most, self.algorithms)
         return 0
 
@@ -86,6 +91,9 @@ class FakeCublasLt:
         assert alpha._obj.value == 1.0
         self.used.append(algorithm._obj.data[0])
         self.streams.append(stream)
+        assert size >= (self.used[-1] - 100) * self.scratch, "scratch memory"
+        self.workspaces.append((workspace, size))
+        ctypes.memset(workspace, 0xFF, size)
         operation = self.objects[op.value]
         layouts = [self.objects[x.value] for x in (a_layout, b_layout, c_layout, d_layout)]
         batch = layouts[3].get(5, 1)

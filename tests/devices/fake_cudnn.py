@@ -199,7 +199,9 @@ class FakeGraph:
     def execute_plan_at_index(self, addresses: Mapping[int, int], workspace: int, index: int, handle: object) -> None:
         assert handle == "handle"
         assert index in self.built
-        assert workspace
+        ctypes.memset(workspace, 0xFF, self.fake.plans[index].workspace)  # it is there, and holds nothing of value
+        self.fake.workspaces.append(workspace)
+        assert self.fake.streams, "the handle has no stream yet"
         (result,) = (t for t in self.made if t.output)
         assert set(addresses) == {*self.operands, result.uid}
         values = {uid: operand.at(addresses[uid]).double() for uid, operand in self.operands.items()}
@@ -228,6 +230,7 @@ class FakeCudnn:
         self.builds = 0
         self.executed: list[int] = []
         self.streams: list[int] = []
+        self.workspaces: list[int] = []
 
     def pygraph(self, **given: Any) -> FakeGraph:
         return FakeGraph(self, **given)

@@ -16,12 +16,16 @@ ROW, COLUMN = 2, 1
 
 
 class FakeCusparseLt:
-    """Offers ``algorithms`` algorithms. ``alive`` counts structures that were made and not destroyed."""
+    """Offers ``algorithms`` algorithms. ``alive`` counts structures that were made and not destroyed.
+
+    A product with a split k writes all over its scratch memory, whose address ``workspaces`` notes.
+    """
 
     def __init__(self, algorithms: int = 36) -> None:
         self.algorithms, self.made = algorithms, {}
         self.used: list[tuple[int, int, int]] = []
         self.streams: list[int] = []
+        self.workspaces: list[int] = []
         for name in ("MatDescriptor", "MatmulAlgSelection", "MatmulPlan"):
             setattr(self, f"cusparseLt{name}Destroy", self._destroy)
 
@@ -42,6 +46,10 @@ class FakeCusparseLt:
 
     def cusparseLtGetErrorString(self, status: int) -> bytes:
         return f"status {status}".encode()
+
+    def _scratch(self, plan: int) -> int:
+        parts: int = self.made[plan]["selection"]["set"][3]
+        return 128 * parts if parts > 1 else 0
 
     def _make(self, address: int, **fields: Any) -> int:
         assert address % 16 == 0
@@ -114,7 +122,7 @@ class FakeCusparseLt:
         )
 
     def cusparseLtMatmulGetWorkspace(self, handle: int, plan: int, size: Any) -> int:
-        size._obj.value = 128 if self.made[plan]["selection"]["set"][3] > 1 else 0
+        size._obj.value = self._scratch(plan)
         return 0
 
     def cusparseLtSpMMACompressedSize2(self, handle: int, matrix: int, size: Any, scratch: Any) -> int:
@@ -150,6 +158,8 @@ class FakeCusparseLt:
         assert count == 1
         assert alpha._obj.value == 1.0
         self.streams.append(streams._obj.value)
+        self.workspaces.append(workspace)
+        ctypes.memset(workspace, 0xFF, self._scratch(plan))
         matmul, chosen = self.made[plan]["matmul"], self.made[plan]["selection"]["set"]
         self.used.append((chosen[0], chosen[3], chosen[4]))
         weight, inputs, added, result = matmul["matrices"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,7 @@ from tamis.compiler.tactics.cublaslt import CublasLt
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import cublaslt
 from tamis.devices.cuda import cublaslt_library as lt
+from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import Format, Step
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.formats.dtype import DType
@@ -72,7 +74,7 @@ CASES: tuple[tuple[str, Op, tuple[int, ...], tuple[int, ...]], ...] = (
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> FakeCublasLt:
     fake = FakeCublasLt(8)
-    context = cublaslt.Context(fake, ctypes.c_void_p(1), torch.empty(32, dtype=torch.uint8))
+    context = cublaslt.Context(fake, ctypes.c_void_p(1))
     monkeypatch.setattr(cublaslt, "context", lambda index: context)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=77 + index))
@@ -128,20 +130,60 @@ def test_16_bit_inputs_may_give_float32(library: FakeCublasLt) -> None:
 
 
 def test_a_rank_that_does_not_exist_is_an_error(library: FakeCublasLt) -> None:
+    workspace = Workspace(torch.device("cpu"))
     step, constants, x, y = _plain_step(rank=8)
     with pytest.raises(DeviceError, match=r"layer 'fc': rank 8: cuBLASLt offers only 8 algorithms"):
-        cublaslt.bind(step, constants, [x], [y])
+        cublaslt.bind(step, constants, [x], [y], workspace)
     gc.collect()
     assert library.alive == 0
+    assert workspace.reserve(0).numel() == 0
 
 
-def test_results_need_memory_and_kernels_a_name(library: FakeCublasLt) -> None:
+@pytest.mark.usefixtures("library")
+def test_results_need_memory_and_kernels_a_name() -> None:
+    workspace = Workspace(torch.device("cpu"))
     step, constants, x, y = _plain_step(rank=0)
     with pytest.raises(DeviceError, match="given memory"):
-        cublaslt.bind(step, constants, [x], [BoundShape(1, y.shape, y.format)])
+        cublaslt.bind(step, constants, [x], [BoundShape(1, y.shape, y.format)], workspace)
     odd = Step("fc", "cublaslt.other", ("x",), ("y",), ("w",), step.attributes)
     with pytest.raises(DeviceError, match=r"cublaslt\.other is unknown"):
-        cublaslt.bind(odd, constants, [x], [y])
+        cublaslt.bind(odd, constants, [x], [y], workspace)
+
+
+def test_steps_take_the_scratch_memory_that_their_algorithms_need(library: FakeCublasLt) -> None:
+    workspace, slots = Workspace(torch.device("cpu")), [torch.ones(2, 16), torch.zeros(2, 8)]
+    held = []
+    for rank in (0, 2, 1, 7, 5):
+        step, constants, x, y = _plain_step(rank)
+        runner = cublaslt.bind(step, constants, [x], [y], workspace)
+        held.append(workspace.reserve(0))
+        runner(slots)
+    assert [block.numel() for block in held] == [0, 2000, 2000, 7000, 7000]
+    assert library.workspaces == [
+        (block.data_ptr(), size) for block, size in zip(held, (0, 2000, 1000, 7000, 5000), strict=True)
+    ]
+
+
+def test_a_step_keeps_the_scratch_memory_that_it_was_given(library: FakeCublasLt) -> None:
+    workspace = Workspace(torch.device("cpu"))
+    step, constants, x, y = _plain_step(rank=2)
+    runner = cublaslt.bind(step, constants, [x], [y], workspace)
+    block = weakref.ref(workspace.reserve(0))
+    workspace.reserve(1 << 20)
+    gc.collect()
+    assert block() is not None
+    runner([torch.ones(2, 16), torch.zeros(2, 8)])
+    assert library.workspaces == [(block().data_ptr(), 2000)]
+    del runner
+    gc.collect()
+    assert block() is None
+
+
+def test_algorithms_that_need_too_much_scratch_memory_are_not_offered(library: FakeCublasLt) -> None:
+    library.scratch = 8 << 20
+    step, constants, x, y = _plain_step(rank=5)
+    with pytest.raises(DeviceError, match="rank 5: cuBLASLt offers only 5 algorithms"):
+        cublaslt.bind(step, constants, [x], [y], Workspace(torch.device("cpu")))
 
 
 def _plain_step(rank: int) -> tuple[Step, dict[str, torch.Tensor], BoundShape, BoundShape]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
+import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,10 +35,11 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, Pointwise
 from tamis.compiler.tactics.base import Choice, Layer
 from tamis.compiler.tactics.cudnn import CudnnConv
-from tamis.devices.base import BoundShape
+from tamis.devices.base import BoundShape, Runner
 from tamis.devices.cuda import cudnn, cudnn_store
 from tamis.devices.cuda.cudnn_graph import MOST_WORKSPACE, RankedPlans, can_fuse
 from tamis.devices.cuda.cudnn_problem import ConvProblem, conv_problem
+from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.formats.dtype import DType
@@ -66,11 +71,10 @@ CASES: tuple[tuple[str, Conv, tuple[int, ...], tuple[int, ...]], ...] = (
 
 
 def shared_context(fake: FakeCudnn, folder: Path) -> cudnn.Context:
-    """A context that has a fake package, and its workspace on the host."""
+    """A context that has a fake package."""
     made = object.__new__(cudnn.Context)
     made.cudnn, made.folder, made.handle = fake, folder, "handle"
-    made.workspace = torch.empty(1 << 10, dtype=torch.uint8)
-    made._outgrown, made._ranked, made._plans, made._versions = [], {}, {}, "fake"
+    made._ranked, made._plans, made._versions = {}, {}, "fake"
     made._lock = threading.Lock()
     return made
 
@@ -90,8 +94,14 @@ def laid_out(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(array).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def run_step(layer: Layer, arrays: dict[str, np.ndarray], choice: Choice, shared: cudnn.Context) -> torch.Tensor:
-    """Lower, bind with ``shared`` and run; every image is given channels last, the result is poisoned."""
+def on_host() -> Workspace:
+    return Workspace(torch.device("cpu"))
+
+
+def bound_step(
+    layer: Layer, arrays: dict[str, np.ndarray], choice: Choice, shared: cudnn.Context, workspace: Workspace
+) -> tuple[Runner, list[torch.Tensor]]:
+    """Lower and bind; the slots end with the result, which is poisoned. Every image is given channels last."""
     lowered = CudnnConv().lower(layer, choice)
     (step,) = lowered.steps
     dtype = {2: {DType.FLOAT16: torch.float16, DType.BFLOAT16: torch.bfloat16}, 4: {}}[choice.precision.size_bytes]
@@ -103,7 +113,19 @@ def run_step(layer: Layer, arrays: dict[str, np.ndarray], choice: Choice, shared
     format = Format(choice.precision.storage, "channels_last")
     inputs = [BoundShape(i, tuple(t.shape), format, False) for i, t in enumerate(slots[:-1])]
     output = BoundShape(len(inputs), shape, format, True)
-    run = cudnn.bind_conv(step, packed[0], packed[1] if len(packed) > 1 else None, inputs, output, shared)
+    bias = packed[1] if len(packed) > 1 else None
+    return cudnn.bind_conv(step, packed[0], bias, inputs, output, shared, workspace), slots
+
+
+def run_step(
+    layer: Layer,
+    arrays: dict[str, np.ndarray],
+    choice: Choice,
+    shared: cudnn.Context,
+    workspace: Workspace | None = None,
+) -> torch.Tensor:
+    """The result of a bound step."""
+    run, slots = bound_step(layer, arrays, choice, shared, workspace or on_host())
     run(slots)
     return slots[-1]
 
@@ -192,10 +214,13 @@ def test_equal_problems_share_a_plan_and_a_second_process_reads_it(tmp_path: Pat
     assert (len(fake.graphs), fake.builds, fake.executed) == (1, 2, [0, 0, 1])
     assert len(list(tmp_path.glob("*.plan"))) == 2
     reader = shared_context(fake, tmp_path)  # as if in another process: nothing but the folder is shared
+    workspace, held = on_host(), []
     for rank in (1, 0):
-        assert torch.equal(first, run_step(layer, arrays, choice_of(layer, DType.FLOAT16, rank), reader))
+        assert torch.equal(first, run_step(layer, arrays, choice_of(layer, DType.FLOAT16, rank), reader, workspace))
+        held.append(workspace.reserve(0))
     assert (len(fake.graphs), fake.builds, fake.executed) == (1, 2, [0, 0, 1, 1, 0])
-    assert reader.workspace.numel() >= 9000
+    assert [block.numel() for block in held] == [300, 9000], "stored plans know what they need"
+    assert fake.workspaces[-2:] == [block.data_ptr() for block in held]
     run_step(layer, arrays, choice_of(layer, DType.BFLOAT16), reader)
     assert (len(fake.graphs), fake.builds) == (2, 3), "a plan of another precision was taken"
 
@@ -242,14 +267,41 @@ def test_plans_that_cannot_be_stored_run_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stream")
-def test_a_workspace_that_grows_keeps_the_old_one_for_captured_graphs(tmp_path: Path) -> None:
-    shared = shared_context(FakeCudnn(FakePlan()), tmp_path)
-    old = shared.workspace.data_ptr()
-    shared.reserve(shared.workspace.numel())
-    assert shared.workspace.data_ptr() == old
-    shared.reserve(5000)
-    assert shared.workspace.numel() >= 5000
-    assert [tensor.data_ptr() for tensor in shared._outgrown] == [old]
+def test_a_step_keeps_the_scratch_memory_that_it_was_given(tmp_path: Path) -> None:
+    layer, arrays = conv_layer(conv(RELU), (1, 8, 4, 4), (8, 8, 3, 3))
+    fake, workspace = FakeCudnn(FakePlan(workspace=500)), on_host()
+    run, slots = bound_step(layer, arrays, choice_of(layer, DType.FLOAT16), shared_context(fake, tmp_path), workspace)
+    block = weakref.ref(workspace.reserve(0))
+    workspace.reserve(1 << 20)
+    gc.collect()
+    assert block() is not None
+    run(slots)
+    assert fake.workspaces == [block().data_ptr()]
+    del run
+    gc.collect()
+    assert block() is None
+
+
+def test_threads_that_share_a_handle_launch_one_after_the_other(tmp_path: Path) -> None:
+    fake = FakeCudnn(FakePlan())
+    shared, launched = shared_context(fake, tmp_path), []
+
+    def execute(addresses: Mapping[int, int], workspace: int) -> None:
+        stream = fake.streams[-1]
+        time.sleep(0.001)  # another thread would come in here
+        launched.append((addresses[0], stream, fake.streams[-1]))
+
+    def work(stream: int) -> None:
+        for _ in range(20):
+            shared.launch(execute, {0: stream}, 0, stream)
+
+    threads = [threading.Thread(target=work, args=(stream,)) for stream in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(launched) == 40
+    assert all(own == before == after for own, before, after in launched)
 
 
 def test_steps_that_contradict_their_shapes(tmp_path: Path) -> None:
@@ -257,12 +309,13 @@ def test_steps_that_contradict_their_shapes(tmp_path: Path) -> None:
     step = CudnnConv().lower(layer, choice_of(layer, DType.FLOAT16)).steps[0]
     format = Format(DType.FLOAT16, "channels_last")
     weight = torch.zeros(8, 3, 3, 8, dtype=torch.float16)
+    shared = shared_context(FakeCudnn(FakePlan()), tmp_path)
     image, wrong = BoundShape(0, (1, 8, 4, 4), format), BoundShape(1, (1, 8, 5, 4), format, True)
     with pytest.raises(DeviceError, match="contradicts"):
-        cudnn.bind_conv(step, weight, None, [image], wrong, shared_context(FakeCudnn(FakePlan()), tmp_path))
+        cudnn.bind_conv(step, weight, None, [image], wrong, shared, on_host())
     right = BoundShape(1, (1, 8, 4, 4), format, True)
     with pytest.raises(DeviceError, match="contradicts"):
-        cudnn.bind_conv(step, weight, None, [image] * 2, right, shared_context(FakeCudnn(FakePlan()), tmp_path))
+        cudnn.bind_conv(step, weight, None, [image] * 2, right, shared, on_host())
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,7 @@ from tamis.devices import tensors
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import cusparselt
 from tamis.devices.cuda import cusparselt_library as lt
+from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import Format, Step
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.formats import TWO_FOUR, compress, decompress, magnitude_mask
@@ -111,7 +113,7 @@ def test_every_choice_computes_the_layer(
 def test_an_algorithm_that_does_not_exist_is_an_error(library: FakeCusparseLt) -> None:
     step, constants, x, y = _plain_step(algorithm=36)
     with pytest.raises(DeviceError, match=r"layer 'fc': algorithm 36: cuSPARSELt offers only 36 algorithms"):
-        cusparselt.bind(step, constants, [x], [y])
+        cusparselt.bind(step, constants, [x], [y], Workspace(torch.device("cpu")))
     gc.collect()
     assert library.plans == 0
 
@@ -119,16 +121,44 @@ def test_an_algorithm_that_does_not_exist_is_an_error(library: FakeCusparseLt) -
 def test_what_the_library_says_reaches_the_user(library: FakeCusparseLt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "cusparseLtMatmulPlanInit", lambda *_: 10)
     step, constants, x, y = _plain_step(algorithm=0)
+    workspace = Workspace(torch.device("cpu"))
     with pytest.raises(DeviceError, match=r"layer 'fc': cuSPARSELt cannot run MatmulPlanInit: status 10"):
-        cusparselt.bind(step, constants, [x], [y])
+        cusparselt.bind(step, constants, [x], [y], workspace)
     with pytest.raises(DeviceError, match="given memory"):
-        cusparselt.bind(step, constants, [x], [BoundShape(1, y.shape, y.format)])
+        cusparselt.bind(step, constants, [x], [BoundShape(1, y.shape, y.format)], workspace)
 
 
-def _plain_step(algorithm: int) -> tuple[Step, dict[str, torch.Tensor], BoundShape, BoundShape]:
+def test_steps_share_the_scratch_memory_that_their_plans_need(library: FakeCusparseLt) -> None:
+    workspace, half = Workspace(torch.device("cpu")), torch.float16
+    slots, held = [torch.ones(8, 16, dtype=half), torch.zeros(8, 16, dtype=half)], []
+    for split_k in (1, 3, 2, 5):
+        step, constants, x, y = _plain_step(algorithm=0, split_k=split_k)
+        runner = cusparselt.bind(step, constants, [x], [y], workspace)
+        held.append(workspace.reserve(0))
+        runner(slots)
+    assert [block.numel() for block in held] == [0, 384, 384, 768]
+    assert library.workspaces == [block.data_ptr() for block in held]
+
+
+def test_a_step_keeps_the_scratch_memory_that_it_was_given(library: FakeCusparseLt) -> None:
+    workspace = Workspace(torch.device("cpu"))
+    step, constants, x, y = _plain_step(algorithm=0, split_k=2)
+    runner = cusparselt.bind(step, constants, [x], [y], workspace)
+    block = weakref.ref(workspace.reserve(0))
+    workspace.reserve(1 << 20)
+    gc.collect()
+    assert block() is not None
+    runner([torch.ones(8, 16, dtype=torch.float16), torch.zeros(8, 16, dtype=torch.float16)])
+    assert library.workspaces == [block().data_ptr()]
+    del runner
+    gc.collect()
+    assert block() is None
+
+
+def _plain_step(algorithm: int, split_k: int = 1) -> tuple[Step, dict[str, torch.Tensor], BoundShape, BoundShape]:
     attributes = {
         "rows": 8, "n": 16, "k": 16, "relu": False, "upper_bound": None, "residual": False, "algorithm": algorithm,
-        "split_k": 1, "split_k_mode": 0,
+        "split_k": split_k, "split_k_mode": 0,
     }  # fmt: skip
     step = Step("fc", "cusparselt.matmul", ("x",), ("y",), ("kept", "places"), attributes)
     constants = {

@@ -107,7 +107,10 @@ class Device(Protocol):
         inputs: Sequence[BoundShape],
         outputs: Sequence[BoundShape],
     ) -> Runner:
-        """A function that runs the step; all preparation (weight reordering, compilation) happens here."""
+        """A function that runs the step; all preparation (weight reordering, compilation) happens here.
+
+        The steps that one device object has bound may share scratch memory, so only one of them may run at a time.
+        """
         ...
 
     def writes_into_memory(self, step: Step) -> bool:

@@ -35,7 +35,8 @@ class Session:
     Args:
         engine: an ``Engine``, or the path of an engine file.
         threads: cores to run on; None for those that the engine was built for.
-        device: the device to run on; None for the one of the kind that the engine was built for.
+        device: the device to run on; None for one of its own, of the kind that the engine was built for. Sessions
+            that share a device object share its scratch memory, so they must not run at the same time.
         poison: fill the arena with NaN before every run, and each part of it once its value is dead, so that
             a value that is read too early or too late shows. For tests.
         nvtx: put each step into an NVTX range named after its layers and kernel, for Nsight Systems. Runs are then

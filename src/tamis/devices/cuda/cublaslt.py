@@ -11,8 +11,8 @@ The activation follows bias and residual: ``D = activation(A B + bias + C)``. Su
 an algorithm splits k. An algorithm is named by its ``rank`` in the library's own order, which repeats on the same
 GPU with the same library version.
 
-Pointers need only be multiples of 16 bytes, which algorithms are told. The steps of a device share one workspace, so
-they must not run on two streams at the same time.
+Pointers need only be multiples of 16 bytes, which algorithms are told. Steps that share a workspace must not run on two
+streams at the same time.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
 from tamis.devices.cuda import cublaslt_library as lt
+from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
 
+# Algorithms that need more scratch memory than this many bytes are not offered.
 WORKSPACE_BYTES = 32 << 20
 MOST_RESULTS = 16
 ALIGNMENT = 16
@@ -48,11 +50,14 @@ _EPILOGUES = {
 
 @dataclass(frozen=True)
 class Context:
-    """What the steps of one device share: the library, its handle and the workspace."""
+    """What the steps of one GPU share in a process: the library and its handle.
+
+    The handle knows no stream and no scratch memory, which are given with each launch. It is used while steps are
+    bound and recorded only, which one thread at a time does; replays of a graph need it no more.
+    """
 
     library: Any
     handle: ctypes.c_void_p
-    workspace: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,15 @@ def context(device: int) -> Context:
     handle = ctypes.c_void_p()
     with torch.cuda.device(device):
         lt.check(library, library.cublasLtCreate(ctypes.byref(handle)), "start")
-        workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")
-    return Context(library, handle, workspace)
+    return Context(library, handle)
 
 
 def bind(
-    step: Step, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
+    step: Step,
+    constants: Mapping[str, Tensor],
+    inputs: Sequence[BoundShape],
+    outputs: Sequence[BoundShape],
+    workspace: Workspace,
 ) -> Runner:
     """A runner for a ``cublaslt.*`` step that launches on the current stream and can be captured in a graph.
 
@@ -112,7 +120,7 @@ def bind(
     if step.kernel == "cublaslt.matmul":
         weight = constants[step.constants[0]]
         bias = constants[step.constants[1]] if len(step.constants) > 1 else None
-        launch = prepare(context(index), product, bias, step.name)
+        launch = prepare(context(index), workspace, product, bias, step.name)
         keep, residual = weight, inputs[1].slot if product.residual else y
         pointer = weight.data_ptr()
 
@@ -122,7 +130,7 @@ def bind(
 
         return run
     if step.kernel == "cublaslt.batched":
-        launch = prepare(context(index), product, None, step.name)
+        launch = prepare(context(index), workspace, product, None, step.name)
         right, residual = inputs[1].slot, inputs[2].slot if product.residual else y
 
         def run_batched(slots: Slots) -> None:
@@ -135,21 +143,24 @@ def bind(
 
 
 def prepare(
-    context: Context, product: Product, bias: Tensor | None, layer: str
+    context: Context, workspace: Workspace, product: Product, bias: Tensor | None, layer: str
 ) -> Callable[[int, int, int, int, int], None]:
     """A function that launches a product: addresses of A, B, C and D, and the stream.
 
-    C is read with a residual only; pass D otherwise. The descriptors live as long as the function.
+    C is read with a residual only; pass D otherwise. The descriptors and the scratch memory, of which only as much is
+    taken as the algorithm needs, live as long as the function.
     """
-    library, handle, workspace = context.library, context.handle, context.workspace
+    library, handle = context.library, context.handle
     descriptors = _Descriptors(library, layer)
     operation = descriptors.operation(product, bias)
     matrix_a, matrix_b, matrix_d = descriptors.matrices(product)
-    algorithm = _algorithm(context, descriptors, operation, (matrix_a, matrix_b, matrix_d), product, layer)
+    chosen = _algorithm(context, descriptors, operation, (matrix_a, matrix_b, matrix_d), product, layer)
+    algorithm, size = chosen.algorithm, int(chosen.workspace_bytes)
+    block = workspace.reserve(size)
     one, beta = ctypes.c_float(1.0), ctypes.c_float(1.0 if product.residual else 0.0)
-    call, size, scratch = library.cublasLtMatmul, workspace.numel(), workspace.data_ptr()
+    call, scratch = library.cublasLtMatmul, block.data_ptr()
     alpha_at, beta_at, algorithm_at = ctypes.byref(one), ctypes.byref(beta), ctypes.byref(algorithm)
-    keep = (descriptors, bias, workspace)
+    keep = (descriptors, bias, block)
 
     def launch(a: int, b: int, c: int, d: int, stream: int, _keep: object = keep) -> None:
         status = call(
@@ -169,8 +180,8 @@ def _algorithm(
     matrices: tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p],
     product: Product,
     layer: str,
-) -> lt.Algorithm:
-    """The algorithm of the product's rank; ``DeviceError`` when there are not so many."""
+) -> lt.HeuristicResult:
+    """The algorithm of the product's rank, with its needs; ``DeviceError`` when there are not so many."""
     library, (a, b, d) = context.library, matrices
     results, count = (lt.HeuristicResult * MOST_RESULTS)(), ctypes.c_int()
     preference = descriptors.preference(product)
@@ -181,7 +192,7 @@ def _algorithm(
     usable = [r for r in results[: count.value] if r.state == lt.SUCCESS and r.workspace_bytes <= WORKSPACE_BYTES]
     if product.rank >= len(usable):
         raise DeviceError(f"rank {product.rank}: cuBLASLt offers only {len(usable)} algorithms", layer=layer)
-    found: lt.Algorithm = usable[product.rank].algorithm
+    found: lt.HeuristicResult = usable[product.rank]
     return found
 
 
@@ -241,7 +252,7 @@ class _Descriptors:
         return made
 
     def preference(self, product: Product) -> ctypes.c_void_p:
-        """What an algorithm may use: the workspace, and split sums in float32 only."""
+        """What an algorithm may use: so much scratch memory, and split sums in float32 only."""
         made, attribute = self._new("MatmulPreference"), lt.PreferenceAttribute
         schemes: int = lt.ReductionScheme.COMPUTE_TYPE
         if product.output is DType.FLOAT32:  # in place is in the output's type

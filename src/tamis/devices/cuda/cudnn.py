@@ -3,8 +3,8 @@
 ``cudnn.conv`` is one fused cuDNN graph, made with the Python package ``nvidia-cudnn-frontend``, which loads the cuDNN
 that PyTorch brings. ``cudnn.torch_conv`` calls PyTorch's own operators and needs nothing else.
 
-Plans are shared by all steps of a process that solve the same problem with the same rank, and are kept on disk. The
-steps of a device share one handle and one workspace, so they must not run on two streams at the same time.
+Plans are shared by all steps of a process that solve the same problem with the same rank, and are kept on disk. Steps
+that share a workspace must not run on two streams at the same time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tamis.devices.base import BoundShape, Runner, Slots, Tensor
 from tamis.devices.cuda import cudnn_store, cudnn_torch
 from tamis.devices.cuda.cudnn_graph import BIAS, IMAGE, RESIDUAL, RESULT, WEIGHT, RankedPlans, deserialized
 from tamis.devices.cuda.cudnn_problem import ConvProblem, conv_problem
+from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError, MissingLibrary
 
@@ -32,7 +33,11 @@ Execute: TypeAlias = Callable[[Mapping[int, int], int], None]
 
 
 def bind(
-    step: Step, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
+    step: Step,
+    constants: Mapping[str, Tensor],
+    inputs: Sequence[BoundShape],
+    outputs: Sequence[BoundShape],
+    workspace: Workspace,
 ) -> Runner:
     """A runner for one ``cudnn.*`` step that launches on the current stream and can be captured in a graph.
 
@@ -46,7 +51,7 @@ def bind(
         return cudnn_torch.bind_conv(step, weight, bias, inputs, outputs[0])
     if step.kernel != "cudnn.conv":
         raise DeviceError(f"kernel {step.kernel} is unknown", layer=step.name, remedy="build the engine again")
-    return bind_conv(step, weight, bias, inputs, outputs[0], context(weight.device.index))
+    return bind_conv(step, weight, bias, inputs, outputs[0], context(weight.device.index), workspace)
 
 
 def bind_conv(
@@ -56,8 +61,9 @@ def bind_conv(
     inputs: Sequence[BoundShape],
     output: BoundShape,
     shared: Context,
+    workspace: Workspace,
 ) -> Runner:
-    """A runner for ``cudnn.conv`` with what the steps of its device share."""
+    """A runner for ``cudnn.conv`` with what the steps of its GPU share, and those of its session."""
     device = weight.device.index
     problem = conv_problem(step.attributes, inputs[0].shape, tuple(weight.shape), step.precision, bias=bias is not None)
     if problem.result != tuple(output.shape) or problem.residual != (len(inputs) > 1):
@@ -68,18 +74,17 @@ def bind_conv(
         raise
     except DeviceError as error:
         raise DeviceError(error.cause, layer=step.name, remedy=error.remedy) from error
-    shared.reserve(plan.workspace)
-    cudnn, handle, execute = shared.cudnn, shared.handle, plan.execute
+    block = workspace.reserve(plan.workspace)
+    scratch, launch, execute = block.data_ptr(), shared.launch, plan.execute
     # Addresses of tensors that never move; the tensors themselves are held by the runner.
     fixed = {WEIGHT: weight.data_ptr()} | ({BIAS: bias.data_ptr()} if bias is not None else {})
     slots_of = [(IMAGE, inputs[0].slot), (RESULT, output.slot)]
     if problem.residual:
         slots_of.append((RESIDUAL, inputs[1].slot))
 
-    def run(slots: Slots, _keep: object = (weight, bias)) -> None:
+    def run(slots: Slots, _keep: object = (weight, bias, block)) -> None:
         addresses = {uid: slots[slot].data_ptr() for uid, slot in slots_of}
-        cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(device).cuda_stream)
-        execute(addresses | fixed, shared.workspace.data_ptr())
+        launch(execute, addresses | fixed, scratch, torch.cuda.current_stream(device).cuda_stream)
 
     return run
 
@@ -93,16 +98,18 @@ class Plan:
 
 
 class Context:
-    """What the steps of one device share: cuDNN, a handle, plans and a workspace."""
+    """What the steps of one GPU share in a process: cuDNN, a handle and plans.
+
+    They are used while steps are bound and recorded, which one thread at a time does; replays of a graph need them no
+    more. Sessions that run step by step use them in every run, though, and a handle has one stream at a time: a lock
+    keeps their launches apart.
+    """
 
     def __init__(self, device: int, folder: Path | None = None) -> None:
         self.cudnn = frontend()
         self.folder = folder or cudnn_store.default_folder()
         with torch.cuda.device(device):
             self.handle = self.cudnn.create_handle()
-            self.workspace: Tensor = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
-        # Graphs that were captured hold the address of the workspace they were captured with.
-        self._outgrown: list[Tensor] = []
         properties = torch.cuda.get_device_properties(device)
         self._versions = (
             f"cudnn {self.cudnn.backend_version()}, frontend {self.cudnn.__version__}, {properties.name}, "
@@ -112,12 +119,11 @@ class Context:
         self._plans: dict[tuple[ConvProblem, int], Plan] = {}
         self._lock = threading.Lock()
 
-    def reserve(self, size: int) -> None:
-        """Let the workspace have at least ``size`` bytes."""
-        if size > self.workspace.numel():
-            self._outgrown.append(self.workspace)
-            size = max(size, 2 * self.workspace.numel())
-            self.workspace = torch.empty(size, dtype=torch.uint8, device=self.workspace.device)
+    def launch(self, execute: Execute, addresses: Mapping[int, int], workspace: int, stream: int) -> None:
+        """Give the work of a plan to a stream."""
+        with self._lock:
+            self.cudnn.set_stream(handle=self.handle, stream=stream)
+            execute(addresses, workspace)
 
     def plan(self, problem: ConvProblem, rank: int) -> Plan:
         """The plan of a problem: from this process, from the disk, or built and then stored on both."""

@@ -10,6 +10,7 @@ form is private to a version. Binding expands them on the device, has the librar
 expanded copy. Algorithm numbers are those of the library version too.
 
 Dense matrices must have multiples of 8 rows. Where x has not, x, residual and y are copied through padded buffers.
+Steps that share a workspace must not run on two streams at the same time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
 from tamis.devices.cuda import cusparselt_library as lt
+from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
@@ -37,7 +39,11 @@ _DATA_TYPES = {DType.FLOAT16: lt.DataType.R_16F, DType.BFLOAT16: lt.DataType.R_1
 
 
 class Context:
-    """What the steps of one device share: the library, its handle, and what products have in common."""
+    """What the steps of one GPU share in a process: the library, its handle, and what products have in common.
+
+    A handle takes half a second to make. It is used while steps are bound and recorded only, which one thread at a time
+    does; it knows no stream and no scratch memory, which are given with each launch.
+    """
 
     def __init__(self, library: Any, handle: lt.Opaque) -> None:
         self.library, self.handle = library, handle
@@ -85,7 +91,11 @@ def context(device: int) -> Context:
 
 
 def bind(
-    step: Step, constants: Mapping[str, Tensor], inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
+    step: Step,
+    constants: Mapping[str, Tensor],
+    inputs: Sequence[BoundShape],
+    outputs: Sequence[BoundShape],
+    workspace: Workspace,
 ) -> Runner:
     """A runner for a ``cusparselt.matmul`` step; it launches on the current stream and can be captured in a graph.
 
@@ -108,7 +118,7 @@ def bind(
     )  # fmt: skip
     kept, places = (constants[name] for name in step.constants[:2])
     bias = constants[step.constants[2]] if len(step.constants) > 2 else None
-    launch = prepare(context(index), product, kept, places, bias, step.name)
+    launch = prepare(context(index), workspace, product, kept, places, bias, step.name)
     x, y = inputs[0].slot, output.slot
     residual = inputs[1].slot if product.residual else y
     if padded != rows:
@@ -166,20 +176,26 @@ def expand(kept: Tensor, places: Tensor) -> Tensor:
 
 
 def prepare(
-    context: Context, product: Product, kept: Tensor, places: Tensor, bias: Tensor | None, layer: str
+    context: Context,
+    workspace: Workspace,
+    product: Product,
+    kept: Tensor,
+    places: Tensor,
+    bias: Tensor | None,
+    layer: str,
 ) -> Callable[[int, int, int, int], None]:
     """A function that launches a product: addresses of B, C and D, and the stream.
 
-    C is read with a residual only; pass D otherwise. Weight, workspace and plan live as long as the function.
+    C is read with a residual only; pass D otherwise. Weight, scratch memory and plan live as long as the function.
     """
     library, handle = context.library, context.handle.address
     plan = context.plan(product, bias, layer)
     compressed = plan.compress(expand(kept, places))
-    workspace = torch.empty(max(plan.workspace_bytes(), 1), dtype=torch.uint8, device=kept.device)
+    block = workspace.reserve(plan.workspace_bytes())
     one, beta = ctypes.c_float(1.0), ctypes.c_float(1.0 if product.residual else 0.0)
     alpha_at, beta_at = ctypes.byref(one), ctypes.byref(beta)
-    call, plan_at, weight, scratch = library.cusparseLtMatmul, plan.address, compressed.data_ptr(), workspace.data_ptr()
-    keep = (context, plan, bias, compressed, workspace)
+    call, plan_at, weight, scratch = library.cusparseLtMatmul, plan.address, compressed.data_ptr(), block.data_ptr()
+    keep = (context, plan, bias, compressed, block)
 
     def launch(b: int, c: int, d: int, stream: int, _keep: object = keep) -> None:
         streams = ctypes.c_void_p(stream)

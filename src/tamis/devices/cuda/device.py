@@ -16,6 +16,7 @@ from tamis.devices.cuda.info import cuda_info, require_cuda
 from tamis.devices.cuda.kernel_names import kernel_names
 from tamis.devices.cuda.stopwatch import CudaStopwatch
 from tamis.devices.cuda.strides import natural_strides, reads_strided
+from tamis.devices.cuda.workspace import Workspace
 from tamis.devices.strides import Strides
 from tamis.engine.plan import DeviceInfo, DeviceState, Format, Step
 from tamis.errors import DeviceError
@@ -23,19 +24,22 @@ from tamis.errors import DeviceError
 # Who runs a kernel, by the start of its name.
 BINDERS = (
     ("aten.", aten.bind),
-    ("cublaslt.", cublaslt.bind),
+    ("cuda.", kernels.bind),
     (attention.KERNEL, attention.bind),
+)
+# Those of libraries that compute in scratch memory, which they are given.
+LIBRARY_BINDERS = (
+    ("cublaslt.", cublaslt.bind),
     ("cudnn.", cudnn.bind),
     ("cusparselt.", cusparselt.bind),
-    ("cuda.", kernels.bind),
 )
 
 
 class CudaDevice:
     """The current GPU. Raises ``DeviceError`` when PyTorch can use none, ``DeviceLost`` when this process broke it.
 
-    PyTorch's own float32 products are made strict, for the whole process: tf32 is a precision that layers are given by
-    name.
+    Steps bound by one object share scratch memory: they must not run on two streams at the same time. PyTorch's own
+    float32 products are made strict, for the whole process: tf32 is a precision that layers are given by name.
     """
 
     replays = True
@@ -48,6 +52,7 @@ class CudaDevice:
         self.memory_bytes = properties.total_memory
         self._uuid = str(properties.uuid)
         self._info = cuda_info(self.torch_device.index)
+        self._workspace = Workspace(self.torch_device)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
 
@@ -107,10 +112,13 @@ class CudaDevice:
         Raises ``DeviceError`` for a kernel that does not exist here and ``MissingLibrary`` for one whose library is
         not installed.
         """
-        for prefix, binder in BINDERS:
-            if step.kernel.startswith(prefix):
-                with torch.inference_mode(), self.torch_device:
+        with torch.inference_mode(), self.torch_device:
+            for prefix, binder in BINDERS:
+                if step.kernel.startswith(prefix):
                     return binder(step, constants, inputs, outputs)
+            for prefix, library_binder in LIBRARY_BINDERS:
+                if step.kernel.startswith(prefix):
+                    return library_binder(step, constants, inputs, outputs, self._workspace)
         raise DeviceError(
             f"kernel {step.kernel} is not one of the GPU's",
             layer=step.name,
