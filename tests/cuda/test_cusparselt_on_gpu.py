@@ -20,7 +20,6 @@ from tamis.compiler.tactics.base import Choice, Layer
 from tamis.compiler.tactics.cusparselt import CusparseLt
 from tamis.devices.cuda import cusparselt, cusparselt_library
 from tamis.devices.cuda.info import cuda_info
-from tamis.devices.cuda.kernel_names import kernel_names
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.formats.dtype import DType
@@ -149,31 +148,6 @@ def test_a_captured_graph_reads_what_its_inputs_hold_then(rows: int) -> None:
         exact = evaluate(op, [rounded(values[n], DType.FLOAT16) for n in layer.node.inputs])[0]
         error = float(np.abs(bound.result() - exact).max() / np.abs(exact).max())
         assert error <= tolerance(DType.FLOAT16), f"replay {round_}: error {error:.2e}"
-
-
-def test_plans_that_share_a_selection_keep_their_algorithms_and_biases() -> None:
-    """The library's documentation does not say that a plan copies what it is made of; so it is measured here."""
-    op = linear(RELU)
-    layer, arrays = layer_and_arrays(op, (256, 512), (512, 512), sparse=True)
-    other_bias = {**layer.constants, "b": layer.constants["b"] + np.float32(3.0)}
-    other = replace(layer, constants=other_bias)
-    values = dict(zip(layer.node.inputs, arrays, strict=True))
-    choices = [c for c in choices_of(layer, DType.FLOAT16, 5) if c.parameters["split_k"] == 1][:6]
-
-    def bound_to(choice: Choice) -> Bound:
-        return Bound(CusparseLt().lower(layer, choice), choice, layer, values, cusparselt.bind, "cuda")
-
-    kept = [bound_to(choice) for choice in choices]
-    names = [kernel_names([bound_to(choice).run])[0] for choice in choices]  # each right after it was made
-    assert kernel_names([bound.run for bound in kept]) == names
-    assert len(set(names)) > 1, names
-    for subject in (layer, other):
-        mine = values | {"b": subject.constants["b"]}
-        bound = Bound(CusparseLt().lower(subject, choices[0]), choices[0], subject, mine, cusparselt.bind, "cuda")
-        bound.run()
-        torch.cuda.synchronize()
-        exact = evaluate(op, [rounded(mine[n], DType.FLOAT16) for n in layer.node.inputs])[0]
-        assert float(np.abs(bound.result() - exact).max() / np.abs(exact).max()) <= tolerance(DType.FLOAT16)
 
 
 def test_a_step_gives_its_memory_back() -> None:

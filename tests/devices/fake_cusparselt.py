@@ -33,17 +33,6 @@ class FakeCusparseLt:
     def alive(self) -> int:
         return sum(1 for structure in self.made.values() if structure["kind"] != "matmul")
 
-    @property
-    def plans(self) -> int:
-        return self._count("plan")
-
-    @property
-    def selections(self) -> int:
-        return self._count("selection")
-
-    def _count(self, kind: str) -> int:
-        return sum(1 for structure in self.made.values() if structure["kind"] == kind)
-
     def cusparseLtGetErrorString(self, status: int) -> bytes:
         return f"status {status}".encode()
 
@@ -116,10 +105,7 @@ class FakeCusparseLt:
         return 0
 
     def cusparseLtMatmulPlanInit(self, handle: int, made: int, matmul: int, selection: int) -> int:
-        # A plan keeps the algorithm that was chosen when it was made (tests/cuda checks this of the library).
-        return self._make(
-            made, kind="plan", matmul=self.made[matmul], selection={"set": dict(self.made[selection]["set"])}
-        )
+        return self._make(made, kind="plan", matmul=self.made[matmul], selection=self.made[selection])
 
     def cusparseLtMatmulGetWorkspace(self, handle: int, plan: int, size: Any) -> int:
         size._obj.value = self._scratch(plan)

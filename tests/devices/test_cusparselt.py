@@ -102,12 +102,7 @@ def test_every_choice_computes_the_layer(
         assert library.used[-1] == tuple(choice.parameters[key] for key in ("algorithm", "split_k", "split_k_mode"))
         assert library.streams[-1] == 77
     gc.collect()
-    assert library.plans == 0, "a plan is freed with its step"
-    assert library.alive == 5 * library.selections, "four matrices and a selection stay for the next algorithm"
-    assert library.selections == len({(c.precision, c.parameters["split_k"] > 1) for c in choices[:3] + choices[-3:]})
-    cusparselt.context(0)._families.clear()
-    gc.collect()
-    assert library.alive == 0
+    assert library.alive == 0, "structures are freed with their step"
 
 
 def test_an_algorithm_that_does_not_exist_is_an_error(library: FakeCusparseLt) -> None:
@@ -115,7 +110,7 @@ def test_an_algorithm_that_does_not_exist_is_an_error(library: FakeCusparseLt) -
     with pytest.raises(DeviceError, match=r"layer 'fc': algorithm 36: cuSPARSELt offers only 36 algorithms"):
         cusparselt.bind(step, constants, [x], [y], Workspace(torch.device("cpu")))
     gc.collect()
-    assert library.plans == 0
+    assert library.alive == 0
 
 
 def test_what_the_library_says_reaches_the_user(library: FakeCusparseLt, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,27 +37,16 @@ ALIGNMENT = 16
 _DATA_TYPES = {DType.FLOAT16: lt.DataType.R_16F, DType.BFLOAT16: lt.DataType.R_16BF}
 
 
+@dataclass(frozen=True)
 class Context:
-    """What the steps of one GPU share in a process: the library, its handle, and what products have in common.
+    """What the steps of one GPU share in a process: the library and its handle.
 
     A handle takes half a second to make. It is used while steps are bound and recorded only, which one thread at a time
     does; it knows no stream and no scratch memory, which are given with each launch.
     """
 
-    def __init__(self, library: Any, handle: lt.Opaque) -> None:
-        self.library, self.handle = library, handle
-        self._families: dict[tuple[Product, bool], _Family] = {}
-        self._lock = threading.Lock()
-
-    def plan(self, product: Product, bias: Tensor | None, layer: str) -> _Plan:
-        """The plan of a product; the descriptors of products that differ in their algorithm only are made once."""
-        splits = product.split_k > 1
-        common = replace(product, algorithm=0, split_k=2 if splits else 1, split_k_mode=0)
-        with self._lock:
-            key = common, bias is not None
-            family = self._families.get(key) or _Family(self, product, bias, layer)
-            self._families[key] = family
-            return _Plan(self, family, product, bias, layer)
+    library: Any
+    handle: lt.Opaque
 
 
 @dataclass(frozen=True)
@@ -189,7 +177,7 @@ def prepare(
     C is read with a residual only; pass D otherwise. Weight, scratch memory and plan live as long as the function.
     """
     library, handle = context.library, context.handle.address
-    plan = context.plan(product, bias, layer)
+    plan = _Plan(context, product, bias, layer)
     compressed = plan.compress(expand(kept, places))
     block = workspace.reserve(plan.workspace_bytes())
     one, beta = ctypes.c_float(1.0), ctypes.c_float(1.0 if product.residual else 0.0)
@@ -206,13 +194,37 @@ def prepare(
     return launch
 
 
-class _Structures:
-    """Structures of the library, which point to each other; freed together with this object."""
+class _Plan:
+    """The library's structures for one product, which point to each other; freed together with this object.
 
-    def __init__(self, context: Context, layer: str) -> None:
+    Making the selection of algorithms takes the library (0.8.0, H100) 0.3 s where D is column-major and a millisecond
+    where it is row-major, which is slower to run. Plans of one product cannot share a selection: in 0.8.0 the process
+    then died with a segmentation fault in MatmulPlanInit.
+    """
+
+    def __init__(self, context: Context, product: Product, bias: Tensor | None, layer: str) -> None:
         self._library, self._handle, self._layer = context.library, context.handle.address, layer
         self._ends: list[tuple[Callable[[int], int], lt.Opaque]] = []
-        weakref.finalize(self, _destroy, self._ends, context.handle).atexit = False
+        weakref.finalize(self, _destroy, self._ends, context).atexit = False
+        p, kind = product, _DATA_TYPES[product.dtype]
+        self._weight = self._new("MatDescriptor", "StructuredDescriptorInit", p.n, p.k, p.k, ALIGNMENT, kind,
+                                 lt.Order.ROW, lt.Sparsity.S_50_PERCENT)  # fmt: skip
+        dense = "MatDescriptor", "DenseDescriptorInit"
+        inputs = self._new(*dense, p.rows, p.k, p.k, ALIGNMENT, kind, lt.Order.ROW)
+        added, result = (self._new(*dense, p.n, p.rows, p.n, ALIGNMENT, kind, lt.Order.COL) for _ in range(2))
+        matmul = self._new(
+            "", "MatmulDescriptorInit", lt.Operation.NON_TRANSPOSE, lt.Operation.TRANSPOSE, self._weight.address,
+            inputs.address, added.address, result.address, lt.ComputeType.C_32F,
+        )  # fmt: skip
+        self._epilogue(matmul, product, bias)
+        selection = self._new("MatmulAlgSelection", "MatmulAlgSelectionInit", matmul.address, 0)
+        self._choose(selection, product)
+        self._plan = self._new("MatmulPlan", "MatmulPlanInit", matmul.address, selection.address)
+
+    @property
+    def address(self) -> int:
+        """Where the plan lies."""
+        return self._plan.address
 
     def _new(self, ended_by: str, maker: str, *arguments: int) -> lt.Opaque:
         made = lt.Opaque()
@@ -226,12 +238,7 @@ class _Structures:
     def _check(self, status: int, what: str) -> None:
         lt.check(self._library, status, f"run {what}", self._layer)
 
-    def _matmul(self, matrices: Sequence[lt.Opaque], product: Product, bias: Tensor | None) -> lt.Opaque:
-        """The description of a product of A, B, C and D, with its epilogue."""
-        matmul = self._new(
-            "", "MatmulDescriptorInit", lt.Operation.NON_TRANSPOSE, lt.Operation.TRANSPOSE,
-            *(matrix.address for matrix in matrices), lt.ComputeType.C_32F,
-        )  # fmt: skip
+    def _epilogue(self, matmul: lt.Opaque, product: Product, bias: Tensor | None) -> None:
         values: list[tuple[lt.MatmulAttribute, Any]] = []
         if product.relu:
             values.append((lt.MatmulAttribute.ACTIVATION_RELU, ctypes.c_int(1)))
@@ -244,42 +251,6 @@ class _Structures:
                 self._handle, matmul.address, attribute, ctypes.byref(value), ctypes.sizeof(value)
             )
             self._check(status, f"MatmulDescSetAttribute({attribute.name})")
-        return matmul
-
-
-class _Family(_Structures):
-    """What products share that differ in their algorithm, their weight and their bias only.
-
-    Making a selection of algorithms takes the library 0.3 s (0.8.0 on an H100); a plan of one takes a millisecond.
-    """
-
-    def __init__(self, context: Context, product: Product, bias: Tensor | None, layer: str) -> None:
-        super().__init__(context, layer)
-        p, kind = product, _DATA_TYPES[product.dtype]
-        self.weight = self._new("MatDescriptor", "StructuredDescriptorInit", p.n, p.k, p.k, ALIGNMENT, kind,
-                                lt.Order.ROW, lt.Sparsity.S_50_PERCENT)  # fmt: skip
-        dense = "MatDescriptor", "DenseDescriptorInit"
-        inputs = self._new(*dense, p.rows, p.k, p.k, ALIGNMENT, kind, lt.Order.ROW)
-        added, result = (self._new(*dense, p.n, p.rows, p.n, ALIGNMENT, kind, lt.Order.COL) for _ in range(2))
-        self.matrices = (self.weight, inputs, added, result)
-        matmul = self._matmul(self.matrices, product, bias)
-        self.selection = self._new("MatmulAlgSelection", "MatmulAlgSelectionInit", matmul.address, 0)
-
-
-class _Plan(_Structures):
-    """How one product is computed, and the compression of its weight. Make one at a time of a family."""
-
-    def __init__(self, context: Context, family: _Family, product: Product, bias: Tensor | None, layer: str) -> None:
-        super().__init__(context, layer)
-        self._family = family
-        matmul = self._matmul(family.matrices, product, bias)
-        self._choose(family.selection, product)
-        self._plan = self._new("MatmulPlan", "MatmulPlanInit", matmul.address, family.selection.address)
-
-    @property
-    def address(self) -> int:
-        """Where the plan lies."""
-        return self._plan.address
 
     def _choose(self, selection: lt.Opaque, product: Product) -> None:
         most = ctypes.c_int()
@@ -312,7 +283,7 @@ class _Plan(_Structures):
     def compress(self, weight: Tensor) -> Tensor:
         """The weight [n, k] in the library's own form, on the current stream; ``weight`` may be freed afterwards."""
         size, scratch = ctypes.c_size_t(), ctypes.c_size_t()
-        matrix = self._family.weight.address
+        matrix = self._weight.address
         status = self._library.cusparseLtSpMMACompressedSize2(
             self._handle, matrix, ctypes.byref(size), ctypes.byref(scratch)
         )
@@ -333,7 +304,7 @@ def _nothing(address: int) -> int:
     return lt.SUCCESS
 
 
-def _destroy(ends: list[tuple[Callable[[int], int], lt.Opaque]], handle: lt.Opaque) -> None:
-    """Destroy structures, the last one first, while the library's ``handle`` still lives."""
+def _destroy(ends: list[tuple[Callable[[int], int], lt.Opaque]], context: Context) -> None:
+    """Destroy structures, the last one first, while the library's handle still lives."""
     for destroy, structure in reversed(ends):
         destroy(structure.address)
