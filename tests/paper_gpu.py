@@ -58,6 +58,9 @@ class PaperGpu(CpuDevice):
     def reads_strided(self, *question: Any) -> bool:
         return CudaDevice.reads_strided(self, *question)  # type: ignore[arg-type]
 
+    def runs_aside(self, step: Step) -> bool:
+        return CudaDevice.runs_aside(self, step)  # type: ignore[arg-type]
+
     def natural_strides(self, *question: Any) -> Any:
         return CudaDevice.natural_strides(self, *question)  # type: ignore[arg-type]
 

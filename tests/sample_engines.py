@@ -110,6 +110,9 @@ class FakeDevice:
             part()
         return [(f"run_{step.kernel}",) for step in steps]
 
+    def ordered(self, steps: Sequence[Step], runners: Sequence[Runner]) -> list[Runner]:
+        return list(runners)
+
     def synchronize(self) -> None:
         pass
 

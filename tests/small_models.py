@@ -70,3 +70,39 @@ def save_mlp(path: Path, *, width: int = 2048, layers: int = 2, scale: float = 1
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path
+
+
+def save_residual(path: Path, *, batch: int = 1) -> Path:
+    """image [batch,4,8,8] -> stem -> two residual blocks with convolutions as shortcuts -> y [batch,32,8,8]."""
+    random = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {}
+    nodes: list[onnx.NodeProto] = []
+
+    def conv(source: str, target: str, outputs: int, inputs: int, size: int) -> str:
+        weights[f"{target}.w"] = (random.standard_normal((outputs, inputs, size, size)) / inputs).astype(np.float32)
+        nodes.append(helper.make_node("Conv", [source, f"{target}.w"], [target], target, pads=[size // 2] * 4))
+        return target
+
+    def relu(source: str, target: str) -> str:
+        nodes.append(helper.make_node("Relu", [source], [target], target))
+        return target
+
+    x, width = relu(conv("image", "stem", 16, 4, 3), "stem.relu"), 16
+    for block, result in (("one", "middle"), ("two", "y")):
+        branch = relu(conv(x, f"{block}.a", 16, width, 1), f"{block}.a.relu")
+        branch = relu(conv(branch, f"{block}.b", 16, 16, 3), f"{block}.b.relu")
+        branch = conv(branch, f"{block}.c", 32, 16, 1)
+        shortcut, width = conv(x, f"{block}.short", 32, width, 1), 32
+        nodes.append(helper.make_node("Add", [branch, shortcut], [f"{block}.sum"], f"{block}.sum"))
+        x = relu(f"{block}.sum", result)
+    graph = helper.make_graph(
+        nodes,
+        "residual",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 4, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 32, 8, 8])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path

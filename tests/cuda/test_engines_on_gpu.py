@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from small_models import save_cnn, save_mlp
+from small_models import save_cnn, save_mlp, save_residual
 from tamis import build, load, save_engine
 from tamis.compiler.tuner.accuracy import compare
 from tamis.engine import Engine
@@ -166,3 +166,19 @@ def test_ranges_for_nsight_change_no_result(tmp_path: Path, monkeypatch: pytest.
             np.testing.assert_array_equal(result, expected[name])
         assert pushed == [range_name(step) for step in engine.plan.steps]
     assert all(step.timing.median_us > 0 for step in profile(ranged, feeds, runs=3, warmup_ms=1).steps)
+
+
+def test_shortcuts_on_a_second_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it pays or not: the variant that comes last is taken."""
+    monkeypatch.setattr("tamis.compiler.planner.contest._best", lambda results: (results[-1], results[-1]))
+    path = save_residual(tmp_path / "residual.onnx", batch=64)
+    engine = quick_build(path, "fp16", exclude_tactics=("cudnn.torch", "aten"))
+    assert {step.name for step in engine.plan.steps if step.stream} == {"one.short", "two.short"}
+    feeds = draw(engine, 7)
+    expected = load(engine).run(feeds)["y"]
+    assert compare(expected, reference(path, feeds)).cosine > 0.999
+    session = load(engine)
+    for _ in range(300):  # a missing wait would show sooner or later
+        np.testing.assert_array_equal(session.run(feeds)["y"], expected)
+    np.testing.assert_array_equal(Session(engine, poison=True).run(feeds)["y"], expected)
+    assert all(step.timing.median_us > 0 for step in profile(session, feeds, runs=3, warmup_ms=1).steps)

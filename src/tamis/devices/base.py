@@ -144,6 +144,14 @@ class Device(Protocol):
         """
         ...
 
+    def runs_aside(self, step: Step) -> bool:
+        """Whether a step may run on a second stream beside others: it computes in memory that is all its own."""
+        ...
+
+    def ordered(self, steps: Sequence[Step], runners: Sequence[Runner]) -> list[Runner]:
+        """The runners of the steps such that each step runs on its stream and waits for those that it names."""
+        ...
+
     def stage(self, target: Tensor, source: Tensor) -> None:
         """Copy a tensor, of the host or of the device, into one of the device; it may go on after the call."""
         ...

@@ -27,6 +27,45 @@ def check_plan(plan: Plan) -> None:
         if name not in known and _root(buffers, name).name not in known:
             _refuse(f"the output '{name}' is never computed")
     _check_ports(plan, buffers)
+    _check_streams(plan, buffers)
+
+
+def _check_streams(plan: Plan, buffers: dict[str, Buffer]) -> None:
+    """Steps that may run at the same time must not write what the other uses, and none may be left running."""
+    if not any(step.stream or step.waits for step in plan.steps):
+        return
+    ended: list[dict[int, int]] = []  # for each step, the last step of each stream that has ended when it starts
+    latest: dict[int, int] = {}
+    for number, step in enumerate(plan.steps):
+        known: dict[int, int] = {}
+        before = (latest[step.stream],) if step.stream in latest else ()
+        for other in (*before, *step.waits):
+            if not 0 <= other < number:
+                _refuse(f"step '{step.name}' waits for step {other}, which is not before it")
+            for stream, last in {**ended[other], plan.steps[other].stream: other}.items():
+                known[stream] = max(known.get(stream, -1), last)
+        ended.append(known)
+        latest[step.stream] = number
+        for other in range(number):
+            first = plan.steps[other]
+            if first.stream == step.stream or known.get(first.stream, -1) >= other:
+                continue
+            writes, uses = (set(s.outputs) for s in (first, step)), ({*s.inputs, *s.outputs} for s in (step, first))
+            if any(_meet(a, b, buffers) for a, b in zip(writes, uses, strict=True)):
+                _refuse(f"steps '{first.name}' and '{step.name}' may run at the same time and use the same memory")
+    if plan.steps[-1].stream or any(ended[-1].get(s, -1) < last for s, last in latest.items() if s):
+        _refuse("steps on other streams may still run when the last one has ended")
+
+
+def _meet(written: set[str], used: set[str], buffers: dict[str, Buffer]) -> bool:
+    """Whether some value that is written lies where one that is used does."""
+    for a in written:
+        for b in used:
+            one, two = _root(buffers, a), _root(buffers, b)
+            overlap = one.offset < two.offset + two.size_bytes and two.offset < one.offset + one.size_bytes
+            if one.name == two.name or (one.place == two.place == "arena" and overlap):
+                return True
+    return False
 
 
 def _check_ports(plan: Plan, buffers: dict[str, Buffer]) -> None:

@@ -73,6 +73,8 @@ class Step:
 
     ``layers`` names the layers that it computes (several for a region), ``kernel`` who computes them.
     ``flops`` counts a multiply-add as two and zeros as if they were dense; ``moved_bytes`` is the least traffic.
+    Steps of one ``stream`` run in order; a step starts when those of other streams that it ``waits`` for, by number,
+    have ended. A device without streams runs all steps in order.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Step:
     sparsity: Sparsity = "dense"
     flops: int = 0
     moved_bytes: int = 0
+    stream: int = 0
+    waits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ may stand in it more than once:
   hard sigmoid would vanish into a bias.
 - Then batch normalisation becomes a scale and a shift, and those go into weights. This comes before anything
   is fused into a layer, as weights can only take what directly follows the product.
+- Then shortcuts move in front of the branches that they go around, so that the branches take the additions.
 - Then layers take their epilogues, normalisations the sums that are left, and the remaining pointwise nodes
   are grouped among themselves. Linear layers are joined after that: only now it is known which of
   them have a residual of their own.
@@ -34,6 +35,7 @@ from tamis.compiler.passes.fold_scale import fold_scale
 from tamis.compiler.passes.fuse_epilogue import fuse_epilogue
 from tamis.compiler.passes.fuse_pointwise import fuse_pointwise
 from tamis.compiler.passes.fuse_residual_layernorm import fuse_residual_layernorm
+from tamis.compiler.passes.hoist_shortcuts import hoist_shortcuts
 from tamis.compiler.passes.merge_duplicates import merge_duplicates
 from tamis.compiler.passes.merge_parallel_linear import merge_parallel_linear
 from tamis.compiler.passes.note_sparsity import note_sparsity
@@ -65,6 +67,7 @@ PASSES: tuple[Pass, ...] = (
     recognise_layernorm,
     fold_batchnorm,
     fold_scale,
+    hoist_shortcuts,
     fuse_epilogue,
     fuse_residual_layernorm,
     fuse_pointwise,

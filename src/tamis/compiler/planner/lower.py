@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tamis.compiler.ir.graph import Graph
+from tamis.compiler.planner.aside import aside
 from tamis.compiler.planner.memory import Lifetime, peak_bytes, place
 from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.select import port_format
@@ -29,7 +30,8 @@ from tamis.engine.plan import Buffer, DeviceInfo, Format, Step
 class Draft:
     """Steps, buffers and constants of an engine. ``step_of`` names the step that computes each layer.
 
-    ``copying`` is the same engine with a copy wherever this one hands out a view; None where they are the same.
+    ``copying`` is the same engine with a copy wherever this one hands out a view, ``aside`` the same with some steps on
+    a second stream; None where they are the same.
     """
 
     options: tuple[Option, ...]
@@ -42,6 +44,7 @@ class Draft:
     peak_bytes: int
     step_of: Mapping[str, str]
     copying: Draft | None = None
+    aside: Draft | None = None
 
 
 class Lowering:
@@ -84,12 +87,22 @@ class Lowering:
             with_views(flow, writer.shapes, outputs, self.device, allowed=allowed) for allowed in (False, True)
         )
         plain = self._finished(options, writer, copying, outputs)
-        if viewing == copying:
-            return plain
-        return replace(self._finished(options, writer, viewing, outputs), copying=plain)
+        made = plain if viewing == copying else self._finished(options, writer, viewing, outputs)
+        parallel = aside(viewing, outputs, self.device)
+        beside = None
+        if parallel is not None:
+            beside = self._finished(options, writer, parallel.flow, outputs, parallel.spans)
+        return replace(made, copying=None if made is plain else plain, aside=beside)
 
-    def _finished(self, options: tuple[Option, ...], writer: _Writer, flow: Flow, outputs: tuple[str, ...]) -> Draft:
-        buffers, arena, peak = _buffers(flow, writer.shapes, self.graph, outputs, self.device)
+    def _finished(
+        self,
+        options: tuple[Option, ...],
+        writer: _Writer,
+        flow: Flow,
+        outputs: tuple[str, ...],
+        spans: Mapping[int, tuple[int, int]] | None = None,
+    ) -> Draft:
+        buffers, arena, peak = _buffers(flow, writer.shapes, self.graph, outputs, self.device, spans or {})
         return Draft(
             options, flow.steps, buffers, writer.constants, writer.digests, outputs, arena, peak, writer.step_of
         )
@@ -166,10 +179,15 @@ def _buffers(
     graph: Graph,
     outputs: tuple[str, ...],
     device: Device,
+    spans: Mapping[int, tuple[int, int]],
 ) -> tuple[tuple[Buffer, ...], int, int]:
-    """Places and lifetimes of all values, the arena's size and the largest live set, in bytes."""
+    """Places and lifetimes of all values, the arena's size and the largest live set, in bytes.
+
+    ``spans`` says when a step may be running that does not run in its turn.
+    """
     views = {value: step.inputs[0] for value, step in flow.aliases.items()}
     made = {value: index for index, step in enumerate(flow.steps) for value in step.outputs}
+    begun = made | {value: start for index, (start, _) in spans.items() for value in flow.steps[index].outputs}
     writers = {value: step for step in flow.steps for value in step.outputs}
     owner = {value: value for value in (*graph.inputs, *made)}
     for view, source in views.items():
@@ -184,9 +202,10 @@ def _buffers(
     end = len(flow.steps)
     last = dict.fromkeys(owner, -1)
     for index, step in enumerate(flow.steps):
+        ended = max(index, spans.get(index, (0, 0))[1])
         for value in (*step.inputs, *step.outputs):
-            last[value] = index
-            last[owner[value]] = max(last[owner[value]], index)
+            last[value] = max(last[value], ended)
+            last[owner[value]] = max(last[owner[value]], ended)
     for value in outputs:
         last[value] = last[owner[value]] = end
     kept = dict(last)
@@ -196,7 +215,7 @@ def _buffers(
             root = parent[root]
             kept[root] = max(kept[root], last[value])
     sizes = {v: int(np.prod(s, dtype=np.int64)) * f.dtype.size_bytes for v, (s, f) in shapes.items()}
-    lifetimes = [Lifetime(v, sizes[v], made[v], max(kept[v], made[v])) for v in made if v not in parent]
+    lifetimes = [Lifetime(v, sizes[v], begun[v], max(kept[v], made[v])) for v in made if v not in parent]
     in_arena = [x for x in lifetimes if device.writes_into_memory(writers[x.name]) and x.size_bytes]
     offsets, arena = place(in_arena)
     buffers = []

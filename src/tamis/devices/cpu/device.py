@@ -127,6 +127,14 @@ class CpuDevice:
         """The strides in which a step leaves its output when it need not be dense; None if dense."""
         return aten_strides.natural_strides(step, shapes)
 
+    def runs_aside(self, step: Step) -> bool:
+        """Never: a step has all the cores."""
+        return False
+
+    def ordered(self, steps: Sequence[Step], runners: Sequence[Runner]) -> list[Runner]:
+        """The runners themselves: they run one after the other."""
+        return list(runners)
+
     def stage(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy a tensor."""
         target.copy_(source)

@@ -11,7 +11,7 @@ from tamis.devices import tensors
 from tamis.devices.aten import kernels as aten
 from tamis.devices.aten.strides import view_strides
 from tamis.devices.base import BoundShape, Ranges, Runner, Tensor
-from tamis.devices.cuda import attention, cublaslt, cudnn, cusparselt, graph, kernels, nvml
+from tamis.devices.cuda import attention, cublaslt, cudnn, cusparselt, graph, kernels, nvml, streams
 from tamis.devices.cuda.info import cuda_info, require_cuda
 from tamis.devices.cuda.kernel_names import kernel_names
 from tamis.devices.cuda.stopwatch import CudaStopwatch
@@ -38,8 +38,9 @@ LIBRARY_BINDERS = (
 class CudaDevice:
     """The current GPU. Raises ``DeviceError`` when PyTorch can use none, ``DeviceLost`` when this process broke it.
 
-    Steps bound by one object share scratch memory: they must not run on two streams at the same time. PyTorch's own
-    float32 products are made strict, for the whole process: tf32 is a precision that layers are given by name.
+    Steps of one stream of a plan, bound by one object, share scratch memory: they must not run at the same time.
+    PyTorch's own float32 products are made strict, for the whole process: tf32 is a precision that layers are given by
+    name.
     """
 
     replays = True
@@ -52,7 +53,8 @@ class CudaDevice:
         self.memory_bytes = properties.total_memory
         self._uuid = str(properties.uuid)
         self._info = cuda_info(self.torch_device.index)
-        self._workspace = Workspace(self.torch_device)
+        # One for each stream of a plan, since steps of two streams run at the same time.
+        self._workspaces: dict[int, Workspace] = {}
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
 
@@ -90,6 +92,14 @@ class CudaDevice:
         torch.cuda.current_stream().synchronize()
         return tensors.download(host)
 
+    def runs_aside(self, step: Step) -> bool:
+        """Whether a step may run on a second stream: it allocates nothing, and its scratch memory is its stream's."""
+        return streams.runs_aside(step)
+
+    def ordered(self, steps: Sequence[Step], runners: Sequence[Runner]) -> list[Runner]:
+        """The runners of the steps, on their streams, with events between them."""
+        return streams.ordered(steps, runners)
+
     def stage(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy a tensor of the host or the GPU into ``target``, in the order of the stream."""
         if source.device.type == "cpu":
@@ -118,7 +128,8 @@ class CudaDevice:
                     return binder(step, constants, inputs, outputs)
             for prefix, library_binder in LIBRARY_BINDERS:
                 if step.kernel.startswith(prefix):
-                    return library_binder(step, constants, inputs, outputs, self._workspace)
+                    workspace = self._workspaces.setdefault(step.stream, Workspace(self.torch_device))
+                    return library_binder(step, constants, inputs, outputs, workspace)
         raise DeviceError(
             f"kernel {step.kernel} is not one of the GPU's",
             layer=step.name,

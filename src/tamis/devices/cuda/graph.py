@@ -25,8 +25,12 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
             for _ in range(_WARMUPS):
                 run()
         torch.cuda.synchronize()
+        # PyTorch keeps scratch memory for its matrix products by stream, and hands out the same streams again: without
+        # this, two graphs could share it. Made during the recording, it belongs to the graph.
+        torch._C._cuda_clearCublasWorkspaces()
         with torch.cuda.graph(graph, stream=stream):
             run()
+        torch._C._cuda_clearCublasWorkspaces()
     except RuntimeError as error:
         torch.cuda.synchronize()
         warnings.warn(f"the engine runs step by step, not as a CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
