@@ -17,6 +17,12 @@ from tamis.engine.plan import Format
 _TURNS = 5
 
 
+def same_memory(shape: tuple[int, ...], source: Format, target: Format) -> bool:
+    """Whether a value lies in memory alike in two formats: of one type, and with one channel or one pixel."""
+    single = len(shape) == 4 and (shape[1] == 1 or shape[2] * shape[3] == 1)
+    return source.dtype == target.dtype and (source.layout == target.layout or single)
+
+
 class Conversions:
     """Cost of conversions in microseconds, measured when first asked for and kept in the timing cache."""
 
@@ -27,6 +33,8 @@ class Conversions:
 
     def __call__(self, type_: TensorType, source: Format, target: Format) -> float:
         """Microseconds to convert a value of ``type_`` from one format to another."""
+        if same_memory(type_.shape, source, target):
+            return 0.0
         key = (type_, source, target)
         if key not in self._known:
             self._known[key] = self._cost(*key)

@@ -14,6 +14,7 @@ import numpy as np
 
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.planner.aside import aside
+from tamis.compiler.planner.conversions import same_memory
 from tamis.compiler.planner.memory import Lifetime, peak_bytes, place
 from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.select import port_format
@@ -149,6 +150,9 @@ class _Writer:
         name = f"{value}@{format}".replace(" ", ".")
         if name not in self.shapes:
             self.shapes[name] = (shape, format)
+            if same_memory(shape, present, format):
+                self.views[name] = Step(f"view {name}", "aten.reshape", (value,), (name,), precision=format.dtype)
+                return name
             step, constants = conversion_step(value, name, shape, present, format, self.device)
             stored = tuple(self._store(key, array, digest_of(array)) for key, array in constants.items())
             self.steps.append(replace(step, constants=stored))
