@@ -1,7 +1,7 @@
 """Whole models on a GPU: Tamis beside torch.compile, eager PyTorch and PyTorch's 2:4 kernels, all as CUDA graphs.
 
     python benchmarks/bench_cuda.py                                      # all cases, the most telling first
-    python benchmarks/bench_cuda.py --budget 540 --compile-cache kept --timing-cache kept/tamis.json
+    python benchmarks/bench_cuda.py --budget 540 --compile-cache kept --precompile 4 --timing-cache kept/tamis.json
     python benchmarks/bench_cuda.py --case resnet50-b1 --impl tamis --impl tamis-dense
     python benchmarks/bench_cuda.py --device cpu --case small-mlp-b4 --output trial.json   # try the script out
 
@@ -12,6 +12,9 @@ poisoned, and checked on the GPU against PyTorch in strict float32, before and a
 Each case runs in a process of its own, its rows are merged into ``results/cuda-models-GPU.json`` as soon as it is
 done, and a process that breaks under one implementation is started again without it. Models are exported beside the
 races. PyTorch gets images with channels innermost, Tamis row-major ones: its ports know no other.
+
+torch.compile takes minutes for a case, most of them on the host. With ``--precompile N`` it first compiles N cases at a
+time into ``--compile-cache``; its kernels are then tuned while others are, which may cost it a little.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +135,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="optimization level of Tamis builds (default: %(default)s)",
     )
     add("--compile-cache", type=Path, metavar="FOLDER", help="keep what torch.compile finds here, and use it again")
+    add("--precompile", type=int, default=0, metavar="N", help="first let torch.compile compile N cases at a time")
     add("--timing-cache", type=Path, metavar="FILE", help="timing cache of the Tamis builds; none is kept without")
     add("--plans", type=Path, metavar="FOLDER", help="keep the plans and step times of Tamis's engines here")
     add("--output", type=Path, help="results file")
@@ -141,6 +146,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--rounds must be at least 5")
     if options.device == "cpu" and options.output is None and not options.process:
         parser.error("--device cpu needs --output: trials do not belong to the results")
+    if options.precompile and not options.compile_cache:
+        parser.error("--precompile needs --compile-cache")
     options.case = [known[name] for name in options.case] if options.case else list(CASES)
     return options
 
@@ -154,6 +161,7 @@ def run_all(
     exporter = None if launch else start_exporter(options, folder)
     missing: dict[str, str] = {}
     try:
+        precompile(options, folder, end, launch or run_process, clock)
         for case in options.case:
             left = end - clock()
             if left < LEAST_SECONDS:
@@ -168,6 +176,20 @@ def run_all(
         if exporter is not None:
             end_process(exporter)
     return missing
+
+
+def precompile(
+    options: argparse.Namespace, folder: Path, end: float, launch: Callable[[Job], Outcome], clock: Callable[[], float]
+) -> None:  # fmt: skip
+    """Compile what is not in the cache yet, several cases at a time; what they measure is thrown away."""
+    if not options.precompile:
+        return
+    cache = CompileCache(options.compile_cache, f"-{options.precision}")
+    with ThreadPoolExecutor(options.precompile) as pool:
+        for case in options.case:
+            if not cache.has(case.name):
+                job = job_of(options, case, folder, end - clock())
+                pool.submit(launch, replace(job, impls=("torch.compile",)))
 
 
 def job_of(options: argparse.Namespace, case: Case, folder: Path, seconds: float) -> Job:

@@ -54,7 +54,8 @@ def test_all_cases_run_in_the_order_of_importance_unless_some_are_named() -> Non
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--rounds", "4"], ["--case", "nothing"], ["--impl", "nothing"], ["--device", "cpu"]]
+    "arguments",
+    [["--rounds", "4"], ["--case", "nothing"], ["--impl", "nothing"], ["--device", "cpu"], ["--precompile", "2"]],
 )
 def test_senseless_options_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
@@ -95,6 +96,24 @@ def test_a_later_run_of_one_implementation_keeps_the_rows_of_the_others(tmp_path
         run_all(options, output, tmp_path, {}, lambda job, batch=batch: Outcome({"rows": batch}, ""))
     found = {row["impl"]: row["median_us"] for row in json.loads(output.read_text())["rows"]}
     assert found == {"torch.compile": 10.0, "tamis": 8.0}
+
+
+def test_cases_are_compiled_side_by_side_first(tmp_path: Path) -> None:
+    names = ("dlrm-b2048", "resnet50-b1", "vit-b16-b64")
+    cache, calls = tmp_path / "kept", list[tuple[str, tuple[str, ...]]]()
+    cache.mkdir()
+    (cache / "resnet50-b1-float16.artifacts").write_bytes(b"x")
+    arguments = [word for name in names for word in ("--case", name)]
+    options = parse([*arguments, "--compile-cache", str(cache), "--precompile", "2"])
+
+    def launch(job: Job) -> Outcome:
+        calls.append((job.case.name, job.impls))
+        return Outcome({"rows": [good_row("tamis")]}, "")
+
+    run_all(options, tmp_path / "r.json", tmp_path, {}, launch)
+    compiled = ("torch.compile",)
+    assert sorted(calls[:2]) == [("dlrm-b2048", compiled), ("vit-b16-b64", compiled)]
+    assert [name for name, _ in calls[2:]] == list(names) and compiled not in [impls for _, impls in calls[2:]]
 
 
 # --- processes that break -------------------------------------------------------------------------------------
