@@ -112,7 +112,8 @@ def test_every_layer_has_a_record_that_explains_it() -> None:
 def test_sparsity_off_never_runs_sparse() -> None:
     engine = build(convolutional_model(), BuildConfig(repetitions=3, sparsity="off"))
     assert all(layer.chosen_sparsity == "dense" for layer in engine.plan.layers)
-    assert not any(c.sparsity == "2:4" for layer in engine.plan.layers for c in layer.candidates)
+    sparse = [c for layer in engine.plan.layers for c in layer.candidates if c.sparsity == "2:4"]
+    assert sparse and {c.status for c in sparse} == {"refused"}
 
 
 def test_force_prunes_what_can_be_pruned_and_marks_the_engine() -> None:

@@ -62,8 +62,9 @@ def test_sparsity_lines_name_layers_and_both_times() -> None:
 
 def test_the_reason_stands_where_there_is_no_sparse_time() -> None:
     layer = sample_layer()
-    refused = Candidate("stream.linear", "refused", reason="no sparse kernel for 3x3")
-    layer = replace(layer, candidates=(layer.candidates[0], refused), chosen_sparsity="dense")
+    refused = Candidate("stream.linear", "refused", sparsity="2:4", reason="no sparse kernel for 3x3")
+    dense = Candidate("conv", "refused", reason="not a convolution")
+    layer = replace(layer, candidates=(layer.candidates[0], dense, refused), chosen_sparsity="dense")
     assert both_times(layer).endswith("no sparse time: stream.linear refused: no sparse kernel for 3x3")
 
 

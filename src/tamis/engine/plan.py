@@ -117,7 +117,8 @@ class Candidate:
     """One tactic in the race for one layer, and how it fared.
 
     ``status``: ``won``, ``lost``, ``refused`` (the tactic cannot run the layer), ``skipped`` (the prior or the
-    budget left it out) or ``disqualified`` (its result was wrong). ``reason`` says why, in words.
+    budget left it out) or ``disqualified`` (its result was wrong). ``reason`` says why, in words. One that refused has
+    the sparsity "2:4" if it makes use of sparse weights.
     """
 
     tactic: str

@@ -65,7 +65,7 @@ def _why_no_sparse(layer: LayerRecord) -> str:
     reasons = [
         f"{candidate.tactic} {candidate.status}: {candidate.reason}"
         for candidate in layer.candidates
-        if candidate.reason and (candidate.sparsity != "dense" or candidate.status == "refused")
+        if candidate.reason and candidate.sparsity != "dense"
     ]
     return "; ".join(dict.fromkeys(reasons)) or "no sparse tactic for this layer here"
 

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from tamis.compiler.planner.lower import Draft
 from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.regions import RegionTrial
+from tamis.compiler.tactics import CPU_TACTICS, CUDA_TACTICS
 from tamis.compiler.tuner.describe import description_of, kind_of
 from tamis.compiler.tuner.race import Entry, LayerRace
 from tamis.engine.plan import Candidate, LayerRecord, RegionRecord, Sparsity
+
+_SPARSE = {tactic.name for tactic in (*CPU_TACTICS, *CUDA_TACTICS) if tactic.sparse}
 
 
 def layer_records(races: Sequence[LayerRace], draft: Draft) -> tuple[LayerRecord, ...]:
@@ -54,7 +57,10 @@ def _layer_record(race: LayerRace, option: Option, draft: Draft) -> LayerRecord:
     in_race = alone and any(entry.choice == option.choice for entry in race.entries)
     views = any(s.attributes.get("strided") for s in draft.steps if layer.name in s.layers)
     candidates = [_candidate(entry, race, option, in_race, views) for entry in race.entries]
-    candidates += [Candidate(name, "refused", reason=reason) for name, reason in race.refusals]
+    candidates += [
+        Candidate(name, "refused", sparsity="2:4" if name in _SPARSE else "dense", reason=reason)
+        for name, reason in race.refusals
+    ]
     return LayerRecord(
         name=layer.name,
         kind=kind_of(layer),

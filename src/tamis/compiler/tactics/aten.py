@@ -62,6 +62,7 @@ class Aten:
     """PyTorch's eager kernels."""
 
     name = "aten"
+    sparse = False
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Never: every operator has a kernel."""

@@ -35,6 +35,7 @@ class CudnnAttention:
     """Fused attention through PyTorch's cuDNN and FlashAttention operators."""
 
     name = "cudnn.attention"
+    sparse = False
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Other layers, devices before compute capability 8.0, and operands that the libraries do not take."""

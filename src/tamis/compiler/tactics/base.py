@@ -97,9 +97,10 @@ class Lowered:
 
 
 class Tactic(Protocol):
-    """A family of implementations that can run single layers."""
+    """A family of implementations that can run single layers; ``sparse``: it makes use of 2:4 weights."""
 
     name: str
+    sparse: bool
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Why this tactic cannot run the layer, in words, or None."""

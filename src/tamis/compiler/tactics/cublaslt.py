@@ -36,6 +36,7 @@ class CublasLt:
     """Dense matrix products by cuBLASLt."""
 
     name = "cublaslt"
+    sparse = False
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Anything that is not one matrix product, or a device without the library."""

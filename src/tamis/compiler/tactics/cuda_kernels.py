@@ -36,6 +36,7 @@ class TamisCuda:
     """Fused memory-bound kernels."""
 
     name = "tamis.cuda"
+    sparse = False
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Other operators, element types that are not floating point, and machines without a CUDA compiler."""

@@ -57,6 +57,7 @@ class CudnnConv:
     """Fused convolutions through cuDNN graphs."""
 
     name = "cudnn.conv"
+    sparse = False
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Anything that is not a 2-D convolution with constant weights, or a device without the libraries."""
@@ -119,6 +120,7 @@ class CudnnTorch:
     """Convolutions through PyTorch's cuDNN operators."""
 
     name = "cudnn.torch"
+    sparse = False
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Anything that is not a 2-D convolution with constant weights and symmetric padding."""

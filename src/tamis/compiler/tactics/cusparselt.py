@@ -49,6 +49,7 @@ class CusparseLt:
     """2:4 matrix products by cuSPARSELt."""
 
     name = "cusparselt"
+    sparse = True
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Weights that are not 2:4, other layers than linear ones, shapes and devices that the library has not."""

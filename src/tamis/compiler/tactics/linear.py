@@ -35,6 +35,7 @@ class TamisLinear:
     """Linear layers with few rows."""
 
     name = "tamis.linear"
+    sparse = True
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Anything that is not a matrix product of few rows with a constant weight."""

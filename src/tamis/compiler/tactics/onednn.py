@@ -30,6 +30,7 @@ class OneDnn:
     """oneDNN convolutions and linear layers."""
 
     name = "onednn"
+    sparse = False
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Only 2-D convolutions with symmetric padding and linear layers, with constant weights."""
