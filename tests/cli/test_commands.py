@@ -144,7 +144,8 @@ def test_profile_proves_that_sparse_steps_are_sparse(
 ) -> None:
     engine = str(tmp_path / "mlp.tamis")
     only_ours = ["--exclude-tactic", "openvino", "--exclude-tactic", "onednn"]
-    output_of(capsys, "build", str(save_mlp(tmp_path / "mlp.onnx")), "-o", engine, *only_ours)
+    # On one core a busy machine cannot hide that reading half of the weight is faster.
+    output_of(capsys, "build", str(save_mlp(tmp_path / "mlp.onnx")), "-o", engine, "--threads", "1", *only_ours)
     data = json_of(capsys, "profile", engine, "--verify-sparse")
     sparse = [step for step in data["steps"] if step["sparsity"] == "2:4"]
     assert sparse and all("2:4" in name for step in sparse for name in step["kernels"])

@@ -56,7 +56,12 @@ def fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str | Path)
         ["build", "a.onnx", "-o", "a.tamis", "--level", "9"],
         ["build", "a.onnx", "-o", "a.tamis", "--layer-precision", "conv1"],
         ["build", "a.onnx", "-o", "a.tamis", "--sparsity", "maybe"],
-        ["build", "a.onnx", "-o", "missing/a.tamis"],
+        ["build", "a.onnx", "-o", "a.tamis", "--precision", ""],
+        ["build", "a.onnx", "-o", "a.tamis", "--budget", "nan"],
+        ["build", "a.onnx", "-o", "a.tamis", "--budget", "-1"],
+        ["build", "a.onnx", "-o", "a.tamis", "--seed", "-1"],
+        ["profile", "a.tamis", "--top", "0"],
+        ["demo", "--epochs", "0"],
     ],
 )
 def test_wrong_options(
@@ -149,9 +154,49 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     (tmp_path / "folder").mkdir()
     start = time.monotonic()
-    fails(capsys, 2, "build", folder / "cnn.onnx", "-o", tmp_path / place)
+    fails(capsys, 7, "build", folder / "cnn.onnx", "-o", tmp_path / place)
     assert time.monotonic() - start < 1.0
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_output_never_replaces_what_is_read(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    content = (folder / "cnn.onnx").read_bytes(), (folder / "cnn.tamis").read_bytes()
+    (tmp_path / "link.onnx").symlink_to(folder / "cnn.onnx")
+    assert "would replace" in fails(capsys, 2, "build", "cnn.onnx", "-o", "./cnn.onnx")
+    assert "would replace" in fails(capsys, 2, "build", "cnn.onnx", "-o", tmp_path / "link.onnx")
+    assert "would replace" in fails(capsys, 2, "run", "cnn.tamis", "-o", folder / "cnn.tamis")
+    assert content == ((folder / "cnn.onnx").read_bytes(), (folder / "cnn.tamis").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--layer-precision", "no-such-layer=bf16"), "no layer matches 'no-such-layer'"),
+        (("--exclude-tactic", "cpu.magic"), "there is no tactic 'cpu.magic'"),
+    ],
+)
+def test_names_that_there_are_none_of(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, options: tuple[str, ...], word: str
+) -> None:
+    assert word in fails(capsys, 2, "build", folder / "cnn.onnx", "-o", tmp_path / "a.tamis", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options", [("--duration", "nan"), ("--duration", "-1"), ("--duration", "inf"), ("--warmup", "-1")]
+)
+def test_times_to_measure_that_make_no_sense(
+    capsys: pytest.CaptureFixture[str], folder: Path, options: tuple[str, ...]
+) -> None:
+    fails(capsys, 2, "bench", folder / "cnn.tamis", *options)
+
+
+@pytest.mark.parametrize("options", [("--cosine", "nan"), ("--cosine", "2"), ("--relative", "-1")])
+def test_limits_that_make_no_sense(capsys: pytest.CaptureFixture[str], folder: Path, options: tuple[str, ...]) -> None:
+    fails(capsys, 2, "compare", folder / "cnn.onnx", folder / "cnn.tamis", *options)
 
 
 def test_a_full_disk(

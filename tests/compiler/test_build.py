@@ -151,12 +151,33 @@ def test_a_layer_runs_in_the_precision_that_the_user_wants() -> None:
         ({"layer_precisions": (("a", (DType.TF32,)),)}, "tf32"),
         ({"precisions": ("float31",)}, "float31"),
         ({"device": "tpu"}, "tpu"),
-        ({"optimization_level": 6}, "optimization_level"),
+        ({"optimization_level": 6}, "the level is 6"),
+        ({"budget_seconds": float("nan")}, "the budget is nan"),
+        ({"seed": -1}, "the seed is -1"),
+        ({"accuracy_relative": float("nan")}, "accuracy_relative"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         BuildConfig(**options)
+
+
+def test_precisions_have_short_names() -> None:
+    config = BuildConfig(precisions="bf16", layer_precisions=(("a", ("fp32",)),))  # type: ignore[arg-type]
+    assert config.precisions == FP32_AND_BF16
+    assert config.layer_precisions == (("a", (DType.FLOAT32,)),)
+
+
+def test_an_index_outside_is_one_clear_error() -> None:
+    table = numpy_helper.from_array(np.eye(8, dtype=np.float32), "table")
+    indices = helper.make_tensor_value_info("i", TensorProto.INT64, [3])
+    rows = helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 8])
+    graph = helper.make_graph([helper.make_node("Gather", ["table", "i"], ["y"])], "lookup", [indices], [rows], [table])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = Session(build(model, BuildConfig()))
+    with pytest.raises(InputError, match="index"):
+        session.run({"i": np.array([0, 8, 1])})
+    np.testing.assert_array_equal(session.run({"i": np.array([7, 0, 1])})["y"], np.eye(8)[[7, 0, 1]])
 
 
 def test_levels_change_how_much_is_measured() -> None:

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sample_engines import make_engine
-from tamis.engine import Engine, file, read, save, to_json
-from tamis.errors import CorruptEngine, EngineError, OutputError, TamisError
+from tamis.engine import Engine, check_output, file, read, save, to_json
+from tamis.errors import ConfigError, CorruptEngine, EngineError, OutputError, TamisError
 
 
 @pytest.fixture
@@ -160,11 +160,22 @@ def test_an_output_that_cannot_be_written(engine: Engine, tmp_path: Path, where:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputError):
+        check_output(tmp_path / where)
     with pytest.raises(OutputError) as caught:
         save(engine, tmp_path / where)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("/dev/null").is_file()
+
+
+def test_checking_an_output_changes_nothing(path: Path, tmp_path: Path) -> None:
+    before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
+    check_output(path)
+    check_output(tmp_path / "new.tamis", [path, tmp_path / "absent"])
+    assert {entry: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+    with pytest.raises(ConfigError, match="would replace"):
+        check_output(path, [tmp_path / "absent", path])
 
 
 @pytest.mark.parametrize("failing", [errno.ENOSPC, errno.EIO])

@@ -225,6 +225,8 @@ def test_errors_leave_the_model_as_it_was() -> None:
         model[7].weight[0, 0] = float("nan")
     with pytest.raises(SparsityError, match=r"layer '7.weight'.*NaN"):
         prune(model)
+    with pytest.raises(SparsityError, match="exclude '70' matches no layer"):
+        prune(model, exclude=["7", "70"])
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
     twice = small_network()
     prune(twice)

@@ -14,13 +14,13 @@ from tamis.cli.options import (
     Json,
     ModelPath,
     Threads,
+    input_files,
     read_inputs,
     read_layer_precisions,
     read_precisions,
     read_shapes,
 )
 from tamis.cli.output import progress_bar, show, show_json
-from tamis.errors import ConfigError
 
 
 def command(
@@ -98,13 +98,10 @@ def command(
     right is kept. Values given with --input are what accuracy is judged on.
     """
     import tamis
+    from tamis.engine import check_output
     from tamis.report import build_data, build_summary
 
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(
-            f"the engine cannot be written to {output}",
-            remedy="give the path of a file in an existing folder",
-        )
+    check_output(output, (*input_files(given), *((timing_cache,) if timing_cache else ())))
     start = time.monotonic()
     with progress_bar(not (json or quiet)) as progress:
         engine = tamis.build(
@@ -138,4 +135,4 @@ def _precisions(device: str, text: str, flags: Mapping[str, bool], best: bool) -
 
     if best and device in PRECISIONS:
         return tuple(map(str, PRECISIONS[device]))
-    return (*read_precisions(text), *read_precisions(",".join(name for name, wanted in flags.items() if wanted)))
+    return read_precisions(",".join((text, *(name for name, wanted in flags.items() if wanted))))

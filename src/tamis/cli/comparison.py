@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tamis.engine import Engine
-from tamis.errors import InputError, InvalidModel, MissingLibrary
+from tamis.errors import ConfigError, InputError, InvalidModel, MissingLibrary
 from tamis.report import Deviation, deviation
 from tamis.runtime import Session, random_inputs
 
@@ -24,7 +24,11 @@ class Limits:
 
 
 def limits(engine: Engine, cosine: float | None, relative: float | None) -> Limits:
-    """The given limits, or those that suit the precisions that an engine runs in."""
+    """The given limits, or those that suit the precisions that an engine runs in. Raises ``ConfigError``."""
+    if cosine is not None and not -1.0 <= cosine <= 1.0:  # NaN neither
+        raise ConfigError(f"the least cosine is {cosine:g}", remedy="give a number from -1 to 1")
+    if relative is not None and not relative >= 0:
+        raise ConfigError(f"the largest error is {relative:g}", remedy="give a number of at least 0")
     exact = all(not s.precision.is_float or s.precision.size_bytes >= 4 for s in engine.plan.steps)
     return Limits(
         cosine=(0.99999 if exact else 0.999) if cosine is None else cosine,

@@ -46,7 +46,7 @@ def command(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the model, engine and report.")
     ] = Path("demo-output"),
-    epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="Epochs of training.")] = 4,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, metavar="N", help="Epochs of training.")] = 4,
     threads: Threads = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     json: Json = False,

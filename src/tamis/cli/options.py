@@ -34,11 +34,6 @@ Inputs = Annotated[
     ),
 ]
 
-_PRECISIONS = {
-    "fp32": "float32", "float32": "float32", "tf32": "tf32", "bf16": "bfloat16", "bfloat16": "bfloat16",
-    "fp16": "float16", "float16": "float16",
-}  # fmt: skip
-
 
 def read_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     """Shapes by input name from texts such as ``image=1x3x224x224``. Raises ``ConfigError``."""
@@ -53,11 +48,15 @@ def read_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
 
 def read_precisions(text: str) -> tuple[str, ...]:
     """Precisions from a text such as ``fp32,bf16``. Raises ``ConfigError``."""
+    from tamis.compiler.config import PRECISION_NAMES
+
     names = [part.strip().lower() for part in text.split(",") if part.strip()]
-    for name in names:
-        if name not in _PRECISIONS:
+    known = {short: str(precision) for short, precision in PRECISION_NAMES.items()}
+    known |= {precision: precision for precision in known.values()}
+    for name in names or [text]:
+        if name not in known:
             raise ConfigError(f"there is no precision '{name}'", remedy="choose among fp32, tf32, bf16 and fp16")
-    return tuple(dict.fromkeys(_PRECISIONS[name] for name in names))
+    return tuple(dict.fromkeys(known[name] for name in names))
 
 
 def read_layer_precisions(texts: Sequence[str] | None) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -69,6 +68,11 @@ def read_layer_precisions(texts: Sequence[str] | None) -> tuple[tuple[str, tuple
             raise ConfigError(f"the layer precision '{text}' is not readable", remedy="write it as layer=fp32,bf16")
         wishes.append((name, read_precisions(precisions)))
     return tuple(wishes)
+
+
+def input_files(texts: Sequence[str] | None) -> tuple[Path, ...]:
+    """The files that ``--input`` names."""
+    return tuple(Path(text.rpartition("=")[2]) for text in texts or ())
 
 
 def read_inputs(texts: Sequence[str] | None) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ def command(
     runs: Annotated[int, typer.Option("--runs", metavar="N", help="Runs to measure.")] = 50,
     top: Annotated[
         int | None,
-        typer.Option("--top", metavar="N", help="Show only the N slowest steps.", show_default=False),
+        typer.Option("--top", min=1, metavar="N", help="Show only the N slowest steps.", show_default=False),
     ] = None,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Show which kernels each step launches, instead of times.")

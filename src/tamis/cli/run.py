@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tamis.cli.options import EnginePath, Inputs, Json, Seed, Threads, read_inputs
+from tamis.cli.options import EnginePath, Inputs, Json, Seed, Threads, input_files, read_inputs
 from tamis.cli.output import complain, show, show_json
 
 if TYPE_CHECKING:
@@ -31,8 +31,11 @@ def command(
     Outputs in a type that NumPy does not have (bfloat16) are kept as float32.
     """
     import tamis
+    from tamis.engine import check_output
     from tamis.runtime import random_inputs
 
+    if output is not None:
+        check_output(output, (engine, *input_files(given)))
     session = tamis.load(engine, threads=threads)
     values = read_inputs(given)
     inputs = random_inputs(session.plan.inputs, seed, values)

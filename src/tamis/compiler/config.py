@@ -18,6 +18,10 @@ PRECISIONS: Mapping[str, tuple[DType, ...]] = {
     "cpu": (DType.FLOAT32, DType.BFLOAT16),
     "cuda": (DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16),
 }
+# Short names of precisions, as the command line takes them.
+PRECISION_NAMES: Mapping[str, DType] = {
+    "fp32": DType.FLOAT32, "tf32": DType.TF32, "bf16": DType.BFLOAT16, "fp16": DType.FLOAT16,
+}  # fmt: skip
 # Turns in a race, and library algorithms offered to it, at each optimization level.
 _REPETITIONS = (3, 5, 9, 15, 21, 31)
 _ALGORITHMS = (1, 2, 4, 8, 8, 16)
@@ -101,23 +105,33 @@ class BuildConfig:
         """Normalise and check; raises ``ConfigError``."""
         if self.device not in PRECISIONS:
             raise ConfigError(f"there is no device '{self.device}'", remedy=f"choose {' or '.join(PRECISIONS)}")
-        object.__setattr__(self, "precisions", self._known((DType.FLOAT32, *self.precisions)))
+        wanted: Iterable[DType | str] = self.precisions
+        if isinstance(wanted, str):
+            wanted = (wanted,)
+        object.__setattr__(self, "precisions", self._known((DType.FLOAT32, *wanted)))
         by_layer = tuple((name, self._known(precisions)) for name, precisions in self.layer_precisions)
         object.__setattr__(self, "layer_precisions", by_layer)
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}", remedy="give a number of at least 1")
         if not 0 <= self.optimization_level < len(_REPETITIONS):
-            raise ConfigError(f"optimization_level is {self.optimization_level}", remedy="give a number from 0 to 5")
+            raise ConfigError(f"the level is {self.optimization_level}", remedy="give a number from 0 to 5")
+        if not self.budget_seconds >= 0:  # NaN neither
+            raise ConfigError(f"the budget is {self.budget_seconds:g} s", remedy="give seconds, 0 or more")
+        if self.seed < 0:
+            raise ConfigError(f"the seed is {self.seed}", remedy="give a number of at least 0")
         if self.repetitions is not None and self.repetitions < 3:
             raise ConfigError(f"repetitions is {self.repetitions}", remedy="give at least 3")
         if self.sparsity not in ("off", "auto", "force"):
             raise ConfigError(f"sparsity is {self.sparsity!r}", remedy="choose off, auto or force")
         if not 0.0 <= self.accuracy_cosine <= 1.0:
             raise ConfigError(f"accuracy_cosine is {self.accuracy_cosine}", remedy="give a number from 0 to 1")
+        if not self.accuracy_relative >= 0:
+            raise ConfigError(f"accuracy_relative is {self.accuracy_relative}", remedy="give a number of at least 0")
 
     def _known(self, precisions: Iterable[DType | str]) -> tuple[DType, ...]:
         """Precisions in the device's order; ``ConfigError`` for one that it does not have."""
         offered = PRECISIONS[self.device]
+        precisions = [PRECISION_NAMES.get(precision, precision) for precision in precisions]
         for precision in precisions:
             if precision not in offered:
                 raise ConfigError(

@@ -12,7 +12,7 @@ from tamis.engine.crossover import (
     crossover_from_json,
     crossover_json,
 )
-from tamis.engine.file import Engine, is_engine, read, replaced_file, save
+from tamis.engine.file import Engine, check_output, is_engine, read, replaced_file, save
 from tamis.engine.inspect import Summary, describe, is_sparse, summarize
 from tamis.engine.plan import (
     PLAN_VERSION,
@@ -58,6 +58,7 @@ __all__ = [
     "Step",
     "Summary",
     "Timing",
+    "check_output",
     "check_plan",
     "crossover_data",
     "crossover_from_json",

@@ -20,8 +20,8 @@ import json
 import mmap
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -31,7 +31,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tamis.engine.plan import Plan, from_json, to_json
-from tamis.errors import CorruptEngine, EngineError, OutputError
+from tamis.errors import ConfigError, CorruptEngine, EngineError, OutputError
 from tamis.formats.dtype import DType
 
 FILE_FORMAT = "tamis-engine-1"
@@ -122,6 +122,22 @@ def is_engine(path: str | os.PathLike[str]) -> bool:
             return file.read(_DIGEST_START)[8:] == _PREFIX
     except OSError:
         return False
+
+
+def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Raise before long work what writing ``path`` would raise after it.
+
+    ``OutputError`` when it cannot be written, ``ConfigError`` when it is one of ``inputs``, which it would replace.
+    """
+    for source in inputs:
+        if Path(source).exists() and Path(path).exists() and Path(path).samefile(source):
+            raise ConfigError(f"the output would replace {source}, which is read", remedy="choose another output path")
+    with suppress(_OnlyATry), replaced_file(path):
+        raise _OnlyATry
+
+
+class _OnlyATry(Exception):
+    """Ends the writing of a file that nobody wants."""
 
 
 @contextmanager

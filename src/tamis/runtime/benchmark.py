@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tamis.errors import ConfigError
 from tamis.runtime.session import Inputs, Session
 
 
@@ -60,7 +61,10 @@ def bench(
     """Run for at least ``duration_s`` seconds and ``iterations`` times after a warm-up, timing each run.
 
     Inputs are already on the device and outputs stay there, so a latency is that of the step loop alone.
+    Raises ``ConfigError`` for times that are negative or no numbers.
     """
+    if not (0 <= warmup_ms < float("inf") and 0 <= duration_s < float("inf")):  # NaN neither
+        raise ConfigError(f"warm-up {warmup_ms:g} ms, duration {duration_s:g} s", remedy="give finite times, 0 or more")
     launch, synchronize, clock = session.bind(inputs), session.device.synchronize, time.perf_counter_ns
     warmup_runs, start = 0, clock()
     while warmup_runs == 0 or clock() - start < warmup_ms * 1e6:

@@ -86,8 +86,13 @@ class Session:
         tensors = self._matched(inputs)
         with self._lock:
             with torch.inference_mode():
-                values = self._launch(tensors)
-                self.device.synchronize()
+                try:
+                    values = self._launch(tensors)
+                    self.device.synchronize()
+                except IndexError as error:
+                    raise InputError(
+                        f"an index lies outside of what it selects from: {error}", remedy="check the integer inputs"
+                    ) from error
             # Copies are made outside of inference mode, so that torch outputs may take part in training.
             fetch = self.device.download if output == "numpy" else _copied
             results = {port.name: fetch(v) for port, v in zip(self.plan.outputs, values, strict=True)}

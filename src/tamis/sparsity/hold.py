@@ -101,10 +101,16 @@ def prune(model: nn.Module, pattern: str | NM = "2:4", *, exclude: Exclude = ())
             function of (module name, module). A weight shared with an excluded layer is left alone too.
 
     Raises:
-        SparsityError: a weight is masked already or holds NaN.
+        SparsityError: a weight is masked already or holds NaN, or a name of `exclude` matches no layer.
     """
     wanted = as_pattern(pattern)
     choices = prunable(model, wanted)
+    if not callable(exclude):
+        exclude = tuple(exclude)
+        present = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+        for name in exclude:
+            if not any(fnmatchcase(each, name) for each in present):
+                raise SparsityError(f"exclude '{name}' matches no layer", remedy="name modules as named_modules() does")
     excluded = {choice.identity for choice in choices if _excluded(choice, exclude)}
     masks: dict[int | str, torch.Tensor] = {}  # layers that share a weight share the mask
     planned: list[tuple[LayerChoice, HeldMask | None]] = []
