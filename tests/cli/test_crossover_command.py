@@ -119,7 +119,8 @@ def test_wrong_options(
 
 def test_a_file_that_is_no_map(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text('{"version": 1')
-    assert "crossover map" in fails(capsys, 2, "--from", tmp_path / "map.json", "-o", tmp_path / "out.json")
+    line = fails(capsys, 2, "--from", tmp_path / "map.json", "-o", tmp_path / "out.json")
+    assert f"{tmp_path / 'map.json'} is not a crossover map" in line
     assert [path.name for path in tmp_path.iterdir()] == ["map.json"]
 
 
