@@ -95,7 +95,7 @@ def gpu_table(results: Path) -> str:
     for path in sorted(results.glob("cuda-models-*.json")):
         content = json.loads(path.read_text())
         rows = [row for row in content["rows"] if row["bench"] == "cuda-models" and usable(row)]
-        parts += [gpu_caption(content["meta"]), "", markdown(GPU_HEADER, gpu_lines(rows)), ""]
+        parts += [gpu_caption(content["meta"]), "", markdown(*without_empty_columns(GPU_HEADER, gpu_lines(rows))), ""]
     return "\n".join(parts or ["No results yet: run `make bench-gpu`.", ""])
 
 
@@ -120,6 +120,15 @@ def gpu_lines(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
             ratio(dense, us.get("tamis")),
             best,
         )
+
+
+def without_empty_columns(
+    header: Sequence[str], lines: Iterable[Sequence[str]]
+) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Header and lines without the columns that no line has a value in."""
+    lines = list(lines)
+    kept = [index for index in range(len(header)) if any(line[index] for line in lines)]
+    return [header[index] for index in kept], [[line[index] for index in kept] for line in lines]
 
 
 def ratio(slow: float | None, fast: float | None) -> str:

@@ -276,7 +276,23 @@ def test_the_table_gives_the_goal_ratios(tmp_path: Path) -> None:
     (tmp_path / "cuda-models-x.json").write_text(json.dumps({"meta": meta, "rows": rows}))
     text = gpu_table(tmp_path)
     assert "GPU, driver 1; torch 2; 2000-01-01." in text
-    assert "| net-b1 | float32 | 9 ms |  | 4.5 ms | 3 ms | 2 ms | 2:4 | 1.50 | 1.50 | 2.25 |" in text
+    lines = text.splitlines()[2:]
+    assert lines[0].split(" | ")[2:4] == ["PyTorch eager", "torch.compile"]  # nobody ran as PyTorch 2:4
+    assert lines[1] == "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    assert lines[2] == "| net-b1 | float32 | 9 ms | 4.5 ms | 3 ms | 2 ms | 2:4 | 1.50 | 1.50 | 2.25 |"
+    assert len(lines) == 3
+
+
+def test_a_column_stays_in_the_table_if_one_line_has_a_value(tmp_path: Path) -> None:
+    rows = [{**good_row(impl), "case": case} for case in ("a-b1", "b-b1") for impl in ("torch-eager", "tamis")]
+    rows += [{**good_row("torch.compile", 30.0), "case": "b-b1"}]
+    meta = {"gpu": "GPU", "driver": "1", "versions": {}, "date": "2000-01-01"}
+    (tmp_path / "cuda-models-x.json").write_text(json.dumps({"meta": meta, "rows": rows}))
+    header, _, first, second = gpu_table(tmp_path).splitlines()[2:]
+    columns = ["model", "precision", "PyTorch eager", "torch.compile", "Tamis", "Tamis runs", "best peer / Tamis"]
+    assert header == f"| {' | '.join(columns)} |"
+    assert first.split(" | ")[2:5] == ["10.0 us", "", "10.0 us"]
+    assert second.split(" | ")[2:5] == ["10.0 us", "30.0 us", "10.0 us"]
 
 
 @pytest.mark.slow

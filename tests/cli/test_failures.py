@@ -127,10 +127,44 @@ def test_inputs_that_do_not_fit(capsys: pytest.CaptureFixture[str], folder: Path
         for command in ("run", "bench", "profile"):
             fails(capsys, 5, command, engine, "--input", f"image={tmp_path / name}.npy")
     assert "image" in fails(capsys, 5, "run", engine, "--input", f"picture={tmp_path / 'shape.npy'}")
-    fails(capsys, 5, "run", engine, "--input", f"image={tmp_path / 'absent.npy'}")
-    fails(capsys, 5, "run", engine, "--input", str(tmp_path / "shape.npy"))
+    assert "Convert it to float32" in fails(capsys, 5, "run", engine, "--input", f"image={tmp_path / 'type.npy'}")
+    assert "Give that shape" in fails(capsys, 5, "run", engine, "--input", f"image={tmp_path / 'shape.npy'}")
+    assert "inputs are image" in fails(capsys, 5, "bench", engine, "--input", f"picture={tmp_path / 'shape.npy'}")
+    line = fails(
+        capsys,
+        5,
+        "build",
+        folder / "cnn.onnx",
+        "-o",
+        tmp_path / "o.tamis",
+        "--input",
+        f"image={tmp_path / 'shape.npy'}",
+    )
+    assert "has the shape [1, 4, 8, 8], the model takes [2, 4, 8, 8]. Give a sample" in line
+    assert not (tmp_path / "o.tamis").exists()
+
+
+def test_input_files_that_cannot_be_read(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    engine = folder / "cnn.tamis"
+    forms = "Give --input NAME=FILE.npy or --input FILE.npz"
+    line = fails(capsys, 5, "run", engine, "--input", f"image={tmp_path / 'absent.npy'}")
+    assert line == f"error: cannot read the input file {tmp_path / 'absent.npy'}: No such file or directory. {forms}\n"
+    for text in ("image", str(tmp_path / "shape.npy")):
+        line = fails(capsys, 5, "run", engine, "--input", text)
+        assert f"--input {text} does not say which file holds which input. {forms}" in line
+    objects = np.array([{}, None], dtype=object)
+    np.save(tmp_path / "objects.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "objects.npz", image=objects, allow_pickle=True)
+    np.savez_compressed(tmp_path / "whole.npz", image=np.random.default_rng(0).random(512))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:300])
+    (tmp_path / "altered.npz").write_bytes(whole[:300] + bytes(99) + whole[399:])
     (tmp_path / "junk.npy").write_bytes(b"junk")
-    fails(capsys, 5, "run", engine, "--input", f"image={tmp_path / 'junk.npy'}")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for name in ("objects.npy", "objects.npz", "cut.npz", "altered.npz", "junk.npy", "empty.npz"):
+        line = fails(capsys, 5, "run", engine, "--input", f"image={tmp_path / name}")
+        assert f"{name} holds no arrays of numbers, or is damaged. Write it with numpy.save" in line
+        assert "pickle" not in line
 
 
 def test_engines_that_cannot_be_used(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
@@ -146,6 +180,18 @@ def test_engines_that_cannot_be_used(capsys: pytest.CaptureFixture[str], folder:
         for path in (flipped, cut, tmp_path, tmp_path / "absent.tamis", folder / "cnn.onnx"):
             fails(capsys, 4, command, path)
     assert "built for" in fails(capsys, 4, "run", other)
+    assert "Build the engine again" in fails(capsys, 4, "run", cut)
+
+
+def test_files_that_are_no_engines(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    program = tmp_path / "own.py"
+    program.write_text("import os\n" * 20)
+    for path in (program, folder / "cnn.onnx"):
+        line = fails(capsys, 4, "run", path)
+        assert line == f"error: {path} is not an engine file. Give a .tamis file, as 'tamis build' writes it\n"
+    line = fails(capsys, 4, "compare", folder / "cnn.tamis", folder / "cnn.onnx")
+    assert "cnn.onnx is not an engine file. Give the model first, then the engine" in line
+    assert "Give a .tamis file" in fails(capsys, 4, "compare", folder / "cnn.tamis", tmp_path / "absent.tamis")
 
 
 @pytest.mark.parametrize("place", ["folder", "missing/out.tamis"])
@@ -220,7 +266,38 @@ def test_another_model_than_the_engine_was_built_from(
     model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
     onnx.save(model, tmp_path / "other.onnx")
     assert "picture" in fails(capsys, 5, "compare", tmp_path / "other.onnx", folder / "cnn.tamis")
-    fails(capsys, 3, "compare", tmp_path / "absent.onnx", folder / "cnn.tamis")
+
+
+@pytest.mark.parametrize("layers", [[], ["--layers"]])
+def test_models_that_cannot_be_compared(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, layers: list[str]
+) -> None:
+    (tmp_path / "text.onnx").write_bytes(b"not a model")
+    model = onnx.load(folder / "cnn.onnx")
+    onnx.save(model, tmp_path / "split.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    (tmp_path / "w.bin").unlink()
+    model = onnx.load(folder / "cnn.onnx")
+    model.graph.node[1].op_type = "Frobnicate"
+    onnx.save(model, tmp_path / "odd.onnx")
+    for name in ("absent", "text", "split", "odd"):
+        path = tmp_path / f"{name}.onnx"
+        built = fails(capsys, 3, "build", path, "-o", tmp_path / "out.tamis")
+        assert fails(capsys, 3, "compare", path, folder / "cnn.tamis", *layers) == built
+
+
+def test_a_model_that_only_onnx_runtime_refuses(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(folder / "cnn.onnx")
+    model.ir_version = 99
+    onnx.save(model, tmp_path / "new.onnx")
+    line = fails(capsys, 3, "compare", tmp_path / "new.onnx", folder / "cnn.tamis")
+    assert "ONNX Runtime cannot load" in line and "[ONNXRuntimeError]" not in line and "onnx.checker" in line
+    model = onnx.load(folder / "cnn.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(model, tmp_path / "batch.onnx")
+    line = fails(capsys, 3, "compare", tmp_path / "batch.onnx", folder / "cnn.tamis")
+    assert "Give the model that the engine was built from" in line and "[ONNXRuntimeError]" not in line
 
 
 def test_an_unexpected_error_is_one_line(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -241,3 +243,48 @@ def test_module_check_agrees_with_the_file(image: torch.Tensor, tmp_path: Path) 
     assert dense == {"rank3.weight", "conv.weight"}
     assert {layer.scope or layer.name for layer in report.layers if not layer.eligible} >= {"rank3"}
     assert sum(not layer.eligible for layer in report.layers) == 2
+
+
+class Noted(logging.Handler):
+    """Keeps what a logger says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+class Talker(nn.Module):
+    """Warns and logs while it is traced, by the very logger that is kept quiet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        warnings.warn("look out", FutureWarning, stacklevel=2)
+        logging.getLogger(export._REGISTRATION_LOGGER).warning("an operator was skipped")
+        return self.linear(x)
+
+
+def test_the_exporters_talk_about_itself_is_kept_back_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torchvision" else find(name))
+    logger, noted = logging.getLogger(export._REGISTRATION_LOGGER), Noted()
+    logger.addHandler(noted)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            export_onnx(Talker(), (torch.ones(1, 8),), tmp_path / "m.onnx", compare=False)
+        during, noted.lines = noted.lines, []
+        logger.warning("torchvision is not installed. Skipping x")
+    finally:
+        logger.removeHandler(noted)
+    assert set(during) == {"an operator was skipped"}
+    assert noted.lines == ["torchvision is not installed. Skipping x"]  # only while exporting
+    said = {str(entry.message) for entry in caught if entry.category is FutureWarning}
+    assert said == {"look out"}

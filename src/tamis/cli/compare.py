@@ -9,6 +9,7 @@ import typer
 
 from tamis.cli.options import EnginePath, Inputs, Json, Seed, Threads, read_inputs
 from tamis.cli.output import show, show_json
+from tamis.errors import EngineError
 
 
 def command(
@@ -50,6 +51,8 @@ def command(
     from tamis.engine import is_engine, read
     from tamis.report import deviation_data, deviation_table, difference_of_engines, differing_layers
 
+    if is_engine(model) and engine.is_file() and not is_engine(engine):
+        raise EngineError(f"{engine} is not an engine file", remedy="give the model first, then the engine")
     loaded = read(engine)
     if is_engine(model):
         other = read(model)

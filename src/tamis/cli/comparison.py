@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tamis.engine import Engine
-from tamis.errors import ConfigError, InputError, InvalidModel, MissingLibrary
+from tamis.errors import ConfigError, InputError, InvalidModel, MissingLibrary, ModelError
 from tamis.report import Deviation, deviation
 from tamis.runtime import Session, random_inputs
 
@@ -48,7 +49,7 @@ def compare_with_onnxruntime(
 ) -> tuple[list[Deviation], list[Deviation] | None]:
     """Deviations of all outputs and, with ``layers``, of the inner values that both have, in order.
 
-    Inputs that are not given are random. Raises ``MissingLibrary`` without ONNX Runtime, ``InvalidModel``
+    Inputs that are not given are random. Raises ``MissingLibrary`` without ONNX Runtime, ``ModelError``
     when it cannot run the model, and ``InputError`` when model and engine do not have the same inputs.
     """
     session = Session(engine, threads=threads)
@@ -91,14 +92,35 @@ def _reference(
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own errors share no other base
-        raise InvalidModel(f"ONNX Runtime cannot load {model}: {error}") from error
+        raise _refusal(model, inputs, f"ONNX Runtime cannot load {model}: {_plain(error)}") from error
     _check_inputs(session, inputs)
     names = [*outputs, *inner]
     try:
         values = session.run(names, dict(inputs))
     except Exception as error:
-        raise InvalidModel(f"ONNX Runtime cannot run {model} on the engine's inputs: {error}") from error
+        raise InvalidModel(
+            f"ONNX Runtime cannot run {model} on the engine's inputs: {_plain(error)}",
+            remedy="give the model that the engine was built from",
+        ) from error
     return dict(zip(names, values, strict=True))
+
+
+def _refusal(model: Path, inputs: Mapping[str, np.ndarray], cause: str) -> ModelError:
+    """What a build says of a model that cannot be used; ``cause`` where a build would take it."""
+    from tamis.compiler import import_onnx
+
+    try:
+        import_onnx(model, {name: array.shape for name, array in inputs.items()})
+    except ModelError as error:
+        return error
+    except ConfigError:
+        pass  # other inputs than the engine has, which is not what is wrong here
+    return InvalidModel(cause, remedy="check it with onnx.checker.check_model(path, full_check=True)")
+
+
+def _plain(error: Exception) -> str:
+    """The first line of an error of ONNX Runtime, without its number and code."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().partition("\n")[0])
 
 
 def _check_inputs(session: Any, inputs: Mapping[str, np.ndarray]) -> None:
@@ -131,4 +153,4 @@ def _load(model: Path) -> Any:
     try:
         return onnx.load(str(model), load_external_data=False)
     except Exception as error:  # protobuf's and the file system's errors alike
-        raise InvalidModel(f"cannot read {model}: {error}", remedy="give an ONNX file") from error
+        raise _refusal(model, {}, f"cannot read {model}") from error

@@ -83,7 +83,7 @@ def command(
     if picture is not None:
         check_picture(picture)
     if source is not None:
-        measured = crossover_from_json(_read(source))
+        measured = crossover_from_json(_read(source), str(source))
     else:
         measured = _measure(
             not json,

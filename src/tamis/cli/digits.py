@@ -31,7 +31,7 @@ def load_digits(seed: int) -> Digits:
         from sklearn import datasets
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise MissingLibrary("the demo needs scikit-learn", remedy="run 'pip install tamis[demo]'") from error
+        raise MissingLibrary("the demo needs scikit-learn", remedy="run 'pip install scikit-learn'") from error
     images, labels = datasets.load_digits(return_X_y=True)
     images = (images / 16.0).astype("float32").reshape(-1, 1, 8, 8)
     parts = train_test_split(images, labels, test_size=0.25, random_state=seed, stratify=labels)

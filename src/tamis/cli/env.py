@@ -15,11 +15,11 @@ LIBRARIES = (
     ("torch", "every CPU kernel but our own", "pip install torch"),
     ("onnx", "reading models", "pip install onnx"),
     ("onnx-ir", "reading models", "pip install onnx-ir"),
-    ("openvino", "the 'openvino' tactic: whole regions of dense layers", "pip install 'tamis[openvino]'"),
-    ("onnxruntime", "'tamis compare' and the demo", "pip install 'tamis[compare]'"),
-    ("onnxscript", "exporting models from PyTorch", "pip install 'tamis[export]'"),
-    ("matplotlib", "pictures of 'tamis crossover'", "pip install 'tamis[plot]'"),
-    ("scikit-learn", "the demo's images", "pip install 'tamis[demo]'"),
+    ("openvino", "the 'openvino' tactic: whole regions of dense layers", "pip install openvino"),
+    ("onnxruntime", "'tamis compare' and the demo", "pip install onnxruntime"),
+    ("onnxscript", "exporting models from PyTorch", "pip install onnxscript"),
+    ("matplotlib", "pictures of 'tamis crossover'", "pip install matplotlib"),
+    ("scikit-learn", "the demo's images", "pip install scikit-learn"),
 )
 
 # What tactics on the GPU need, by the name under which the device lists it.

@@ -34,6 +34,8 @@ Inputs = Annotated[
     ),
 ]
 
+_INPUT_FORMS = "give --input NAME=FILE.npy or --input FILE.npz"
+
 
 def read_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     """Shapes by input name from texts such as ``image=1x3x224x224``. Raises ``ConfigError``."""
@@ -79,25 +81,37 @@ def read_inputs(texts: Sequence[str] | None) -> dict[str, np.ndarray]:
     """Arrays by input name from ``name=file.npy`` and ``file.npz``. Raises ``InputError``."""
     arrays: dict[str, np.ndarray] = {}
     for text in texts or ():
-        name, _, file = text.rpartition("=")
+        name, separator, file = text.rpartition("=")
+        if not separator and not file.endswith(".npz"):
+            raise InputError(f"--input {text} does not say which file holds which input", remedy=_INPUT_FORMS)
         arrays.update(_load(name, file))
     return arrays
 
 
 def _load(name: str, file: str) -> Mapping[str, np.ndarray]:
+    from zipfile import BadZipFile
+    from zlib import error as DecompressionError
+
     import numpy as np
 
-    remedy = "give --input NAME=FILE.npy or --input FILE.npz"
     try:
         loaded: Any = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             if not name:
-                raise InputError(f"{file} holds one array without a name", remedy=remedy)
+                raise InputError(f"{file} holds one array without a name", remedy=_INPUT_FORMS)
             return {name: loaded}
         with loaded:
             arrays = {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read the input file {file}: {error}", remedy=remedy) from error
+    except OSError as error:
+        raise InputError(
+            f"cannot read the input file {file}: {error.strerror or error}", remedy=_INPUT_FORMS
+        ) from error
+    except (ValueError, EOFError, BadZipFile, DecompressionError) as error:
+        # NumPy's own words are not for users: they advise loading what may hold code.
+        raise InputError(
+            f"the input file {file} holds no arrays of numbers, or is damaged",
+            remedy="write it with numpy.save or numpy.savez",
+        ) from error
     if name and name not in arrays:
-        raise InputError(f"{file} holds {', '.join(arrays)}, not '{name}'", remedy=remedy)
+        raise InputError(f"{file} holds {', '.join(arrays)}, not '{name}'", remedy=_INPUT_FORMS)
     return {name: arrays[name]} if name else arrays

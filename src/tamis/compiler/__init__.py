@@ -91,4 +91,4 @@ def _silent(stage: str, done: int, total: int, detail: str) -> None:
     """Nobody watches."""
 
 
-__all__ = ["BuildConfig", "BuildWarning", "CrossoverConfig", "Progress", "build", "measure_crossover"]
+__all__ = ["BuildConfig", "BuildWarning", "CrossoverConfig", "Progress", "build", "import_onnx", "measure_crossover"]

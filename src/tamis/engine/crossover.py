@@ -124,17 +124,17 @@ def crossover_json(measured: CrossoverMap) -> str:
     return f'{head},\n "cells": [\n  {cells}\n ]\n}}\n'
 
 
-def crossover_from_json(text: str | bytes) -> CrossoverMap:
-    """The inverse of ``crossover_json``. Raises ``ConfigError`` for anything else."""
+def crossover_from_json(text: str | bytes, name: str = "the text") -> CrossoverMap:
+    """The inverse of ``crossover_json``. Raises ``ConfigError``, with the ``name`` of the text, for anything else."""
     remedy = "give a file that 'tamis crossover -o FILE.json' wrote"
     try:
         data = json.loads(text)
         version = data["version"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError("this is not a crossover map", remedy=remedy) from error
+        raise ConfigError(f"{name} is not a crossover map", remedy=remedy) from error
     if version != CROSSOVER_VERSION:
         raise ConfigError(
-            f"the crossover map has format version {version}, this Tamis reads version {CROSSOVER_VERSION}",
+            f"{name} is a crossover map of format version {version}, this Tamis reads version {CROSSOVER_VERSION}",
             remedy="measure again with this version",
         )
     try:
@@ -143,5 +143,5 @@ def crossover_from_json(text: str | bytes) -> CrossoverMap:
         if sorted(grid) != sorted((c.kind, c.batch, c.c_in, c.c_out) for c in measured.cells):
             raise ValueError("its cells are not those of its axes")
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"the crossover map is inconsistent ({error})", remedy=remedy) from error
+        raise ConfigError(f"{name} is an inconsistent crossover map ({error})", remedy=remedy) from error
     return measured

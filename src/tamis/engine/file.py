@@ -59,6 +59,7 @@ _CODES = {
 }
 _TYPES = {code: dtype for dtype, code in _CODES.items()}
 _BUILD_AGAIN = "build the engine again"
+_GIVE_AN_ENGINE = "give a .tamis file, as 'tamis build' writes it"
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _map(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         cause = f"cannot read {path}: {error.strerror or error}"
-        raise EngineError(cause, remedy="give the path of an engine file") from error
+        raise EngineError(cause, remedy=_GIVE_AN_ENGINE) from error
     except ValueError as error:  # an empty file cannot be mapped
         raise CorruptEngine(f"{path} is empty", remedy=_BUILD_AGAIN) from error
 
@@ -242,13 +243,11 @@ def _parse(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], dict[str, str
         entries = json.loads(mapped[8 : 8 + int.from_bytes(mapped[:8], "little")])
         metadata = entries.pop("__metadata__", {})
     except (SafetensorError, ValueError, OSError) as error:
-        raise CorruptEngine(
-            f"{path} is not an engine file, or is truncated or damaged ({error})", remedy=_BUILD_AGAIN
-        ) from error
+        if mapped[8:_DIGEST_START] != _PREFIX:
+            raise CorruptEngine(f"{path} is not an engine file", remedy=_GIVE_AN_ENGINE) from error
+        raise CorruptEngine(f"{path} is truncated or damaged ({error})", remedy=_BUILD_AGAIN) from error
     if not {"digest", "format", "plan"} <= metadata.keys():
-        raise CorruptEngine(
-            f"{path} is a safetensors file, but not an engine", remedy="make an engine with 'tamis build'"
-        )
+        raise CorruptEngine(f"{path} is a safetensors file, but not an engine", remedy=_GIVE_AN_ENGINE)
     if metadata["format"] != FILE_FORMAT or mapped[8:_DIGEST_START] != _PREFIX:
         raise CorruptEngine(
             f"{path} has the file format '{metadata['format']}', this Tamis reads '{FILE_FORMAT}'",

@@ -42,7 +42,7 @@ def check_picture(path: Path) -> None:
     if path.suffix not in FORMATS:
         raise ConfigError(f"the picture cannot be {path.name}", remedy=f"name a file {', '.join(FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingLibrary("pictures need matplotlib", remedy="pip install 'tamis[plot]'")
+        raise MissingLibrary("pictures need matplotlib", remedy="run 'pip install matplotlib'")
 
 
 def draw_crossover(measured: CrossoverMap, path: Path) -> None:

@@ -22,7 +22,7 @@ def random_inputs(
     names = [port.name for port in ports]
     for name in given:
         if name not in names:
-            raise InputError(f"there is no input '{name}', expected {', '.join(names)}")
+            raise InputError(f"there is no input '{name}'", remedy=f"the engine's inputs are {', '.join(names)}")
     generator = np.random.default_rng(seed)
     return {port.name: _fitted(port, given.get(port.name), _random(port, generator)) for port in ports}
 
@@ -37,7 +37,9 @@ def _fitted(port: Port, given: np.ndarray | None, drawn: np.ndarray) -> np.ndarr
     if given is None:
         return drawn
     if given.shape != port.shape or given.dtype != drawn.dtype:
+        fits = given.shape == port.shape
         raise InputError(
-            f"input '{port.name}' is {given.dtype} {list(given.shape)}, expected {drawn.dtype} {list(port.shape)}"
+            f"input '{port.name}' is {given.dtype} {list(given.shape)}, expected {drawn.dtype} {list(port.shape)}",
+            remedy=f"convert it to {drawn.dtype}" if fits else "give that shape, or build an engine for the other one",
         )
     return given

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from tamis.sparsity.hold import finalize
 from tamis.sparsity.masks import as_pattern, prunable
 
 OPSET = 20
+_REGISTRATION_LOGGER = "torch.onnx._internal.exporter._registration"
 _ONE_FILE_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; stay clear of it
 
 
@@ -129,7 +133,7 @@ def _sparse_weights(model: nn.Module, pattern: NM) -> list[LayerCheck]:
 def _trace(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.onnx.ONNXProgram:
     """Run PyTorch's exporter; its errors run over pages, of which the first line is kept."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_exporter_noise():
             program = torch.onnx.export(
                 model, args, dynamo=True, optimize=True, opset_version=OPSET, verbose=False, **options
             )
@@ -141,6 +145,23 @@ def _trace(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.onn
         ) from error
     assert program is not None
     return program
+
+
+@contextmanager
+def _without_exporter_noise() -> Iterator[None]:
+    """Keep back two messages of PyTorch's exporter about itself, which users can do nothing about; all others pass."""
+    logger = logging.getLogger(_REGISTRATION_LOGGER)
+    logger.addFilter(_is_not_about_torchvision)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.removeFilter(_is_not_about_torchvision)
+
+
+def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("torchvision is not installed")
 
 
 def _compare_layers(model: nn.Module, expected: Sequence[LayerCheck], layers: Sequence[LayerCheck]) -> tuple[str, ...]:

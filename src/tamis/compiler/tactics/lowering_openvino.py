@@ -34,9 +34,7 @@ def to_openvino(model: onnx.ModelProto, precision: DType = DType.FLOAT32) -> tup
     try:
         import openvino  # noqa: PLC0415  an optional library, loaded on use
     except ImportError as error:
-        raise MissingLibrary(
-            "OpenVINO is not installed", remedy='install it with pip install "tamis[openvino]"'
-        ) from error
+        raise MissingLibrary("OpenVINO is not installed", remedy="run 'pip install openvino'") from error
     if precision == DType.BFLOAT16:
         model = _rounded(model)
     try:

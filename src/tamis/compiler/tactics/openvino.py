@@ -30,7 +30,7 @@ class OpenVino:
         if device.kind != "cpu":
             return "runs on the CPU only"
         if importlib.util.find_spec("openvino") is None:
-            return 'OpenVINO is not installed (pip install "tamis[openvino]")'
+            return "OpenVINO is not installed (pip install openvino)"
         return refuses_lowering(node)
 
     def regions(self, graph: Graph, able: frozenset[str]) -> tuple[Region, ...]:

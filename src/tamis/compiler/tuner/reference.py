@@ -123,7 +123,10 @@ class Reference:
 
 def _checked_sample(name: str, sample: np.ndarray, type_: TensorType) -> np.ndarray:
     if sample.shape != type_.shape:
-        raise InputError(f"sample input '{name}' has shape {sample.shape}, the model takes {type_.shape}")
+        raise InputError(
+            f"sample input '{name}' has the shape {list(sample.shape)}, the model takes {list(type_.shape)}",
+            remedy="give a sample of the shape that the engine is built for",
+        )
     if sample.dtype.kind == "f" and not np.isfinite(sample).all():
         raise InputError(f"sample input '{name}' holds NaN or infinity", remedy="give samples as they occur in use")
     return np.ascontiguousarray(sample).astype(type_.dtype.numpy)

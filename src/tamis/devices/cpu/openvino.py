@@ -45,9 +45,7 @@ def _library() -> Any:
     try:
         import openvino  # noqa: PLC0415  an optional library, loaded on use
     except ImportError as error:
-        raise MissingLibrary(
-            "OpenVINO is not installed", remedy='install it with pip install "tamis[openvino]"'
-        ) from error
+        raise MissingLibrary("OpenVINO is not installed", remedy="run 'pip install openvino'") from error
     return openvino
 
 
