@@ -112,7 +112,8 @@ def test_run_keeps_the_outputs(capsys: pytest.CaptureFixture[str], engine: str, 
         str(tmp_path / "all.npz"),
         f"image={tmp_path / 'all.npz'}",
     ):
-        output_of(capsys, "run", engine, "--input", given, "-o", str(tmp_path / "out.npz"))
+        assert run_command(["run", engine, "--input", given, "-o", str(tmp_path / "out.npz")]) == 0
+        assert f"Wrote {tmp_path / 'out.npz'}\n" in capsys.readouterr().err
         np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["scores"], expected)
 
 

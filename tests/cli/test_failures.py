@@ -72,6 +72,25 @@ def test_wrong_options(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mistyped_command_is_one_clean_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails(capsys, 2, "bild").endswith("Did you mean 'build'? See 'tamis --help'.\n")
+    assert fails(capsys, 2, "frobnicate").endswith("No such command 'frobnicate'. See 'tamis --help'.\n")
+
+
+def test_engines_that_cannot_be_compared(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    ours, other = folder / "cnn.tamis", tmp_path / "other.tamis"
+    tamis.save_engine(make_engine(), other)
+    line = fails(capsys, 2, "compare", ours, other)
+    assert "come from different models: the inputs of the first are 'image' 2x4x8x8 float32" in line
+    sample = make_engine()
+    (port,) = sample.plan.outputs
+    renamed = replace(sample, plan=replace(sample.plan, outputs=(replace(port, name="y"),)))
+    tamis.save_engine(renamed, tmp_path / "renamed.tamis")
+    assert "the outputs of the first are 'out' 2x4" in fails(capsys, 2, "compare", other, tmp_path / "renamed.tamis")
+    for options in (["--layers"], ["--cosine", "0"], ["--relative", "1"], ["--threads", "1"], ["--input", "x=x.npy"]):
+        assert f"{options[0]} has no meaning" in fails(capsys, 2, "compare", ours, ours, *options)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_build_for_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     line = fails(capsys, 6, "build", folder / "cnn.onnx", "-o", tmp_path / "a.tamis", "--device", "cuda", "--fp16")

@@ -14,7 +14,7 @@ from sample_crossovers import cell, cells, make_map, mixed_map
 from tamis.engine import Cell, Reason
 from tamis.errors import ConfigError, MissingLibrary, OutputError
 from tamis.report import check_picture, crossover_report, draw_crossover
-from tamis.report.crossover import conditions, scatter, sentences, verdict
+from tamis.report.crossover import conditions, sentences, verdict
 from tamis.report.crossover_picture import crossover_figure
 
 SIZES = (64, 128, 256)
@@ -173,10 +173,10 @@ def test_pictures_that_cannot_be_written(tmp_path: Path) -> None:
 def test_scattered_times_are_told() -> None:
     measured = mixed_map()
     assert not any("scatter" in line for line in conditions(measured))
-    assert scatter(measured) == pytest.approx(1.1 / 0.9)
     loud = [
         replace(c, dense=c.dense and replace(c.dense, timing=replace(c.dense.timing, p90_us=200.0)), sparse=None)
         for c in measured.cells
     ]
-    assert "p90 is typically 2.2 times p10" in text(crossover_report(replace(measured, cells=tuple(loud))))
-    assert scatter(replace(measured, cells=())) == 1.0
+    told = "The times scatter (p90 is typically 2.2 times p10): was something else running? Measure again on a quiet"
+    assert told in text(crossover_report(replace(measured, cells=tuple(loud))))
+    assert not any("scatter" in line for line in conditions(replace(measured, cells=())))

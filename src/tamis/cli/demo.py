@@ -144,7 +144,8 @@ def _report(outcome: Outcome) -> list[str]:
     for layer in layers:
         choice = f"{layer.chosen_tactic}, {layer.chosen_precision}, {layer.chosen_sparsity}"
         lines += [f"  {layer.name}: {choice}", f"    {layer.why}"]
-        lines.append(f"    {both_times(layer)}" if layer.eligible else f"    {layer.ineligible_reason}")
+        note = both_times(layer) if layer.eligible else layer.ineligible_reason
+        lines += [f"    {note}"] if note else []  # a layer without a weight has none
     lines += ["", "Against ONNX Runtime"]
     for item in outcome.outputs:
         verdict = "agrees" if item.within else "does not agree"

@@ -88,7 +88,8 @@ def _report(error: Exception) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "tamis"
         message = error.format_message().rstrip(".")
-        complain(f"error: {message}. See '{command} --help'.")
+        end = "" if message.endswith("?") else "."
+        complain(f"error: {message}{end} See '{command} --help'.")
         return USAGE_ERROR
     if isinstance(error, BrokenPipeError):
         _forget_stdout()

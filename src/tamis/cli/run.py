@@ -44,6 +44,7 @@ def command(
     outputs = {name: _plain(array) for name, array in session.run(inputs).items()}
     if output is not None:
         _keep(output, outputs)
+        complain(f"Wrote {output}")
     data = [_statistics(name, array) for name, array in outputs.items()]
     if json:
         show_json({"outputs": data})

@@ -17,7 +17,7 @@ from tamis.engine.encoding import decode, encode
 from tamis.errors import CorruptEngine
 from tamis.formats.dtype import DType
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | tuple[JSON, ...] | Mapping[str, JSON]"
 Layout: TypeAlias = Literal["row_major", "channels_last"]
@@ -118,14 +118,16 @@ class Candidate:
 
     ``status``: ``won``, ``lost``, ``refused`` (the tactic cannot run the layer), ``skipped`` (the prior or the
     budget left it out) or ``disqualified`` (its result was wrong). ``reason`` says why, in words. One that refused has
-    the sparsity "2:4" if it makes use of sparse weights.
+    the sparsity "2:4" if it makes use of sparse weights. ``inputs`` and ``outputs`` are the formats that it reads and
+    writes; one that refused has none.
     """
 
     tactic: str
     status: Literal["won", "lost", "refused", "skipped", "disqualified"]
     precision: DType = DType.FLOAT32
     sparsity: Sparsity = "dense"
-    layout: Layout = "row_major"
+    inputs: tuple[Format, ...] = ()
+    outputs: tuple[Format, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     timing: Timing | None = None
     accuracy: Accuracy | None = None
@@ -153,7 +155,11 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class RegionRecord:
-    """A region of layers that one tactic could run as a whole, against the sum of its parts."""
+    """A region of layers that one tactic could run as a whole, against the sum of its parts.
+
+    ``sparse_layers`` are those of ``layers`` that it would run 2:4; ``inputs`` and ``outputs`` are the formats of the
+    values that cross its border.
+    """
 
     tactic: str
     precision: DType
@@ -163,6 +169,10 @@ class RegionRecord:
     chosen: bool
     reason: str
     accuracy: Accuracy | None = None
+    sparse_layers: tuple[str, ...] = ()
+    inputs: tuple[Format, ...] = ()
+    outputs: tuple[Format, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

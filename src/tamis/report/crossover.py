@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from statistics import median
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tamis.engine.crossover import Cell, CrossoverMap, LayerKind
+from tamis.report.scatter import scatter, scatter_lines
 from tamis.report.tables import table
 
 _NAMES: dict[LayerKind, str] = {
@@ -18,7 +18,8 @@ _NAMES: dict[LayerKind, str] = {
     "conv3x3": "3x3 convolution",
 }
 _MOST_REASONS = 2
-# Beyond this scatter a map is not to be trusted; one thread beside another busy program had 1.3.
+# A map is the median of many cells: less scatter than that of a single engine says already that it is not to be trusted.
+# One thread beside another busy program had 1.3.
 _SCATTERED = 1.5
 NO_SPARSE, NOT_MEASURED = "-", "."
 
@@ -52,16 +53,8 @@ def conditions(measured: CrossoverMap) -> tuple[str, ...]:
         f"{device.name} ({device.architecture}){cores}, {measured.precision}, Tamis {measured.tamis}",
         f"{done}{', interrupted' if measured.interrupted else ''}; {caches}",
     )
-    spread = scatter(measured)
-    if spread <= _SCATTERED:
-        return lines
-    return (*lines, f"The times scatter (p90 is typically {spread:.1f} times p10): was something else running?")
-
-
-def scatter(measured: CrossoverMap) -> float:
-    """The median, over all that was timed, of the ninetieth percentile over the tenth; 1 when nothing was."""
     timings = [side.timing for cell in measured.cells for side in (cell.dense, cell.sparse) if side is not None]
-    return median([timing.p90_us / timing.p10_us for timing in timings if timing.p10_us > 0] or [1.0])
+    return (*lines, *scatter_lines(scatter(timings), "Measure", limit=_SCATTERED, typically=True))
 
 
 def panels(measured: CrossoverMap) -> tuple[tuple[LayerKind, int], ...]:

@@ -10,8 +10,9 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from tamis.engine.plan import Plan
 from tamis.report.tables import table
-from tamis.report.units import shape
+from tamis.report.units import counted, shape
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,18 @@ def deviation(name: str, result: np.ndarray, reference: np.ndarray, *, cosine: f
 
 
 def deviation_table(
-    outputs: Sequence[Deviation], layers: Sequence[Deviation] | None, *, cosine: float, relative: float
+    outputs: Sequence[Deviation], layers: Sequence[Deviation] | None, plan: Plan, *, cosine: float, relative: float
 ) -> RenderableType:
-    """Outputs, then inner values when there are any, and the verdict."""
+    """Inner values when there are any, then outputs, and the verdict; ``plan`` is that of the engine compared."""
     parts: list[RenderableType] = []
-    if layers is not None:
+    if layers:
         parts += [table(("value", "shape", ">max abs", ">max rel", ">cosine", ""), map(_row, layers)), Text()]
     parts.append(table(("output", "shape", ">max abs", ">max rel", ">cosine", ""), map(_row, outputs)))
     bound = "" if relative == float("inf") else f", relative error at most {relative:g}"
     verdict = "agrees" if all(output.within for output in outputs) else "does not agree"
     parts.append(Text(f"The engine {verdict} with ONNX Runtime (cosine at least {cosine:g}{bound})"))
-    first = first_beyond(layers or ())
     if layers is not None:
-        found = f"The first value that deviates is '{first.name}'" if first else "No inner value deviates"
-        parts.append(Text(f"{found} ({len(layers)} values compared)"))
+        parts.append(Text(_inner_verdict(layers, plan)))
     return Group(*parts)
 
 
@@ -83,6 +82,26 @@ def deviation_data(outputs: Sequence[Deviation], layers: Sequence[Deviation] | N
 def first_beyond(deviations: Sequence[Deviation]) -> Deviation | None:
     """The first tensor that is out of its limits."""
     return next((item for item in deviations if not item.within), None)
+
+
+def _inner_verdict(layers: Sequence[Deviation], plan: Plan) -> str:
+    if not layers:
+        return f"No inner value could be compared: {_why_closed(plan)}"
+    first = first_beyond(layers)
+    found = f"The first value that deviates is '{first.name}'" if first else "No inner value deviates"
+    return f"{found} ({counted(len(layers), 'value')} compared)"
+
+
+def _why_closed(plan: Plan) -> str:
+    """Why an engine has no values inside, and what to build to see some."""
+    chosen = [region for region in plan.regions if region.chosen]
+    if not chosen:
+        return "the engine computes no value that the model has, but its outputs"
+    whole = [region for region in plan.regions if len(region.layers) == len(plan.layers)]
+    # Without the tactic of this region, another one may run everything.
+    options = " ".join(f"--exclude-tactic {name}" for name in dict.fromkeys(r.tactic for r in [*chosen, *whole]))
+    how = "one region runs all layers" if chosen[0] in whole else "regions run its layers"
+    return f"{how}. Build with {options} to look inside"
 
 
 def _plain(item: Deviation) -> dict[str, Any]:

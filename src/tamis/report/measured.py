@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from tamis.report.scatter import profile_scatter
 from tamis.report.tables import table
-from tamis.report.units import amount, microseconds, spread
+from tamis.report.units import amount, counted, microseconds, spread
 from tamis.runtime.benchmark import BenchResult
 from tamis.runtime.profiler import Profile, StepTime
 from tamis.runtime.sparse_proof import StepKernels, unproven
@@ -62,8 +63,9 @@ def profile_table(profile: Profile, *, top: int | None = None) -> RenderableType
     difference, whole = profile.difference_us, profile.whole
     closing = [
         f"Sum of the steps: {microseconds(profile.steps_us)}",
-        f"Whole run: {spread(whole)}, {whole.n} runs on {profile.threads} threads",
+        f"Whole run: {spread(whole)}, {whole.n} runs on {counted(profile.threads, 'thread')}",
         f"Difference: {difference:+.1f} us; steps that are timed one by one also pay for the clock",
+        *profile_scatter(profile),
     ]
     columns = "step", "kernel", "precision", "sparsity", ">median (p10 - p90)", ">share", ">rate", ">traffic"
     return Group(table(columns, rows), Text(), *(Text(line) for line in closing))

@@ -11,12 +11,13 @@ from rich.text import Text
 
 from tamis.engine.file import Engine
 from tamis.engine.inspect import describe, is_sparse
-from tamis.engine.plan import Candidate, LayerRecord
+from tamis.engine.plan import Candidate, LayerRecord, RegionRecord
 from tamis.errors import InputError
 from tamis.report.conditions import condition_lines
+from tamis.report.scatter import build_scatter
 from tamis.report.sparsity import sparsity_data, sparsity_lines
 from tamis.report.tables import table
-from tamis.report.units import microseconds, spread
+from tamis.report.units import counted, microseconds, spread
 
 # The order in which candidates are listed: those that ran first.
 _ORDER = {"won": 0, "lost": 1, "disqualified": 2, "skipped": 3, "refused": 4}
@@ -39,7 +40,7 @@ def explain(engine: Engine, *, layer: str | None = None, every: bool = False) ->
         *(Text(line) for line in sparsity_lines(plan.layers)),
         *_regions(engine),
         *_engines(engine),
-        *(Text(line) for line in condition_lines(plan.conditions)),
+        *(Text(line) for line in (*build_scatter(plan), *condition_lines(plan.conditions))),
     )
 
 
@@ -98,7 +99,7 @@ def _layer(record: LayerRecord) -> RenderableType:
         f"  weight {record.zeros:.0%} zeros, {eligibility}",
         f"  runs as {choice}: {record.why}",
     ]
-    columns = "tactic", "precision", "sparsity", "layout", "status", ">median (p10 - p90)", ">error", "reason"
+    columns = "tactic", "precision", "sparsity", "reads -> writes", "status", ">median (p10 - p90)", ">error", "reason"
     candidates = sorted(record.candidates, key=_standing)
     return Group(
         *(Text(line) for line in lines),
@@ -112,13 +113,12 @@ def _standing(candidate: Candidate) -> tuple[int, float]:
 
 
 def _candidate(candidate: Candidate) -> tuple[str, ...]:
-    parameters = ", ".join(f"{name}={value}" for name, value in sorted(candidate.parameters.items()))
     ran = candidate.status not in ("refused",)
     return (
-        f"{candidate.tactic}{f' ({parameters})' if parameters else ''}",
+        _tactic(candidate),
         str(candidate.precision) if ran else "",
         candidate.sparsity if ran else "",
-        candidate.layout if ran else "",
+        _formats(candidate) if ran else "",
         candidate.status,
         spread(candidate.timing) if candidate.timing else "",
         f"{candidate.accuracy.max_relative_error:.1e}" if candidate.accuracy else "",
@@ -126,13 +126,27 @@ def _candidate(candidate: Candidate) -> tuple[str, ...]:
     )
 
 
+def _tactic(ran: Candidate | RegionRecord) -> str:
+    """Its name, with its parameters."""
+    parameters = ", ".join(f"{name}={value}" for name, value in sorted(ran.parameters.items()))
+    return f"{ran.tactic}{f' ({parameters})' if parameters else ''}"
+
+
+def _formats(ran: Candidate | RegionRecord) -> str:
+    """Such as ``float32, bfloat16 channels_last -> float32``; a format that all values share stands once."""
+    reads, writes = (dict.fromkeys(map(str, formats)) for formats in (ran.inputs, ran.outputs))
+    return ", ".join(reads) if reads == writes else f"{', '.join(reads)} -> {', '.join(writes)}"
+
+
 def _regions(engine: Engine) -> list[RenderableType]:
     if not engine.plan.regions:
         return []
     rows = (
         (
-            region.tactic,
+            _tactic(region),
             str(region.precision),
+            _region_sparsity(region),
+            _formats(region),
             str(len(region.layers)),
             region.layers[0] if region.layers else "",
             microseconds(region.timing.median_us) if region.timing else "",
@@ -142,8 +156,14 @@ def _regions(engine: Engine) -> list[RenderableType]:
         )
         for region in engine.plan.regions
     )
-    columns = ("tactic", "precision", ">layers", "first", ">whole", ">its parts", "chosen", "reason")
+    way = ("tactic", "precision", "sparsity", "reads -> writes")
+    columns = (*way, ">layers", "first", ">whole", ">its parts", "chosen", "reason")
     return [Text(), table(columns, rows, title="Regions of layers that one tactic could run as a whole")]
+
+
+def _region_sparsity(region: RegionRecord) -> str:
+    """``dense``, or 2:4 and in how many layers."""
+    return f"2:4 ({counted(len(region.sparse_layers), 'layer')})" if region.sparse_layers else "dense"
 
 
 def _engines(engine: Engine) -> list[RenderableType]:

@@ -34,14 +34,14 @@ def sparsity_lines(layers: Sequence[LayerRecord]) -> list[str]:
 
 
 def both_times(layer: LayerRecord) -> str:
-    """The best dense against the best sparse candidate of a layer, in words."""
+    """The best dense against the best sparse candidate of a layer, in words, and why that did not win if it did not."""
     dense, sparse = best(layer, sparse=False), best(layer, sparse=True)
     if sparse is None:
         return f"{_side('dense', dense)}; no sparse time: {_why_no_sparse(layer)}"
     text = f"{_side('dense', dense)}, {_side(sparse.sparsity, sparse)}"
-    if dense is None:
-        return text
-    return f"{text}, sparse is {_median(dense) / _median(sparse):.2f}x as fast"
+    if dense is not None:
+        text += f", sparse is {_median(dense) / _median(sparse):.2f}x as fast"
+    return text if is_sparse(layer) or not sparse.reason else f"{text}; not chosen: {sparse.reason}"
 
 
 def sparsity_data(layers: Sequence[LayerRecord]) -> dict[str, Any]:

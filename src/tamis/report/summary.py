@@ -12,9 +12,10 @@ from tamis.engine.file import Engine
 from tamis.engine.inspect import summarize
 from tamis.engine.plan import LayerRecord
 from tamis.report.conditions import condition_lines
+from tamis.report.scatter import build_scatter
 from tamis.report.sparsity import sparsity_data, sparsity_lines
 from tamis.report.tables import table
-from tamis.report.units import amount, counts, microseconds, shape, size
+from tamis.report.units import amount, counted, counts, microseconds, shape, size
 
 
 def build_summary(engine: Engine, seconds: float, output: str, file_bytes: int) -> RenderableType:
@@ -25,6 +26,7 @@ def build_summary(engine: Engine, seconds: float, output: str, file_bytes: int) 
         time, mark = microseconds(record.timing.median_us), "chosen" if record.chosen else "not chosen"
         lines.append(f"Engine '{record.name}': {time}, {mark}: {record.reason}")
     lines += [
+        *build_scatter(plan),
         *condition_lines(plan.conditions),
         f"Kernels: {counts(summary.kernels)}",
         f"Precisions: {counts(summary.precisions)}",
@@ -56,9 +58,11 @@ def inspect(engine: Engine) -> RenderableType:
     """Where and how an engine was built, its inputs and outputs, its steps and tensors."""
     plan, summary = engine.plan, summarize(engine)
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(plan.device.libraries.items()))
+    layers, steps = counted(summary.layers, "layer"), counted(summary.steps, "step")
     facts = [
-        f"{plan.name}: {summary.layers} layers in {summary.steps} steps, {amount(summary.flops)} a run",
-        f"Built by Tamis {plan.tamis} on {plan.device.name} ({plan.device.architecture}), {plan.threads} threads",
+        f"{plan.name}: {layers} in {steps}, {amount(summary.flops)} a run",
+        f"Built by Tamis {plan.tamis} on {plan.device.name} ({plan.device.architecture}), "
+        f"{counted(plan.threads, 'thread')}",
         f"Libraries: {libraries}",
         f"Memory: weights {size(summary.weight_bytes)}, arena {size(summary.arena_bytes)}, "
         f"most activations at one time {size(summary.peak_bytes)}",
@@ -70,7 +74,7 @@ def inspect(engine: Engine) -> RenderableType:
     if not plan.usable_for_accuracy:
         facts.append("Pruned by force to see its speed: do not use its results")
     ports = [("input", port) for port in plan.inputs] + [("output", port) for port in plan.outputs]
-    steps = (
+    rows = (
         (
             str(number),
             step.name,
@@ -89,12 +93,12 @@ def inspect(engine: Engine) -> RenderableType:
         Text(),
         table(("", "name", "shape", "type"), ((k, p.name, shape(p.shape), str(p.dtype)) for k, p in ports)),
         Text(),
-        table(columns, steps),
+        table(columns, rows),
     )
 
 
 def difference_of_engines(first: Engine, second: Engine) -> RenderableType:
-    """The layers that two engines run differently, and their sizes and times side by side."""
+    """The layers that two engines of one model run differently, and their sizes and times side by side."""
     one, two = summarize(first), summarize(second)
     numbers = (
         ("time", _time(first), _time(second)),

@@ -38,6 +38,11 @@ def shape(extents: tuple[int, ...]) -> str:
     return "x".join(map(str, extents)) or "scalar"
 
 
+def counted(count: int, name: str) -> str:
+    """``1 step`` or ``2 steps``."""
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
 def counts(numbers: dict[str, int]) -> str:
     """How many of each, in words."""
     return ", ".join(f"{count} {name}" for name, count in numbers.items()) or "none"

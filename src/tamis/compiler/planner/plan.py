@@ -83,8 +83,8 @@ def plan_engine(
         graph,
         winner.draft,
         track,
-        layer_records(races, winner.draft),
-        region_records(tuple(region_races.trials.values()), races, winner.draft),
+        layer_records(races, winner.draft, drafts),
+        region_records(tuple(region_races.trials.values()), races, winner.draft, winner.name),
         engines,
         _config_json(track.config),
     )
