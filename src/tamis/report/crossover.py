@@ -18,7 +18,7 @@ _NAMES: dict[LayerKind, str] = {
     "conv3x3": "3x3 convolution",
 }
 _MOST_REASONS = 2
-# A map is the median of many cells: less scatter than that of a single engine says already that it is not to be trusted.
+# A map is the median of many cells: less scatter than that of a single engine already says not to trust it.
 # One thread beside another busy program had 1.3.
 _SCATTERED = 1.5
 NO_SPARSE, NOT_MEASURED = "-", "."
