@@ -69,7 +69,6 @@ def command(
 
 def _run(output: Path, epochs: int, threads: int | None, seed: int, progress: Progress) -> Outcome:
     import copy
-    import logging
 
     import torch
 
@@ -80,7 +79,6 @@ def _run(output: Path, epochs: int, threads: int | None, seed: int, progress: Pr
     from tamis.runtime import bench, random_inputs
 
     torch.manual_seed(seed)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter warns about libraries not in use
     digits = load_digits(seed)
     model = DigitNet()
     train(model, digits, epochs, seed, lambda done: progress("train", done, epochs, ""))

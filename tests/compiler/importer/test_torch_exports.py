@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,6 @@ class Block(nn.Module):
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_exported_block(tmp_path: Path, dynamo: bool, dtype: torch.dtype) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     torch.manual_seed(0)
     model = Block().eval()
     model.norm.running_mean.uniform_(-1, 1)
