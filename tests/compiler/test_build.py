@@ -168,6 +168,33 @@ def test_precisions_have_short_names() -> None:
     assert config.layer_precisions == (("a", (DType.FLOAT32,)),)
 
 
+def test_an_output_may_be_a_reshape_of_another_value() -> None:
+    generator = np.random.default_rng(2)
+    weights = [numpy_helper.from_array(generator.standard_normal((16, 16)).astype(np.float32), n) for n in ("v", "w")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w"], ["c"]),
+        helper.make_node("Reshape", ["c", "shape"], ["y"]),
+        helper.make_node("Identity", ["x"], ["z"]),
+    ]
+    shapes = {"c": [2, 16], "y": [4, 8], "z": [2, 16]}
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 16])
+    initializers = [*weights, numpy_helper.from_array(np.array([4, 8]), "shape")]
+    graph = helper.make_graph(nodes, "reshaped", [x], outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    given = {"x": generator.standard_normal((2, 16)).astype(np.float32)}
+    runtime = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = dict(zip(shapes, runtime.run(None, given), strict=True))
+    # OpenVINO and chains would take in the reshape.
+    engine = build(model, BuildConfig(exclude_tactics=("openvino", "tamis")))
+    assert {buffer.name: buffer.place for buffer in engine.plan.buffers}["y"] == "alias"
+    results = Session(engine).run(given)
+    for name, value in expected.items():
+        np.testing.assert_allclose(results[name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_an_index_outside_is_one_clear_error() -> None:
     table = numpy_helper.from_array(np.eye(8, dtype=np.float32), "table")
     indices = helper.make_tensor_value_info("i", TensorProto.INT64, [3])

@@ -55,6 +55,9 @@ def test_what_allocates_or_is_an_output_stays() -> None:
     assert found(torch_conv, *BLOCK[1:]) == {}, "its result is PyTorch's memory"
     assert found(BLOCK[0], replace(BLOCK[1], kernel="aten.linear"), *BLOCK[2:4], BLOCK[4]) != {"short": (1, 4, (0,))}
     assert "short" not in found(*BLOCK, outputs=("y", "short"))
+    reshape = {"flat": step("short", "flat")}
+    assert "short" not in found(*BLOCK, outputs=("y", "flat"), aliases=reshape), "an output lies in its memory"
+    assert "short" in found(*BLOCK, outputs=("y", "flat"), aliases={"flat": step("y", "flat")})
 
 
 def test_one_step_aside_at_a_time() -> None:

@@ -32,19 +32,26 @@ def aside(flow: Flow, outputs: tuple[str, ...], device: Device) -> Aside | None:
     A step may run aside when the device says so, the main stream has work for it to run beside, and no other step aside
     runs then. It waits for the last step that makes something it reads, and the first that reads its results for it.
     """
-    roots = _roots(flow)
-    made = {roots[value]: number for number, step in enumerate(flow.steps) for value in step.outputs}
+
+    def root_of(value: str) -> str:
+        """The value in whose memory a value lies: reshapes are no steps."""
+        while value in flow.aliases:
+            value = flow.aliases[value].inputs[0]
+        return value
+
+    made = {value: number for number, step in enumerate(flow.steps) for value in step.outputs}
+    kept = {root_of(value) for value in outputs}
     readers: dict[str, list[int]] = {}
     for number, step in enumerate(flow.steps):
         for value in step.inputs:
-            readers.setdefault(roots[value], []).append(number)
+            readers.setdefault(root_of(value), []).append(number)
     waits: dict[int, tuple[int, ...]] = {}
     spans: dict[int, tuple[int, int]] = {}
     free = 0
     for number, step in enumerate(flow.steps):
-        sources = [made[roots[value]] for value in step.inputs if roots[value] in made]
+        sources = [made[root_of(value)] for value in step.inputs if root_of(value) in made]
         found = [reader for value in step.outputs for reader in readers.get(value, ())]
-        if not sources or not found or set(step.outputs) & {roots[value] for value in outputs}:
+        if not sources or not found or not kept.isdisjoint(step.outputs):
             continue
         source, reader = max(sources), min(found)
         beside = [flow.steps[n] for n in range(source + 1, reader) if n != number]
@@ -63,15 +70,3 @@ def aside(flow: Flow, outputs: tuple[str, ...], device: Device) -> Aside | None:
         for number, step in enumerate(flow.steps)
     )
     return Aside(replace(flow, steps=steps), spans)
-
-
-def _roots(flow: Flow) -> dict[str, str]:
-    """The value in whose memory each value lies, as far as steps without work and aliases say."""
-    roots = {value: value for step in flow.steps for value in (*step.inputs, *step.outputs)}
-
-    def root_of(value: str) -> str:
-        while value in flow.aliases:
-            value = flow.aliases[value].inputs[0]
-        return value
-
-    return {value: root_of(value) for value in roots}
