@@ -12,7 +12,6 @@ Rows go to ``results/cuda_conv-<gpu>.json``; the note of the fastest says so, an
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from gpu_state import short_name
 from results import Row, command_line, merge, summarise
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import cudnn, cudnn_torch
@@ -335,7 +335,7 @@ def main() -> None:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     args.working_set = 5 * properties.L2_cache_size // 2
     args.context, args.workspace = context_of(args), Workspace(torch.device("cuda"))
-    gpu = re.sub(r"[^a-z0-9]+", "-", properties.name.lower().removeprefix("nvidia")).strip("-")
+    gpu = short_name(properties.name)
     path = args.output or Path(__file__).parent / "results" / f"cuda_conv-{gpu}.json"
     extra: dict[str, object] = {
         "command": command_line(sys.argv), "gpu": properties.name, "working_set_bytes": args.working_set,

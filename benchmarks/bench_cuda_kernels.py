@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gpu_state import short_name
 from results import Row, command_line, merge, summarise
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Node, TensorType
@@ -367,7 +367,7 @@ def main() -> int:
                 results += rows
                 gc.collect()
                 torch.cuda.empty_cache()
-    gpu = re.sub(r"[^a-z0-9]+", "-", args.info.name.lower().removeprefix("nvidia ")).strip("-")
+    gpu = short_name(args.info.name)
     out = args.out or Path(__file__).parent / "results" / f"cuda_kernels-{gpu}.json"
     extra = {
         "command": command_line(sys.argv), "gpu": args.info.name, "architecture": args.info.architecture,

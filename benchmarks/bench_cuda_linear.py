@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from gpu_state import short_name
 from results import Row, command_line, merge, summarise
 from tamis.compiler.tactics.cusparselt import ALGORITHMS, SPLIT_ALGORITHMS, SPLIT_MODES, SPLITS
 from tamis.devices.cuda import cublaslt, cublaslt_library, cusparselt, cusparselt_library
@@ -315,7 +316,7 @@ def main() -> int:
     except MissingLibrary as error:
         print(error)
     cases = [tuple(int(size) for size in text.split("x")) for text in args.case or []]
-    gpu = re.sub(r"[^a-z0-9]+", "-", properties.name.lower().removeprefix("nvidia ")).strip("-")
+    gpu = short_name(properties.name)
     out = args.out or Path(__file__).parent / "results" / f"cuda_linear-{gpu}.json"
     extra = {
         "command": command_line(sys.argv), "gpu": properties.name, "architecture": architecture, "libraries": libraries,

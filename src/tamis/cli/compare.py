@@ -60,7 +60,7 @@ def command(
         raise EngineError(f"{engine} is not an engine file", remedy="give the model first, then the engine")
     loaded = read(engine)
     if is_engine(model):
-        _refuse_limits(
+        _refuse_options(
             {"--layers": layers or None, "--cosine": cosine, "--relative": relative}
             | {"--threads": threads, "--input": given or None}
         )
@@ -80,7 +80,7 @@ def command(
         raise typer.Exit(1)
 
 
-def _refuse_limits(options: Mapping[str, object]) -> None:
+def _refuse_options(options: Mapping[str, object]) -> None:
     """Raise ``ConfigError`` for an option that has no meaning for two engines, whose results are not computed."""
     useless = [name for name, value in options.items() if value is not None]
     if useless:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
-from tamis.compiler.config import PRECISIONS, BuildConfig
+from tamis.compiler.config import PRECISIONS, BuildConfig, matches_layer, names_tactic
 from tamis.compiler.crossover import CrossoverConfig, measure_crossover
 from tamis.compiler.importer import import_onnx
 from tamis.compiler.ir.graph import Graph
@@ -61,12 +60,12 @@ def prepare(model: Model, config: BuildConfig, tell: Progress) -> tuple[Graph, T
 def check_names(config: BuildConfig, layers: Sequence[str]) -> None:
     """Raise ``ConfigError`` for names of layers or tactics that there are none of: a slip would go unnoticed."""
     for pattern, _ in config.layer_precisions:
-        if not any(layer == pattern or fnmatchcase(layer, pattern) for layer in layers):
+        if not any(matches_layer(pattern, layer) for layer in layers):
             raise ConfigError(f"no layer matches '{pattern}'", remedy="use the names that 'tamis explain' lists")
     known = [tactic.name for device in PRECISIONS for tactic in tactics_of(device)]
     known += [tactic.name for device in PRECISIONS for tactic in region_tactics_of(device)]
     for name in config.exclude_tactics:
-        if not any(tactic == name or tactic.startswith(f"{name}.") for tactic in known):
+        if not any(names_tactic(name, tactic) for tactic in known):
             raise ConfigError(f"there is no tactic '{name}'", remedy=f"choose among {', '.join(dict.fromkeys(known))}")
 
 

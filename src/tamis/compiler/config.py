@@ -27,6 +27,16 @@ _REPETITIONS = (3, 5, 9, 15, 21, 31)
 _ALGORITHMS = (1, 2, 4, 8, 8, 16)
 
 
+def matches_layer(pattern: str, layer: str) -> bool:
+    """Whether a pattern means a layer: it is its name, whatever brackets that holds, or has wildcards that fit it."""
+    return layer == pattern or fnmatchcase(layer, pattern)
+
+
+def names_tactic(name: str, tactic: str) -> bool:
+    """Whether a name means a tactic: it is its own, or that of its family (``tamis`` for ``tamis.chain``)."""
+    return tactic == name or tactic.startswith(f"{name}.")
+
+
 @dataclass(frozen=True)
 class BuildConfig:
     """Options of ``tamis.build``.
@@ -77,7 +87,7 @@ class BuildConfig:
 
     def excludes(self, tactic: str) -> bool:
         """Whether a tactic must not race: it is named, or its family is (``tamis`` for ``tamis.chain``)."""
-        return any(tactic == name or tactic.startswith(f"{name}.") for name in self.exclude_tactics)
+        return any(names_tactic(name, tactic) for name in self.exclude_tactics)
 
     @property
     def turns(self) -> int:
@@ -97,7 +107,7 @@ class BuildConfig:
     def precisions_of(self, layer: str) -> tuple[DType, ...]:
         """The precisions that a layer may run in."""
         for pattern, precisions in self.layer_precisions:
-            if layer == pattern or fnmatchcase(layer, pattern):
+            if matches_layer(pattern, layer):
                 return precisions
         return self.precisions
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, NoReturn, TypeAlias
 
 import onnx
 
@@ -164,7 +164,7 @@ def _messages(channel: IO[bytes]) -> Iterator[tuple[str, Any]]:
         yield message
 
 
-def _explain_death(code: int, stderr: Path) -> Engine:
+def _explain_death(code: int, stderr: Path) -> NoReturn:
     text = stderr.read_text(errors="replace").strip()
     last = f": {text.splitlines()[-1][:200]}" if text else ""
     error = BuildError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,12 @@ def summarize(engine: Engine) -> Summary:
 def is_sparse(layer: LayerRecord) -> bool:
     """Whether the layer runs with a sparse kernel."""
     return layer.chosen_sparsity != "dense"
+
+
+def tactic_text(tactic: str, parameters: Mapping[str, Any]) -> str:
+    """A tactic with its parameters, such as ``cublaslt (gelu=tanh, rank=3)``."""
+    text = ", ".join(f"{name}={value}" for name, value in sorted(parameters.items()))
+    return f"{tactic} ({text})" if text else tactic
 
 
 def describe(engine: Engine) -> dict[str, Any]:

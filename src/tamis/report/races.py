@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from tamis.engine.file import Engine
-from tamis.engine.inspect import describe, is_sparse
+from tamis.engine.inspect import describe, is_sparse, tactic_text
 from tamis.engine.plan import Candidate, LayerRecord, RegionRecord
 from tamis.errors import InputError
 from tamis.report.conditions import condition_lines
@@ -115,7 +115,7 @@ def _standing(candidate: Candidate) -> tuple[int, float]:
 def _candidate(candidate: Candidate) -> tuple[str, ...]:
     ran = candidate.status not in ("refused",)
     return (
-        _tactic(candidate),
+        tactic_text(candidate.tactic, candidate.parameters),
         str(candidate.precision) if ran else "",
         candidate.sparsity if ran else "",
         _formats(candidate) if ran else "",
@@ -124,12 +124,6 @@ def _candidate(candidate: Candidate) -> tuple[str, ...]:
         f"{candidate.accuracy.max_relative_error:.1e}" if candidate.accuracy else "",
         candidate.reason,
     )
-
-
-def _tactic(ran: Candidate | RegionRecord) -> str:
-    """Its name, with its parameters."""
-    parameters = ", ".join(f"{name}={value}" for name, value in sorted(ran.parameters.items()))
-    return f"{ran.tactic}{f' ({parameters})' if parameters else ''}"
 
 
 def _formats(ran: Candidate | RegionRecord) -> str:
@@ -143,7 +137,7 @@ def _regions(engine: Engine) -> list[RenderableType]:
         return []
     rows = (
         (
-            _tactic(region),
+            tactic_text(region.tactic, region.parameters),
             str(region.precision),
             _region_sparsity(region),
             _formats(region),

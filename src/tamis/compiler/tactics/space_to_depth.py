@@ -102,11 +102,10 @@ def rearranged_weight(weight: np.ndarray, pads: tuple[int, ...], made: Rearrange
 def rearranging_step(layer: Layer, choice: Choice, made: Rearranged, output: str) -> tuple[Step, dict[str, np.ndarray]]:
     """The step that rearranges the image in the format of the convolution, with its kernel."""
     image, source = layer.type(0), choice.inputs[0]
-    shape = (image.shape[0], image.shape[1], image.shape[2], image.shape[3])
     lies = (source.dtype, source.layout == "channels_last")
-    written = shape[0] * made.channels * prod(made.size) * choice.precision.size_bytes
+    written = image.shape[0] * made.channels * prod(made.size) * choice.precision.size_bytes
     return kernel_step(
-        space_to_depth(shape, lies, made.block, made.size, made.channels, choice.precision.storage), choice,
+        space_to_depth(image.shape, lies, made.block, made.size, made.channels, choice.precision.storage), choice,
         name=f"{layer.name}/image", layers=(layer.name,), inputs=(layer.node.inputs[0],), outputs=(output,),
         constants={}, moved_bytes=image.elements * source.dtype.size_bytes + written,
     )  # fmt: skip

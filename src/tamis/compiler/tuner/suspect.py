@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.devices.base import Device
+from tamis.engine.inspect import tactic_text
 from tamis.errors import DeviceLost
 
 _BROKE = "failed: broke the GPU: "
@@ -29,8 +30,7 @@ class Suspect:
 
 def suspect_of(choice: Choice, layer: str, key: str) -> Suspect:
     """A candidate of a race as a suspect."""
-    parameters = ", ".join(f"{name}={value}" for name, value in sorted(choice.parameters.items()))
-    what = f"{choice.tactic}{f' ({parameters})' if parameters else ''} in {choice.precision}, {choice.sparsity},"
+    what = f"{tactic_text(choice.tactic, choice.parameters)} in {choice.precision}, {choice.sparsity},"
     return Suspect(what, layer, choice.tactic, key)
 
 

@@ -11,8 +11,8 @@
 //   The last three have STRIDES_k over the RANK collapsed axes EXTENTS of the output (outermost first, 0 = broadcast;
 //   the outermost extent is not used).
 // Limits: up to 8 operands, fewer than 2^31 elements, addresses aligned to 16 bytes, RANK >= 1.
-// Roof: memory. bytes over the bandwidth (reads of every operand once, one write). Measured on an H100 (3.35 TB/s nominal):
-//   0.80 to 0.90 of it for GELU, SiLU and residual + ReLU on large tensors in float16.
+// Roof: memory. bytes over the bandwidth (reads of every operand once, one write). Measured on an H100 (3.35 TB/s
+//   nominal): 0.80 to 0.90 of it for GELU, SiLU and residual + ReLU on large tensors in float16.
 //
 // Constants: WIDTH, RANK, EXTENTS, OPERANDS, TYPE_k, MODE_k, STRIDES_k, OUT_TYPE, PROGRAM.
 #include "pointwise_steps.h"

@@ -5,8 +5,8 @@
 //   LANES * WIDTH channels of one image: the threads with one x walk over every ROWS-th pixel, then add up their
 //   results in shared memory. WIDTH divides CHANNELS.
 // Limits: fewer than 2^31 elements, addresses aligned to 16 bytes.
-// Roof: memory. elements in * bytes over the bandwidth. Measured on an H100 (3.35 TB/s nominal): 0.44 of it for ResNet-50's
-//   7x7 average at batch 128 in float16, where PyTorch reaches 0.52.
+// Roof: memory. elements in * bytes over the bandwidth. Measured on an H100 (3.35 TB/s nominal): 0.44 of it for
+//   ResNet-50's 7x7 average at batch 128 in float16, where PyTorch reaches 0.52.
 //
 // Constants: TYPE, CHANNELS, WIDTH, LANES, ROWS, LARGEST (maximum instead of sum).
 #include "element.h"
