@@ -4,12 +4,42 @@ from __future__ import annotations
 
 import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from tamis.devices.cuda.module import create_stream
+
 # Runs before a recording: libraries choose algorithms and allocate on first use.
 _WARMUPS = 2
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a graph is recorded: a stream that nothing else uses, and the memory of what the recording allocates.
+
+    PyTorch keeps scratch memory for its matrix products by stream, and hands out the same few streams again and again.
+    Two graphs recorded on one stream would share it, and disturb each other when they run at the same time. Emptying
+    PyTorch's store before a recording is no way out: it takes the memory from graphs that others have recorded.
+    """
+
+    stream: torch.cuda.Stream
+    pool: torch.cuda.MemPool
+
+
+# Places whose graph is gone. The next graph there finds its scratch memory, in a pool that is still alive.
+_free: dict[int, list[_Place]] = {}
+
+
+def _take_place() -> _Place:
+    device = torch.cuda.current_device()
+    places = _free.setdefault(device, [])
+    if places:
+        return places.pop()
+    stream = torch.cuda.ExternalStream(create_stream(device), device)  # type: ignore[no-untyped-call]
+    return _Place(stream, torch.cuda.MemPool())
 
 
 def record(run: Callable[[], None]) -> Callable[[], None]:
@@ -18,19 +48,13 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
     Where the work cannot be recorded (a kernel that waits for the host), ``run`` itself is returned, with a warning.
     """
     graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
     try:
-        with torch.cuda.stream(stream):
-            for _ in range(_WARMUPS):
-                run()
-        torch.cuda.synchronize()
-        # PyTorch keeps scratch memory for its matrix products by stream, and hands out the same streams again: without
-        # this, two graphs could share it. Made during the recording, it belongs to the graph.
-        torch._C._cuda_clearCublasWorkspaces()
-        with torch.cuda.graph(graph, stream=stream):
+        for _ in range(_WARMUPS):
             run()
-        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.synchronize()
+        place = _take_place()
+        with torch.cuda.graph(graph, pool=place.pool.id, stream=place.stream):  # type: ignore[arg-type]
+            run()
     except RuntimeError as error:
         torch.cuda.synchronize()
         warnings.warn(f"the engine runs step by step, not as a CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
@@ -39,6 +63,8 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
     def replay(_keep: object = run) -> None:  # what the graph works on lives as long as the graph
         graph.replay()
 
+    # Not by the function itself, whose graph is then still there.
+    weakref.finalize(graph, _free[torch.cuda.current_device()].append, place)
     return replay
 
 

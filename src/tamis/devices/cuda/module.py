@@ -26,7 +26,9 @@ _SIGNATURES: tuple[Signature, ...] = (
     ("cuDeviceGet", c_int, (POINTER(c_int), c_int)),
     ("cuDevicePrimaryCtxRetain", c_int, (POINTER(c_void_p), c_int)),
     ("cuCtxSetCurrent", c_int, (c_void_p,)),
+    ("cuStreamCreate", c_int, (POINTER(c_void_p), c_uint)),
 )
+_NON_BLOCKING = 1  # a stream that does not wait for the legacy default stream
 
 
 @functools.cache
@@ -53,6 +55,14 @@ def use_device(driver: Any, index: int, layer: str) -> None:
     check(driver, driver.cuDeviceGet(byref(device), index), "cuDeviceGet", layer)
     check(driver, driver.cuDevicePrimaryCtxRetain(byref(context), device), "cuDevicePrimaryCtxRetain", layer)
     check(driver, driver.cuCtxSetCurrent(context), "cuCtxSetCurrent", layer)
+
+
+def create_stream(device: int) -> int:
+    """The address of a new stream, which nothing else in the process uses. It is never destroyed."""
+    driver, stream = load_driver(), c_void_p()
+    use_device(driver, device, "")
+    check(driver, driver.cuStreamCreate(byref(stream), _NON_BLOCKING), "making a stream", "")
+    return int(stream.value or 0)
 
 
 class Module:
