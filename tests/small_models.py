@@ -53,8 +53,8 @@ def save_cnn(path: Path, *, batch: int | str = 2) -> Path:
     return path
 
 
-def save_mlp(path: Path, *, width: int = 2048, layers: int = 2, scale: float = 1.0) -> Path:
-    """x [1,width] -> linear layers of 2:4 weights -> y; large enough that 2:4 weights come faster from memory."""
+def save_mlp(path: Path, *, width: int = 2048, layers: int = 2, scale: float = 1.0, rows: int = 1) -> Path:
+    """x [rows,width] -> linear layers of 2:4 weights -> y; large enough that 2:4 weights come faster from memory."""
     random = np.random.default_rng(0)
     weights = [two_of_four(random.standard_normal((width, width)).astype(np.float32), 1) for _ in range(layers)]
     names = ["x", *(f"h{i}" for i in range(1, layers)), "y"]
@@ -64,8 +64,8 @@ def save_mlp(path: Path, *, width: int = 2048, layers: int = 2, scale: float = 1
     graph = helper.make_graph(
         nodes,
         "mlp",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, width])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, width])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, width])],
         [numpy_helper.from_array(array * np.float32(scale / width**0.5), f"w{i}") for i, array in enumerate(weights)],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)

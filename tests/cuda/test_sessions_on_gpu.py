@@ -33,7 +33,7 @@ from tamis.runtime import Session
 CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT16,), optimization_level=5)
 STEPS, ROUNDS = 16, 300
 # Few results of long sums: libraries split the sums among multiprocessors and add up the parts in scratch memory.
-ROWS, WIDTH = 32, 1024
+ROWS, WIDTH, LONG_WIDTH = 32, 1024, 4096
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Sample:
     values: dict[str, np.ndarray]
 
 
-def linear_sample(tactic: Tactic, bind: Callable[..., Runner], *, sparse: bool) -> Sample:
-    layer, arrays = layer_and_arrays(linear(RELU), (ROWS, WIDTH), (WIDTH, WIDTH), sparse=sparse)
-    scaled = {**layer.constants, "w": layer.constants["w"] / np.float32(math.sqrt(WIDTH))}
+def linear_sample(tactic: Tactic, bind: Callable[..., Runner], width: int, *, sparse: bool) -> Sample:
+    layer, arrays = layer_and_arrays(linear(RELU), (ROWS, width), (width, width), sparse=sparse)
+    scaled = {**layer.constants, "w": layer.constants["w"] / np.float32(math.sqrt(width))}
     return Sample(tactic, bind, replace(layer, constants=scaled), dict(zip(layer.node.inputs, arrays, strict=True)))
 
 
 SAMPLES: dict[str, Callable[[], Sample]] = {
-    "cublaslt": lambda: linear_sample(CublasLt(), cublaslt.bind, sparse=False),
-    "cusparselt": lambda: linear_sample(CusparseLt(), cusparselt.bind, sparse=True),
+    "cublaslt": lambda: linear_sample(CublasLt(), cublaslt.bind, LONG_WIDTH, sparse=False),
+    "cusparselt": lambda: linear_sample(CusparseLt(), cusparselt.bind, WIDTH, sparse=True),
     "cudnn": lambda: Sample(CudnnConv(), cudnn.bind, *conv_layer(conv(RELU), (1, 512, 7, 7), (512, 512, 3, 3))),
 }
 

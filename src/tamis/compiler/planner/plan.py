@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from tamis.compiler.planner.conversions import Conversions
 from tamis.compiler.planner.lower import Draft, Lowering
 from tamis.compiler.planner.movers import moving_nothing
 from tamis.compiler.planner.options import Option, Wishes, layer_options, wishes_of
+from tamis.compiler.planner.overflow import Overflows
 from tamis.compiler.planner.records import layer_records, region_records
 from tamis.compiler.planner.regions import RegionRaces
 from tamis.compiler.planner.search import Filter, Search
@@ -50,6 +52,8 @@ def plan_engine(
     )  # fmt: skip
 
     wishes = wishes_of(graph, layers, track.config)
+    overflows = Overflows(graph, track.reference)
+    guarded = functools.partial(_guarded, contest=contest, wishes=wishes, overflows=overflows)
 
     def best(allowed: Filter) -> Draft:
         return lowering.draft(finder.best(lambda o: wishes.permit(o) and allowed(o)).options)
@@ -63,10 +67,10 @@ def plan_engine(
         return [(name, draft)] if viewing is None else [(f"{name}, splits as views", viewing), (name, draft)]
 
     elaborate = [
-        ("dense, layer by layer", _guarded(by_layers, _dense, contest, wishes)),
-        ("dense", _guarded(best, _dense, contest, wishes)),
-        ("layer by layer", _guarded(by_layers, _any, contest, wishes)),
-        ("all tactics", _guarded(best, _any, contest, wishes)),
+        ("dense, layer by layer", guarded(by_layers, _dense)),
+        ("dense", guarded(best, _dense)),
+        ("layer by layer", guarded(by_layers, _any)),
+        ("all tactics", guarded(best, _any)),
     ]
     whole = [o for o in region_races.options() if (o.start, o.stop) == (0, len(graph.nodes)) and wishes.permit(o)]
     simple = [(f"{o.choice.tactic} {o.choice.precision} {o.choice.sparsity}", lowering.draft((o,))) for o in whole]
@@ -79,12 +83,13 @@ def plan_engine(
             raise BuildError(f"no engine can be used: one {failure}", remedy="exclude the tactic that fails")
         raise BuildError("no engine is within the accuracy asked for", remedy="allow a larger error")
     winner, engines = contest.run(drafts)
+    told = overflows.told(races)
     engine = _assemble(
         graph,
         winner.draft,
         track,
-        layer_records(races, winner.draft, drafts),
-        region_records(tuple(region_races.trials.values()), races, winner.draft, winner.name),
+        layer_records(told, winner.draft, drafts),
+        region_records(tuple(region_races.trials.values()), told, winner.draft, winner.name),
         engines,
         _config_json(track.config),
     )
@@ -101,21 +106,26 @@ def _dense(option: Option) -> bool:
     return option.choice.sparsity == "dense"
 
 
-def _guarded(make: Callable[[Filter], Draft], allowed: Filter, contest: Contest, wishes: Wishes) -> Draft:
-    """The draft that ``make`` gives, moving the least accurate layers to float32 until the guard is content.
+def _guarded(
+    make: Callable[[Filter], Draft], allowed: Filter, contest: Contest, wishes: Wishes, overflows: Overflows
+) -> Draft:
+    """The draft that ``make`` gives, as accurate as it must be.
 
-    Layers whose precision the user fixed stay as they are.
+    If it is not by itself, layers leave float16 where it overflows; then the least accurate ones move to float32, until
+    the guard is content. Layers whose precision the user fixed stay as they are.
     """
 
     def kept(option: Option, sqnr_db: float) -> bool:
         accurate = option.choice.precision == DType.FLOAT32 or option.sqnr_db >= sqnr_db
-        return allowed(option) and (accurate or wishes.fix(option))
+        return allowed(option) and (wishes.fix(option) or (accurate and not overflows.in_option(option)))
 
     draft = make(allowed)
-    for threshold in _GUARD_STEPS_DB:
+    if contest.objection(draft) is None:
+        return draft
+    for threshold in _GUARD_STEPS_DB if not overflows.look() else (-math.inf, *_GUARD_STEPS_DB):
+        draft = make(functools.partial(kept, sqnr_db=threshold))
         if contest.objection(draft) is None:
             break
-        draft = make(functools.partial(kept, sqnr_db=threshold))
     return draft
 
 

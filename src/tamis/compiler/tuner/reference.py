@@ -7,7 +7,7 @@ runs the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from tamis.errors import InputError
 
 # The part of the device's memory that values may fill; beyond it only those that are asked for are held.
 _SHARE = 4
+# From here on a value stands for infinity: sums of activations stay far below.
+_AS_GOOD_AS_INFINITE = 1e30
 
 
 class Reference:
@@ -93,7 +95,26 @@ class Reference:
         """The outputs of the graph."""
         return {name: self.device.download(self.value(name)) for name in self.graph.outputs}
 
-    def _run(self) -> None:
+    def magnitudes(self) -> dict[str, float]:
+        """The largest absolute value in each floating-point value and constant of the graph. Runs the network.
+
+        Masks count as zero: their lowest float32 is meant to be infinite, and is so in every type.
+        """
+        largest: dict[str, Tensor] = {}
+
+        def look(name: str, tensor: Tensor) -> None:
+            if tensor.is_floating_point() and tensor.numel():
+                size = tensor.abs()
+                largest[name] = size.masked_fill_(size >= _AS_GOOD_AS_INFINITE, 0.0).amax()
+
+        with torch.inference_mode():
+            for name, array in self.graph.constants.items():
+                if array.dtype.kind == "f":
+                    look(name, torch.from_numpy(array))
+        self._run(look)
+        return {name: float(value) for name, value in largest.items()}
+
+    def _run(self, look: Callable[[str, Tensor], None] = lambda name, tensor: None) -> None:
         aten, graph = Aten(), self.graph
         values = {name: self.device.upload(array) for name, array in self.samples().items()}
         values |= {o: self.device.upload(graph.constants[o]) for o in graph.outputs if o in graph.constants}
@@ -103,6 +124,8 @@ class Reference:
         )
         held = None if all_bytes <= self.device.memory_bytes // _SHARE else self._expected
         with torch.inference_mode():
+            for value in graph.inputs:
+                look(value, values[value])
             for index, node in enumerate(graph.nodes):
                 layer = layer_of(graph, node)
                 choice = next(iter(aten.choices(layer, self.device.info(), BuildConfig())))
@@ -114,6 +137,8 @@ class Reference:
                     trial.run()
                     self.device.synchronize()  # no candidate shall be blamed for it
                 values |= {v: trial.slots[s] for v, s in zip(node.outputs, trial.outputs, strict=True)}
+                for value in node.outputs:
+                    look(value, values[value])
                 if held is not None:
                     done = (v for v in (*node.inputs, *node.outputs) if last_read.get(v, -1) <= index)
                     for value in set(done) - held:
