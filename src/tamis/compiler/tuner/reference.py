@@ -110,7 +110,7 @@ class Reference:
         with torch.inference_mode():
             for name, array in self.graph.constants.items():
                 if array.dtype.kind == "f":
-                    look(name, torch.from_numpy(array))
+                    look(name, self.device.upload(array))
         self._run(look)
         return {name: float(value) for name, value in largest.items()}
 
