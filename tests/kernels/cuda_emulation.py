@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import mmap
+import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -22,14 +23,14 @@ from tamis.formats.dtype import DType
 from tamis.kernels.cpu.build import compiler
 from tamis.kernels.cuda.compile import FOLDER, translation_unit
 from tamis.kernels.cuda.pointwise import physical_order
-from tamis.kernels.cuda.specification import Kernel
+from tamis.kernels.cuda.specification import Kernel, TensorMap
 
 NATIVE = Path(__file__).parent / "native"
 FAILURES = {1: "threads wait for each other for ever", 2: "an access outside of the tensors, or a misaligned one"}
 _FLAGS = (
     "-std=c++17", "-O0", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-psabi",
     "-Wno-unknown-pragmas", "-fsanitize=alignment,bounds,shift", "-fsanitize-undefined-trap-on-error",
-    f"-I{FOLDER}",
+    f"-I{FOLDER}", f"-I{NATIVE}",
 )  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -105,9 +106,11 @@ def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndar
         "const": [Guarded(array, at_end) for array in constants],
         "out": [Guarded(np.full(shape, np.nan, dtype), at_end) for shape, dtype in outputs],
     }
-    values: list[ctypes.c_void_p | ctypes.c_int] = []
+    values: list[ctypes.c_void_p | ctypes.c_int | ctypes.Array] = []
     for argument in kernel.arguments:
-        if argument.kind == "int":
+        if argument.kind == "map":
+            values.append(emulated_map(kernel.maps[argument.value], places))
+        elif argument.kind == "int":
             values.append(ctypes.c_int(argument.value))
         elif argument.kind == "null":
             values.append(ctypes.c_void_p())
@@ -118,6 +121,18 @@ def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndar
     status = library.emulated_run(grid, block, packed)
     assert status == 0, f"{kernel.family}: {FAILURES.get(status, status)}"
     return tuple(place.read() for place in places["out"])
+
+
+def emulated_map(map_: TensorMap, places: dict[str, list[Guarded]]) -> ctypes.Array:
+    """A tensor map as ``hopper_emulated.h`` has it."""
+    numbers = (
+        int(map_.sliding), map_.channels, *map_.image, map_.box, *map_.low, *map_.high, *map_.strides,
+    )  # fmt: skip
+    address = places[map_.tensor.kind][map_.tensor.value].address
+    room = (ctypes.c_char * 192)()  # it must lie at a multiple of 64 bytes
+    result = (ctypes.c_char * 128).from_buffer(room, -ctypes.addressof(room) % 64)
+    result.raw = struct.pack("Q12i", address, *numbers).ljust(128, b"\0")
+    return result
 
 
 def in_memory(array: np.ndarray, dtype: np.dtype, channels_last: bool) -> np.ndarray:

@@ -9,6 +9,7 @@ from tamis.formats.dtype import DType
 from tamis.kernels.cuda import compile as toolchain
 from tamis.kernels.cuda import nvrtc as nvrtc_module
 from tamis.kernels.cuda.compile import compile_source, compile_with_nvcc, compiler_name, sources, translation_unit
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.movement import concat, convert, pad_channels, space_to_depth
 from tamis.kernels.cuda.nvrtc import load_nvrtc
 from tamis.kernels.cuda.pointwise import Operand, PointwiseStep, pointwise
@@ -43,8 +44,30 @@ def kernels(dtype: DType) -> list[Kernel]:
     ]
 
 
+def hopper_kernels(dtype: DType) -> list[Kernel]:
+    """Those that use what only Hopper has (sm_90a)."""
+    image = Convolution(8, 14, 14, 256, 512, (3, 3), pads=(1, 1, 1, 1))
+    steps = (PointwiseStep("add", operand=0), PointwiseStep("silu"))
+    fused = {"bias": True, "residual": True, "steps": steps}
+    return [
+        implicit_gemm_hopper(shape, deepest(*tile, sparse=sparse), dtype, 132, sparse=sparse, **fused)
+        for tile in TILES
+        for shape in (image, Convolution(1, 1, 4096, 256, 512))
+        for sparse in (False, True)
+    ]
+
+
 def test_the_list_is_complete():
-    assert {f"{kernel.family}.cu" for kernel in kernels(DType.FLOAT16)} == set(sources())
+    listed = kernels(DType.FLOAT16) + hopper_kernels(DType.FLOAT16)
+    assert {f"{kernel.family}.cu" for kernel in listed} == set(sources())
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
+def test_every_hopper_kernel_compiles(dtype):
+    for kernel in hopper_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 5]:
+        assert kernel.family.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, "sm_90a")
 
 
 @needs_compiler

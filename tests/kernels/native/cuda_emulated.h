@@ -1,7 +1,7 @@
 // CUDA C++ on the CPU, enough of it to run our kernels thread by thread.
 //
-// A block's threads are fibres on one core, switched only where they wait: at __syncthreads (all threads of the block)
-// and in a warp shuffle (the 32 lanes). Blocks run one after the other. Wrong programs are found out: a thread that
+// A block's threads are fibres on one core, switched only where they wait: at __syncthreads (all threads of the block),
+// in a warp shuffle (the 32 lanes), at a barrier of some threads, and for a condition. Blocks run one after the other. Wrong programs are found out: a thread that
 // leaves while others wait at a barrier, a shuffle with lanes missing, a misaligned or outside access (through the
 // caller's guard pages and the compiler's alignment checks) end the launch with a code and not the process.
 #pragma once
@@ -14,6 +14,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -54,8 +55,10 @@ enum { EMULATED_OK = 0, EMULATED_DEADLOCK = 1, EMULATED_FAULT = 2, EMULATED_NO_M
 struct EmulatedFibre {
     ucontext_t context;
     EmulatedIndex index;
-    enum { READY, AT_BARRIER, AT_SHUFFLE, DONE } state;
-    float shuffled;
+    enum { READY, AT_BARRIER, AT_SHUFFLE, AT_MEETING, UNTIL, DONE } state;
+    unsigned shuffled;
+    int meeting, expected;  // which barrier, of how many threads
+    std::function<bool()> until;
 };
 
 static struct {
@@ -78,13 +81,29 @@ inline void __syncthreads() { emulated_wait(EmulatedFibre::AT_BARRIER); }
 
 inline unsigned emulated_lane() { return emulated.current & 31; }
 
-inline float __shfl_xor_sync(unsigned, float value, int mask) {
+inline unsigned emulated_from_lane(unsigned value, unsigned lane) {
     const unsigned self = emulated.current;
     emulated.fibres[self].shuffled = value;
     emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has given its value
-    const float other = emulated.fibres[(self & ~31u) | ((self & 31) ^ (unsigned)mask)].shuffled;
+    const unsigned other = emulated.fibres[(self & ~31u) | lane].shuffled;
     emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has read
     return other;
+}
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+    return __uint_as_float(emulated_from_lane(__float_as_uint(value), emulated_lane() ^ (unsigned)mask));
+}
+
+// Waits for so many threads at the barrier of this number.
+inline void emulated_meet(int number, int threads) {
+    EmulatedFibre &self = emulated.fibres[emulated.current];
+    self.meeting = number, self.expected = threads;
+    emulated_wait(EmulatedFibre::AT_MEETING);
+}
+
+inline void emulated_wait_until(std::function<bool()> condition) {
+    if (condition()) return;
+    emulated.fibres[emulated.current].until = condition;
+    emulated_wait(EmulatedFibre::UNTIL);
 }
 
 static void emulated_fibre() {
@@ -100,7 +119,27 @@ inline bool emulated_release(unsigned from, unsigned to, decltype(EmulatedFibre:
     return true;
 }
 
+// Goes on with those who wait for what is the case by now, and with complete meetings.
+inline bool emulated_go_on(unsigned threads) {
+    bool any = false;
+    int there[16] = {};
+    for (unsigned i = 0; i < threads; i++) {
+        EmulatedFibre &fibre = emulated.fibres[i];
+        if (fibre.state == EmulatedFibre::UNTIL && fibre.until()) fibre.state = EmulatedFibre::READY, any = true;
+        if (fibre.state == EmulatedFibre::AT_MEETING) there[fibre.meeting]++;
+    }
+    for (unsigned i = 0; i < threads; i++) {
+        EmulatedFibre &fibre = emulated.fibres[i];
+        if (fibre.state == EmulatedFibre::AT_MEETING && there[fibre.meeting] >= fibre.expected)
+            fibre.state = EmulatedFibre::READY, any = true;
+    }
+    return any;
+}
+
+static void (*emulated_start_of_block)();
+
 inline int emulated_block() {
+    if (emulated_start_of_block) emulated_start_of_block();
     const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
     for (unsigned i = 0; i < threads; i++) {
         EmulatedFibre &fibre = emulated.fibres[i];
@@ -129,6 +168,7 @@ inline int emulated_block() {
         for (unsigned warp = 0; warp + 32 <= threads; warp += 32)
             ran = emulated_release(warp, warp + 32, EmulatedFibre::AT_SHUFFLE) || ran;
         ran = emulated_release(0, threads, EmulatedFibre::AT_BARRIER) || ran;
+        ran = emulated_go_on(threads) || ran;
         if (!ran) return EMULATED_DEADLOCK;
     }
 }

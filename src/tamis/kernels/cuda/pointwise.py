@@ -72,7 +72,7 @@ def pointwise(
         "WIDTH": width,
         "OPERANDS": len(operands),
         "OUT_TYPE": ELEMENTS[dtype],
-        "PROGRAM": " ".join(_macro(step) for step in steps),
+        "PROGRAM": program_text(steps),
     }
     flat = all(strides == collapsed[0] for strides in collapsed[1:])
     # What the kernel need not know is left out, so that layers of many sizes share one cubin: the shape where nothing
@@ -133,6 +133,11 @@ def _mode(strides: Sequence[int], extents: Sequence[int], width: int) -> str:
     if strides[-1] == 0:
         return "SPLAT"
     return "VECTOR" if strides[-1] == 1 and not any(stride % width for stride in strides[:-1]) else "ELEMENT"
+
+
+def program_text(steps: Sequence[PointwiseStep]) -> str:
+    """A program as macro steps."""
+    return " ".join(_macro(step) for step in steps)
 
 
 def _macro(step: PointwiseStep) -> str:

@@ -23,11 +23,35 @@ class Argument:
     """One argument of a kernel.
 
     ``in``, ``const`` and ``out``: the address of that input, constant (counted without the cubin) or output of the
-    step; ``null``: no tensor; ``int``: a 32-bit number.
+    step; ``null``: no tensor; ``int``: a 32-bit number; ``map``: that one of the kernel's tensor maps, by value.
     """
 
-    kind: Literal["in", "const", "out", "null", "int"]
+    kind: Literal["in", "const", "out", "null", "int", "map"]
     value: int = 0
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """How Hopper's copy engine finds 64 channels of ``box`` pixels of a 16-bit tensor, in the 128-byte swizzle.
+
+    Attributes:
+        tensor: a step's input, NHWC or [pixels, channels].
+        image: (n, h, w) for an image that a filter slides over; a matrix is (pixels, 1, 1).
+        sliding: whether the tensor is walked in im2col mode. The rest is for this mode only.
+        low, high: corners (w, h) of the box in which a filter's first tap lies: its first place, and its last one less
+            the last pixel.
+        strides: of the filter, (w, h).
+    """
+
+    tensor: Argument
+    dtype: DType
+    channels: int
+    image: tuple[int, int, int]
+    box: int
+    sliding: bool = False
+    low: tuple[int, int] = (0, 0)
+    high: tuple[int, int] = (0, 0)
+    strides: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +59,7 @@ class Kernel:
     """A kernel for one shape: what to compile, and how to launch it.
 
     ``family`` is both the name of the source (``<family>.cu``) and of the function in it. ``grid`` and ``block``
-    count blocks and threads along x, y and z.
+    count blocks and threads along x, y and z; ``shared_bytes`` is the shared memory that a launch asks for.
     """
 
     family: str
@@ -43,6 +67,8 @@ class Kernel:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     arguments: tuple[Argument, ...]
+    shared_bytes: int = 0
+    maps: tuple[TensorMap, ...] = ()
 
     def attributes(self) -> dict[str, Any]:
         """The launch as JSON, for a step."""

@@ -1,0 +1,155 @@
+// Hopper's asynchronous machinery as functions: barriers in shared memory, the tensor memory accelerator, wgmma.
+//
+// PTX ISA 9.0, sections on mbarrier, cp.async.bulk, and wgmma. Under the tests' emulation the same functions come from
+// hopper_emulated.h. `address` is always one in shared memory, of 32 bits.
+#pragma once
+
+#include "element.h"
+
+#ifndef TAMIS_EMULATED
+
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+#define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
+
+TAMIS_DEVICE unsigned shared_address(const void *pointer) { return (unsigned)__cvta_generic_to_shared(pointer); }
+
+// --- barriers ---
+
+TAMIS_DEVICE void barrier_make(unsigned address, unsigned arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
+}
+// Makes new barriers known to the copy engine.
+TAMIS_DEVICE void barriers_made() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Arrives, and lets the barrier's phase wait for so many bytes more.
+TAMIS_DEVICE void barrier_expect(unsigned address, unsigned bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
+}
+TAMIS_DEVICE void barrier_arrive(unsigned address) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
+}
+// Waits until the phase of this parity is over.
+TAMIS_DEVICE void barrier_wait(unsigned address, unsigned parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra over;\n"
+        "bra again;\n"
+        "over:\n"
+        "}\n" ::"r"(address), "r"(parity) : "memory");
+}
+// A barrier of `threads` threads, one of sixteen; 0 is __syncthreads.
+TAMIS_DEVICE void threads_meet(int number, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// --- copies into shared memory that complete on a barrier ---
+
+// Contiguous bytes, a multiple of 16.
+TAMIS_DEVICE void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+// A box of a matrix [rows, channels]; what lies outside is zero.
+TAMIS_DEVICE void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+                     "r"(address), "l"(&map), "r"(channel), "r"(row), "r"(barrier)
+                 : "memory");
+}
+// Pixels of an image [n, h, w, channels] that a filter's tap (right, down) sees, from that of base (w, h, n) on.
+TAMIS_DEVICE void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
+                              unsigned barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%2, %3, %4, %5}], [%6], {%7, %8};" ::"r"(address), "l"(&map), "r"(channel), "r"(w), "r"(h), "r"(n),
+        "r"(barrier), "h"((unsigned short)right), "h"((unsigned short)down)
+        : "memory");
+}
+TAMIS_DEVICE void fetch_map(const TensorMap &map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// --- registers ---
+
+template <int count> TAMIS_DEVICE void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+template <int count> TAMIS_DEVICE void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+// --- wgmma ---
+
+// Before the first product, and whenever registers that products use were written.
+TAMIS_DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+TAMIS_DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int pending> TAMIS_DEVICE void products_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+
+#define TAMIS_8(d, i) \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define TAMIS_32(d, i) TAMIS_8(d, i), TAMIS_8(d, i + 8), TAMIS_8(d, i + 16), TAMIS_8(d, i + 24)
+#define TAMIS_64(d, i) TAMIS_32(d, i), TAMIS_32(d, i + 32)
+#define TAMIS_128(d, i) TAMIS_64(d, i), TAMIS_64(d, i + 64)
+#define TAMIS_NAMES_32 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TAMIS_NAMES_64 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define TAMIS_NAMES_128 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+// sums += A (64 x k, in shared memory) times B (k x N): dense with k = 16, or 2:4 with k = 32, where A has the kept halves
+// and `places` tells where they were. `keep` 0: the sums start anew.
+template <int N> struct Product;
+#define TAMIS_PRODUCT(N, R, A, B, C, D, E)                                                                       \
+    template <> struct Product<N> {                                                                              \
+        static __device__ __forceinline__ void dense(float (&d)[R], unsigned long long a, unsigned long long b,  \
+                                                     int keep) {                                                 \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                                        \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PRODUCT_TYPE "." PRODUCT_TYPE " {"    \
+                         TAMIS_NAMES_##R "}, %" #A ", %" #B ", p, 1, 1, 0, 0;\n}\n"                              \
+                         : TAMIS_##R(d, 0)                                                                       \
+                         : "l"(a), "l"(b), "r"(keep));                                                           \
+        }                                                                                                        \
+        template <int selector>                                                                                  \
+        static __device__ __forceinline__ void sparse(float (&d)[R], unsigned long long a, unsigned long long b, \
+                                                      unsigned places, int keep) {                               \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #E ", 0;\n"                                        \
+                         "wgmma.mma_async.sp.sync.aligned.m64n" #N "k32.f32." PRODUCT_TYPE "." PRODUCT_TYPE " {" \
+                         TAMIS_NAMES_##R "}, %" #A ", %" #B ", %" #C ", %" #D ", p, 1, 1, 0, 0;\n}\n"            \
+                         : TAMIS_##R(d, 0)                                                                       \
+                         : "l"(a), "l"(b), "r"(places), "n"(selector), "r"(keep));                               \
+        }                                                                                                        \
+    };
+TAMIS_PRODUCT(64, 32, 32, 33, 34, 35, 36)
+TAMIS_PRODUCT(128, 64, 64, 65, 66, 67, 68)
+TAMIS_PRODUCT(256, 128, 128, 129, 130, 131, 132)
+
+#else
+#include "hopper_emulated.h"
+#endif
+
+// Where an operand of a product lies: core matrices of 8 rows x 16 bytes. `stride` is that between groups of 8 rows,
+// `leading` that between the two core matrices of a row group (without swizzle only), in bytes.
+enum Swizzle { PLAIN = 0, SWIZZLE_128 = 1 };
+TAMIS_DEVICE unsigned long long operand(unsigned address, unsigned leading, unsigned stride, Swizzle swizzle) {
+    return (unsigned long long)(address >> 4 & 0x3fff) | (unsigned long long)(leading >> 4) << 16 |
+           (unsigned long long)(stride >> 4) << 32 | (unsigned long long)swizzle << 62;
+}

@@ -1,0 +1,157 @@
+"""Constants and launch of ``implicit_gemm_hopper.cu``: convolutions and matrix products, dense or 2:4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tamis.formats.dtype import DType
+from tamis.formats.hopper import CHANNELS, ROWS, step_bytes
+from tamis.kernels.cuda.pointwise import PointwiseStep, program_text
+from tamis.kernels.cuda.specification import ELEMENTS, Argument, Kernel, TensorMap, ceil_divide
+
+_WARPGROUP = 128
+_STRIP_PIXELS = 32
+_SHARED_BYTES = 232448  # that a block may have: 227 KiB
+_PRODUCT_TYPES = {DType.FLOAT16: '"f16"', DType.BFLOAT16: '"bf16"'}
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The geometry of a convolution of NHWC images; a matrix product is one of 1 x 1 images.
+
+    ``kernel``, ``strides`` and ``dilations`` are (vertical, horizontal); ``pads`` (top, left, bottom, right).
+    """
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    filters: int
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilations: tuple[int, int] = (1, 1)
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        top, left, bottom, right = self.pads
+        spans = [(size - 1) * dilation for size, dilation in zip(self.kernel, self.dilations, strict=True)]
+        high = (self.height + top + bottom - spans[0] - 1) // self.strides[0] + 1
+        wide = (self.width + left + right - spans[1] - 1) // self.strides[1] + 1
+        return high, wide
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the result, of all images."""
+        return self.batch * self.output[0] * self.output[1]
+
+    @property
+    def is_product(self) -> bool:
+        """Whether every pixel of the result sees just the one at its place."""
+        return self.kernel == (1, 1) and self.strides == (1, 1) and self.pads == (0, 0, 0, 0)
+
+    @property
+    def flops(self) -> int:
+        """A multiply-add as two, zeros counted."""
+        return 2 * self.pixels * self.filters * self.channels * self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block computes at a time: ``64 * blocks * groups`` filters by ``pixels``, ``stages`` steps ahead."""
+
+    blocks: int
+    groups: int
+    pixels: int
+    stages: int
+
+    @property
+    def filters(self) -> int:
+        """Filters of a tile."""
+        return ROWS * self.blocks * self.groups
+
+    def shared_bytes(self, *, sparse: bool) -> int:
+        """Shared memory of a block: the stages, a strip of results for each group, two barriers for each stage."""
+        weights = step_bytes(self.blocks * self.groups, sparse=sparse)
+        stage = ceil_divide(self.pixels * CHANNELS * 2 + weights, 1024) * 1024
+        strip = _STRIP_PIXELS * (self.blocks * ROWS + 4) * 4
+        return self.stages * stage + self.groups * strip + self.stages * 16
+
+
+def deepest(blocks: int, groups: int, pixels: int, *, sparse: bool, most: int = 8) -> Tile:
+    """The tile with as many stages as fit. ``ValueError`` when two do not."""
+    for stages in range(most, 1, -1):
+        tile = Tile(blocks, groups, pixels, stages)
+        if tile.shared_bytes(sparse=sparse) <= _SHARED_BYTES:
+            return tile
+    raise ValueError(f"{groups} x {blocks} x 64 filters by {pixels} pixels do not fit into shared memory")
+
+
+# 128 float32 sums a thread at most.
+TILES: tuple[tuple[int, int, int], ...] = (
+    (1, 1, 64), (1, 1, 128), (1, 2, 64), (1, 2, 128), (1, 2, 256), (2, 2, 64), (2, 2, 128),
+)  # fmt: skip
+
+
+def implicit_gemm_hopper(
+    shape: Convolution,
+    tile: Tile,
+    dtype: DType,
+    multiprocessors: int,
+    *,
+    sparse: bool,
+    out_dtype: DType | None = None,
+    steps: Sequence[PointwiseStep] = (),
+    bias: bool = False,
+    residual: bool = False,
+    pitch: int | None = None,
+    offset: int = 0,
+) -> Kernel:
+    """The kernel for one shape.
+
+    Inputs of the step are the image and the residual (operand 0 of ``steps``, of the output's type, with ``filters``
+    channels), constants the packed weights of ``formats.hopper`` and the float32 bias. Output 0 has ``pitch`` channels,
+    of which those from ``offset`` on are written. ``ValueError`` for what the kernel cannot do.
+    """
+    if shape.channels % 8:
+        raise ValueError(f"{shape.channels} channels are not a multiple of 8")
+    out, pitch = out_dtype or dtype, shape.filters if pitch is None else pitch
+    high, wide = shape.output
+    chunks = ceil_divide(shape.channels, CHANNELS)
+    down, across = shape.kernel
+    (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
+    top, left, bottom, right = shape.pads
+    sliding = not shape.is_product
+    tensor = Argument("in", 0)
+    if sliding:
+        high_corner = (right - (across - 1) * dilation_w, bottom - (down - 1) * dilation_h)
+        image = (shape.batch, shape.height, shape.width)
+        map_ = TensorMap(tensor, dtype, shape.channels, image, tile.pixels, True, (-left, -top), high_corner,
+                         (stride_w, stride_h))  # fmt: skip
+    else:
+        map_ = TensorMap(tensor, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels)
+    defines: dict[str, str | int | float] = {
+        "SPARSE": int(sparse), "IM2COL": int(sliding), "BLOCKS": tile.blocks, "GROUPS": tile.groups,
+        "PIXELS": tile.pixels, "STAGES": tile.stages, "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],
+        "OUT_TYPE": ELEMENTS[out], "PROGRAM": program_text(steps), "BIAS": int(bias), "RESIDUAL": int(residual),
+        "VECTORS": int(not any(number % 8 for number in (shape.filters, pitch, offset))),
+    }  # fmt: skip
+    tiles = ceil_divide(shape.filters, tile.filters) * ceil_divide(shape.pixels, tile.pixels)
+    numbers = (
+        shape.filters, shape.pixels, down * across * chunks, chunks, across, wide, high, stride_w, stride_h, left, top,
+        dilation_w, dilation_h, pitch, offset, shape.filters,
+    )  # fmt: skip
+    arguments = (
+        Argument("map", 0),
+        Argument("const", 0),
+        Argument("const", 1) if bias else Argument("null"),
+        Argument("in", 1) if residual else Argument("null"),
+        Argument("out", 0),
+        *(Argument("int", number) for number in numbers),
+    )
+    return Kernel(
+        "implicit_gemm_hopper", defines, (min(tiles, multiprocessors), 1, 1), (_WARPGROUP * (tile.groups + 1), 1, 1),
+        arguments, tile.shared_bytes(sparse=sparse), (map_,),
+    )  # fmt: skip

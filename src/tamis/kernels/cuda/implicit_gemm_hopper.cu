@@ -1,0 +1,166 @@
+// Convolution and matrix product on Hopper's tensor cores, weights dense or 2:4: out = program(W * X + bias).
+//
+// Mathematics: out[pixel, filter] = sum over taps and channels of W[filter, tap, channel] X[pixel seen by tap, channel].
+//   Weights are operand A (64 rows of filters), pixels operand B, sums are float32 registers. The sum runs over `steps`:
+//   tap by tap, 64 channels at a time. With 2:4 weights a step is two wgmma.sp of 32 channels, else four wgmma of 16.
+// Layouts: X is NHWC, or a matrix [pixels, channels]. The copy engine brings PIXELS x 64 channels (128 bytes a pixel, in
+//   the 128-byte swizzle); for a convolution its im2col mode finds the pixels and fills the padding with zeros. The
+//   weights lie as their step reads them, one block of bytes for each tile of filters and step, packed by
+//   tamis.formats.hopper: for every 64 filters the core matrices (8 rows x 16 bytes), then all metadata.
+//   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
+// Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
+//   steps ahead. Blocks stay, and take every gridDim.x-th tile; tiles of the same pixels follow each other.
+// Limits: channels a multiple of 8 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels, filters and pixels
+//   past the end are zeros that the copy engine or the packing puts there.
+// Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4. Not measured yet.
+//
+// Constants: SPARSE, IM2COL, BLOCKS, GROUPS, PIXELS, STAGES, PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.
+#include "gemm_epilogue.h"
+#include "hopper.h"
+
+constexpr int THREADS = 128;  // of a warpgroup
+constexpr int FILTERS = GROUPS * BLOCKS * 64;
+constexpr int MATRIX_BYTES = SPARSE ? 64 * 64 : 64 * 128;  // of 64 filters in one step
+constexpr int PLACES_BYTES = SPARSE ? 512 : 0;
+constexpr int WEIGHT_BYTES = GROUPS * BLOCKS * (MATRIX_BYTES + PLACES_BYTES);
+constexpr int PIXEL_BYTES = PIXELS * 128;
+constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
+constexpr int STRIP = 32;  // pixels that leave by shared memory at a time
+constexpr int PITCH = BLOCKS * 64 + 4;  // floats between them: writes of a warp go to 32 banks
+constexpr int STRIP_BYTES = STRIP * PITCH * 4;
+constexpr int BARRIERS = STAGES * STAGE_BYTES + GROUPS * STRIP_BYTES;
+
+// Which step lies where: full and empty flip with every round through the stages.
+struct Ring {
+    unsigned memory;
+    int stage;
+    unsigned round;
+    __device__ __forceinline__ unsigned pixels() const { return memory + stage * STAGE_BYTES; }
+    __device__ __forceinline__ unsigned weights() const { return pixels() + PIXEL_BYTES; }
+    __device__ __forceinline__ unsigned full() const { return memory + BARRIERS + stage * 16; }
+    __device__ __forceinline__ unsigned empty() const { return full() + 8; }
+    __device__ __forceinline__ void next() {
+        if (++stage == STAGES) stage = 0, round ^= 1;
+    }
+};
+
+// One step's products of a warpgroup.
+TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], const Ring &ring, const unsigned char *memory, int group,
+                           int thread, bool first) {
+    const unsigned weights = ring.weights() + group * BLOCKS * MATRIX_BYTES;
+    unsigned places[BLOCKS];
+#pragma unroll
+    for (int block = 0; block < BLOCKS; block++) {
+        const unsigned at = ring.weights() - ring.memory + GROUPS * BLOCKS * MATRIX_BYTES +
+                            (group * BLOCKS + block) * PLACES_BYTES + thread * 4;
+        places[block] = SPARSE ? *reinterpret_cast<const unsigned *>(memory + at) : 0;
+    }
+    products_begin();
+#pragma unroll
+    for (int block = 0; block < BLOCKS; block++) {
+#pragma unroll
+        for (int part = 0; part < (SPARSE ? 2 : 4); part++) {
+            const auto a = operand(weights + block * MATRIX_BYTES + part * 2048, 128, 256, PLAIN);
+            const auto b = operand(ring.pixels() + part * (SPARSE ? 64 : 32), 16, 1024, SWIZZLE_128);
+            const int keep = !first || part > 0;
+            if constexpr (!SPARSE)
+                Product<PIXELS>::dense(sums[block], a, b, keep);
+            else if (part == 0)
+                Product<PIXELS>::template sparse<0>(sums[block], a, b, places[block], keep);
+            else
+                Product<PIXELS>::template sparse<1>(sums[block], a, b, places[block], keep);
+        }
+    }
+    products_commit();
+    products_wait<0>();
+}
+
+// The sums of a warpgroup's filters through shared memory, where they turn from filters x pixels to pixels x filters.
+TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, int group, int thread, int filter,
+                        int pixel, const float *bias, const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels,
+                        int pitch, int offset, int residual_pitch) {
+    constexpr int ACROSS = BLOCKS * 8, ROWS = THREADS / ACROSS;  // threads of a pixel, pixels of a pass
+    const int channel = filter + thread % ACROSS * 8, row = thread / 32 * 16 + thread % 32 / 4;
+    const int count = filters - channel < 8 ? filters - channel : 8;
+    float biases[8];
+    load_bias(bias, channel, filters, biases);
+#pragma unroll
+    for (int part = 0; part < PIXELS / STRIP; part++) {
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++)
+#pragma unroll
+            for (int i = 0; i < STRIP / 2; i++)
+                strip[(i / 4 * 8 + thread % 4 * 2 + i % 2) * PITCH + block * 64 + row + i / 2 % 2 * 8] =
+                    sums[block][part * STRIP / 2 + i];
+        threads_meet(group + 1, THREADS);
+        for (int line = thread / ACROSS; line < STRIP; line += ROWS) {
+            const int here = pixel + part * STRIP + line;
+            if (here >= pixels || count <= 0) continue;
+            float values[8], residuals[8];
+            load<8>(strip + line * PITCH + thread % ACROSS * 8, values);
+            if constexpr (RESIDUAL) load_residual(residual + (long long)here * residual_pitch + channel, count, residuals);
+            finish(values, biases, residuals, count, out + (long long)here * pitch + offset + channel);
+        }
+        threads_meet(group + 1, THREADS);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS *(GROUPS + 1), 1)
+    implicit_gemm_hopper(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
+                         const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks,
+                         int across, int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top,
+                         int dilation_w, int dilation_h, int pitch, int offset, int residual_pitch) {
+    SHARED_MEMORY(memory);
+    Ring ring = {shared_address(memory), 0, 0};
+    const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
+    const int across_filters = (filters + FILTERS - 1) / FILTERS;
+    const int tiles = across_filters * ((pixels + PIXELS - 1) / PIXELS);
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; stage++) {
+            barrier_make(ring.memory + BARRIERS + stage * 16, 1);
+            barrier_make(ring.memory + BARRIERS + stage * 16 + 8, GROUPS * 4);
+        }
+        barriers_made();
+        fetch_map(map);
+    }
+    __syncthreads();
+
+    if (group == GROUPS) {
+        if constexpr (GROUPS == 2) give_registers<40>();
+        if (thread == 0) {
+            for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+                const int pixel = tile / across_filters * PIXELS;
+                const unsigned char *block = weights + (long long)(tile % across_filters) * steps * WEIGHT_BYTES;
+                const int w = pixel % out_width * stride_w - pad_left;
+                const int h = pixel / out_width % out_height * stride_h - pad_top;
+                const int n = pixel / out_width / out_height;
+                for (int step = 0; step < steps; step++) {
+                    barrier_wait(ring.empty(), ring.round ^ 1);
+                    barrier_expect(ring.full(), PIXEL_BYTES + WEIGHT_BYTES);
+                    const int channel = step % chunks * 64, tap = step / chunks;
+                    if constexpr (IM2COL)
+                        copy_pixels(ring.pixels(), map, channel, w, h, n, tap % across * dilation_w,
+                                    tap / across * dilation_h, ring.full());
+                    else
+                        copy_rows(ring.pixels(), map, channel, pixel, ring.full());
+                    copy_bytes(ring.weights(), block + (long long)step * WEIGHT_BYTES, WEIGHT_BYTES, ring.full());
+                    ring.next();
+                }
+            }
+        }
+    } else {
+        if constexpr (GROUPS == 2) take_registers<232>();
+        float *strip = reinterpret_cast<float *>(memory + STAGES * STAGE_BYTES + group * STRIP_BYTES);
+        for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+            float sums[BLOCKS][PIXELS / 2];
+            for (int step = 0; step < steps; step++) {
+                barrier_wait(ring.full(), ring.round);
+                multiply(sums, ring, memory, group, thread, step == 0);
+                if (thread % 32 == 0) barrier_arrive(ring.empty());
+                ring.next();
+            }
+            leave(sums, strip, group, thread, tile % across_filters * FILTERS + group * BLOCKS * 64,
+                  tile / across_filters * PIXELS, bias, residual, out, filters, pixels, pitch, offset, residual_pitch);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+// Hopper's asynchronous machinery on the CPU, as hopper.h declares it; included behind cuda_emulated.h.
+//
+// Copies and products happen at once, which is one of the orders that the hardware may take: what a kernel reads too
+// early is found (a barrier's phase has not come), what it overwrites too early is not. Addresses in shared memory are
+// offsets into one array, which holds NaN when a block starts.
+#pragma once
+
+#define __grid_constant__
+
+static const unsigned EMULATED_SHARED = 227 * 1024;
+alignas(1024) static unsigned char emulated_shared[EMULATED_SHARED];
+#define SHARED_MEMORY(name) unsigned char *name = emulated_shared
+static void emulated_spoil() { memset(emulated_shared, 0xff, EMULATED_SHARED); }
+static const bool emulated_spoils = (emulated_start_of_block = emulated_spoil, true);
+
+inline unsigned shared_address(const void *pointer) {
+    return (unsigned)(static_cast<const unsigned char *>(pointer) - emulated_shared);
+}
+inline unsigned char *emulated_at(unsigned address, unsigned bytes) {
+    if (address + bytes > EMULATED_SHARED) __builtin_trap();
+    return emulated_shared + address;
+}
+
+// A barrier's phase ends when no arrival and no byte is missing.
+struct EmulatedBarrier {
+    short arrivals, missing;
+    int bytes_and_phase;  // bytes that are still to come, twice, plus the phase
+    void settle() {
+        if (missing < 0) __builtin_trap();
+        if (missing == 0 && bytes_and_phase >> 1 == 0) {
+            missing = arrivals;
+            bytes_and_phase ^= 1;
+        }
+    }
+};
+inline EmulatedBarrier &emulated_barrier(unsigned address) {
+    if (address % 8) __builtin_trap();
+    return *reinterpret_cast<EmulatedBarrier *>(emulated_at(address, 8));
+}
+inline void barrier_make(unsigned address, unsigned arrivals) {
+    emulated_barrier(address) = {(short)arrivals, (short)arrivals, 0};
+}
+inline void barriers_made() {}
+inline void barrier_arrive(unsigned address) {
+    emulated_barrier(address).missing--;
+    emulated_barrier(address).settle();
+}
+inline void barrier_expect(unsigned address, unsigned bytes) {
+    emulated_barrier(address).bytes_and_phase += 2 * (int)bytes;
+    barrier_arrive(address);
+}
+inline void emulated_came(unsigned address, unsigned bytes) {
+    emulated_barrier(address).bytes_and_phase -= 2 * (int)bytes;
+    emulated_barrier(address).settle();
+}
+inline void barrier_wait(unsigned address, unsigned parity) {
+    if (parity > 1) __builtin_trap();
+    emulated_wait_until([=] { return (unsigned)(emulated_barrier(address).bytes_and_phase & 1) != parity; });
+}
+inline void threads_meet(int number, int threads) { emulated_meet(number, threads); }
+
+// What the tests give in place of the driver's map. `image` 0: a matrix [rows, channels] of 16-bit elements. Else an image
+// [n, h, w, channels], whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`.
+struct alignas(64) TensorMap {
+    const unsigned char *base;
+    int image, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h;
+    unsigned char rest[128 - 8 - 12 * 4];
+};
+static_assert(sizeof(TensorMap) == 128, "");
+inline void fetch_map(const TensorMap &) {}
+
+inline void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned barrier) {
+    if (address % 16 || bytes % 16 || (uintptr_t)from % 16) __builtin_trap();
+    memcpy(emulated_at(address, bytes), from, bytes);
+    emulated_came(barrier, bytes);
+}
+// 64 channels of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
+inline void emulated_row(unsigned address, int row, const TensorMap &map, bool inside, long long pixel, int channel) {
+    if (address % 1024) __builtin_trap();
+    for (int byte = 0; byte < 128; byte += 2) {
+        const int here = channel + byte / 2;
+        const unsigned at = address + row * 128 + byte, swizzled = at ^ (at >> 7 & 7) << 4;
+        unsigned short *to = reinterpret_cast<unsigned short *>(emulated_at(swizzled, 2));
+        const unsigned short *from = reinterpret_cast<const unsigned short *>(map.base);
+        *to = inside && here < map.channels ? from[pixel * map.channels + here] : 0;
+    }
+}
+inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
+    if (map.image || map.channels % 8) __builtin_trap();
+    for (int i = 0; i < map.box; i++) emulated_row(address, i, map, row + i < map.n, row + i, channel);
+    emulated_came(barrier, map.box * 128);
+}
+inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
+                        unsigned barrier) {
+    if (!map.image || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
+    for (int i = 0; i < map.box; i++) {
+        const int x = w + right, y = h + down;
+        const bool inside = n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
+        emulated_row(address, i, map, inside, ((long long)n * map.h + y) * map.w + x, channel);
+        w += map.step_w;
+        if (w > map.w - 1 + map.high_w) w = map.low_w, h += map.step_h;
+        if (h > map.h - 1 + map.high_h) h = map.low_h, n++;
+    }
+    emulated_came(barrier, map.box * 128);
+}
+
+template <int count> inline void take_registers() {}
+template <int count> inline void give_registers() {}
+
+// --- wgmma ---
+
+inline void products_begin() {}
+inline void products_commit() {}
+template <int pending> inline void products_wait() {}
+
+// 16 bits of an operand in K-major order: row and byte within the instruction's part of it.
+inline unsigned short emulated_element(unsigned long long operand, int row, int byte) {
+    const unsigned start = (operand & 0x3fff) << 4, leading = (operand >> 16 & 0x3fff) << 4;
+    const unsigned stride = (operand >> 32 & 0x3fff) << 4, swizzle = operand >> 62;
+    unsigned at = start + row / 8 * stride;
+    if (swizzle == 0)
+        at += byte / 16 * leading + row % 8 * 16 + byte % 16;
+    else if (swizzle == 1)
+        at += row % 8 * 128 + byte, at ^= (at >> 7 & 7) << 4;
+    else
+        __builtin_trap();
+    return *reinterpret_cast<const unsigned short *>(emulated_at(at, 2));
+}
+inline float emulated_number(unsigned short bits) {
+    return PRODUCT_TYPE[0] == 'b' ? __uint_as_float((unsigned)bits << 16) : emulated_half_to_float(bits);
+}
+
+template <int N> struct Product {
+    // A thread's own part: rows 16 w + q and + 8 of its warp w and quad q, two neighbouring columns of every eight.
+    template <class Sum> static void each(float (&d)[N / 2], int keep, Sum sum) {
+        const int thread = emulated.current % 128, row = thread / 32 * 16 + thread % 32 / 4;
+        for (int i = 0; i < N / 2; i++) {
+            const int column = i / 4 * 8 + thread % 4 * 2 + i % 2, high = i / 2 % 2;
+            d[i] = (keep ? d[i] : 0.0f) + sum(row + high * 8, column, high);
+        }
+    }
+    static void dense(float (&d)[N / 2], unsigned long long a, unsigned long long b, int keep) {
+        each(d, keep, [&](int row, int column, int) {
+            float total = 0.0f;
+            for (int k = 0; k < 16; k++)
+                total += emulated_number(emulated_element(a, row, 2 * k)) * emulated_number(emulated_element(b, column, 2 * k));
+            return total;
+        });
+    }
+    template <int selector>
+    static void sparse(float (&d)[N / 2], unsigned long long a, unsigned long long b, unsigned places, int keep) {
+        unsigned words[2];  // of the quad's two threads that the selector names
+        for (int h = 0; h < 2; h++) words[h] = emulated_from_lane(places, (emulated_lane() & ~3u) + 2 * selector + h);
+        each(d, keep, [&](int row, int column, int high) {
+            float total = 0.0f;
+            for (int group = 0; group < 8; group++) {
+                const unsigned nibble = words[group / 4] >> (16 * high + 4 * (group % 4)) & 15;
+                if ((nibble & 3) >= nibble >> 2) __builtin_trap();  // the places must ascend
+                for (int i = 0; i < 2; i++) {
+                    const int k = group * 4 + (i ? nibble >> 2 : nibble & 3);
+                    total += emulated_number(emulated_element(a, row, 4 * group + 2 * i)) *
+                             emulated_number(emulated_element(b, column, 2 * k));
+                }
+            }
+            return total;
+        });
+    }
+};

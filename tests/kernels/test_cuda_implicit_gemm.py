@@ -1,0 +1,136 @@
+"""Our convolutions and matrix products for Hopper, on the CPU: against float64, on odd shapes, with everything fused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulation import run
+
+from tamis.formats import TWO_FOUR, magnitude_mask
+from tamis.formats.dtype import DType
+from tamis.formats.hopper import pack_hopper
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.pointwise import PointwiseStep
+
+SMALL = Tile(1, 1, 64, 2)
+ADD, RELU = PointwiseStep("add", operand=0), PointwiseStep("relu")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Random values in the type of the product, and the result in float64 without bias, residual and program."""
+
+    image: np.ndarray
+    weight: np.ndarray
+    sums: np.ndarray
+
+
+def data(shape: Convolution, dtype: DType, *, sparse: bool, seed: int = 0) -> Data:
+    random = np.random.default_rng(seed)
+    image = random.standard_normal((shape.batch, shape.height, shape.width, shape.channels)).astype(dtype.numpy)
+    down, across = shape.kernel
+    weight = random.standard_normal((shape.filters, down * across, shape.channels))
+    weight = (weight / np.sqrt(down * across * shape.channels)).astype(dtype.numpy)
+    if sparse:
+        weight = np.where(magnitude_mask(weight.astype(np.float32), TWO_FOUR), weight, weight.dtype.type(0))
+    return Data(image, weight, convolved(image, weight, shape))
+
+
+def convolved(image: np.ndarray, weight: np.ndarray, shape: Convolution) -> np.ndarray:
+    """[pixels, filters] in float64."""
+    top, left, bottom, right = shape.pads
+    padded = np.pad(image.astype(np.float64), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    (high, wide), (down, across) = shape.output, shape.kernel
+    total = np.zeros((shape.batch, high, wide, shape.filters))
+    for tap in range(down * across):
+        y, x = tap // across * shape.dilations[0], tap % across * shape.dilations[1]
+        seen = padded[:, y : y + (high - 1) * shape.strides[0] + 1 : shape.strides[0]]
+        seen = seen[:, :, x : x + (wide - 1) * shape.strides[1] + 1 : shape.strides[1]]
+        total += seen @ weight[:, tap].astype(np.float64).T
+    return total.reshape(-1, shape.filters)
+
+
+def check(
+    shape: Convolution, tile: Tile, dtype: DType, *, sparse: bool, multiprocessors: int = 2, pitch: int | None = None,
+    offset: int = 0, bias: bool = False, residual: bool = False, steps: tuple[PointwiseStep, ...] = (),
+    out_dtype: DType | None = None,
+) -> None:  # fmt: skip
+    given = data(shape, dtype, sparse=sparse)
+    out = out_dtype or dtype
+    random = np.random.default_rng(1)
+    biases = random.standard_normal(shape.filters).astype(np.float32)
+    residuals = random.standard_normal((shape.pixels, shape.filters)).astype(out.numpy)
+    options: dict[str, Any] = {"sparse": sparse, "out_dtype": out, "steps": steps, "bias": bias, "residual": residual}
+    kernel = implicit_gemm_hopper(shape, tile, dtype, multiprocessors, pitch=pitch, offset=offset, **options)
+    packed = pack_hopper(given.weight, tile.blocks * tile.groups, sparse=sparse)
+    wide = pitch or shape.filters
+    (result,) = run(kernel, [given.image, residuals], [packed.data, biases], [((shape.pixels, wide), out.numpy)])
+    expected = given.sums + (biases if bias else 0.0)
+    for step in steps:
+        expected = expected + residuals.astype(np.float64) if step.kind == "add" else np.maximum(expected, 0.0)
+    mine = result[:, offset : offset + shape.filters].astype(np.float64)
+    tolerance = {DType.FLOAT16: 1e-3, DType.BFLOAT16: 8e-3, DType.FLOAT32: 1e-5}[out]
+    np.testing.assert_allclose(mine, expected, rtol=tolerance, atol=tolerance)
+    others = np.delete(result, np.s_[offset : offset + shape.filters], axis=1)
+    assert np.isnan(others.astype(np.float32)).all(), "written beside its channels"
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
+def test_a_product(dtype: DType, sparse: bool) -> None:
+    check(Convolution(1, 1, 100, 128, 96), SMALL, dtype, sparse=sparse)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_every_tile(tile: tuple[int, int, int], sparse: bool) -> None:
+    shape = Convolution(1, 1, tile[2] + 9, 72, 64 * tile[0] * tile[1] + 8)
+    check(shape, deepest(*tile, sparse=sparse, most=3), DType.FLOAT16, sparse=sparse, bias=True, steps=(RELU,))
+
+
+CONVOLUTIONS = {
+    "same": Convolution(2, 5, 7, 64, 64, (3, 3), pads=(1, 1, 1, 1)),
+    "strided": Convolution(2, 8, 7, 72, 64, (3, 3), (2, 2), (1, 1, 1, 1)),
+    "valid": Convolution(1, 6, 9, 16, 72, (3, 3)),
+    "uneven pads": Convolution(3, 6, 5, 24, 8, (3, 2), (1, 2), (0, 1, 2, 0)),
+    "dilated": Convolution(1, 9, 9, 32, 64, (3, 3), pads=(2, 2, 2, 2), dilations=(2, 2)),
+    "strided 1x1": Convolution(2, 7, 6, 64, 128, (1, 1), (2, 2)),
+    "5x5": Convolution(1, 7, 7, 8, 20, (5, 5), pads=(2, 2, 2, 2)),
+    "7x7 map": Convolution(2, 7, 7, 132 // 4 * 8, 64, (3, 3), pads=(1, 1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name: str, sparse: bool) -> None:
+    check(CONVOLUTIONS[name], SMALL, DType.FLOAT16, sparse=sparse, bias=True)
+
+
+@pytest.mark.parametrize("filters", [64, 70], ids=["vectors", "elements"])
+def test_bias_residual_and_activation(filters: int) -> None:
+    shape = Convolution(2, 5, 5, 64, filters, (3, 3), pads=(1, 1, 1, 1))
+    check(shape, SMALL, DType.FLOAT16, sparse=True, bias=True, residual=True, steps=(ADD, RELU))
+    check(shape, SMALL, DType.BFLOAT16, sparse=False, residual=True, steps=(RELU, ADD))
+
+
+@pytest.mark.parametrize(("pitch", "offset"), [(160, 64), (101, 3)])
+def test_the_result_lands_within_a_concat(pitch: int, offset: int) -> None:
+    check(Convolution(1, 4, 4, 64, 72), SMALL, DType.FLOAT16, sparse=True, pitch=pitch, offset=offset)
+
+
+def test_float32_results() -> None:
+    check(Convolution(1, 1, 64, 64, 64), SMALL, DType.FLOAT16, sparse=True, out_dtype=DType.FLOAT32, bias=True)
+
+
+def test_many_tiles_on_one_multiprocessor() -> None:
+    check(Convolution(1, 1, 300, 64, 200), SMALL, DType.FLOAT16, sparse=True, multiprocessors=1)
+
+
+def test_what_cannot_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 8"):
+        implicit_gemm_hopper(Convolution(1, 1, 64, 12, 64), SMALL, DType.FLOAT16, 1, sparse=True)
+    with pytest.raises(ValueError, match="do not fit"):
+        deepest(4, 4, 256, sparse=False)
