@@ -109,7 +109,8 @@ def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndar
     values: list[ctypes.c_void_p | ctypes.c_int | ctypes.Array] = []
     for argument in kernel.arguments:
         if argument.kind == "map":
-            values.append(emulated_map(kernel.maps[argument.value], places))
+            map_ = kernel.maps[argument.value]
+            values.append(emulated_map(map_, places["in"][map_.tensor].address))
         elif argument.kind == "int":
             values.append(ctypes.c_int(argument.value))
         elif argument.kind == "null":
@@ -123,12 +124,11 @@ def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndar
     return tuple(place.read() for place in places["out"])
 
 
-def emulated_map(map_: TensorMap, places: dict[str, list[Guarded]]) -> ctypes.Array:
+def emulated_map(map_: TensorMap, address: int) -> ctypes.Array:
     """A tensor map as ``hopper_emulated.h`` has it."""
     numbers = (
         int(map_.sliding), map_.channels, *map_.image, map_.box, *map_.low, *map_.high, *map_.strides,
     )  # fmt: skip
-    address = places[map_.tensor.kind][map_.tensor.value].address
     room = (ctypes.c_char * 192)()  # it must lie at a multiple of 64 bytes
     result = (ctypes.c_char * 128).from_buffer(room, -ctypes.addressof(room) % 64)
     result.raw = struct.pack("Q12i", address, *numbers).ljust(128, b"\0")

@@ -7,7 +7,9 @@ launches with the addresses that it is given, as a GPU's would.
 from __future__ import annotations
 
 import ctypes
+import struct
 
+import numpy as np
 import pytest
 import torch
 from cuda_emulation import compiled
@@ -15,15 +17,18 @@ from cuda_emulation import compiled
 from cuda_layers import CASES, Case, bound, bound_layer, padding_step, upload
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.tactics import cuda_kernels, cuda_steps
+from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.base import BoundShape
-from tamis.devices.cuda import kernels, module
+from tamis.devices.cuda import kernels, module, tensor_map
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
+from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.compile import translation_unit
+from tamis.kernels.cuda.implicit_gemm import Convolution, deepest, implicit_gemm_hopper
 
 H200 = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("tf32", "bf16", "fp8"), {"torch": "2.11.0"})
 CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16))
@@ -38,6 +43,8 @@ class PlayedDriver:
         self.loaded = 0
         self.failures: list[int] = []
         self.contexts: list[int] = []
+        self.allowed: dict[int, int] = {}
+        self.encoded = 0
 
     def cuModuleLoadData(self, handle, cubin):
         self.loaded += 1
@@ -59,11 +66,34 @@ class PlayedDriver:
 
     def cuLaunchKernel(self, function, *numbers):
         *launch, shared, stream, packed, extra = numbers
-        assert (shared, stream, extra) == (0, 77, None)
+        assert (stream, extra) == (77, None)
+        assert shared <= self.allowed.get(function.value, 48 * 1024)
         if self.failures:
             return self.failures.pop(0)
         three = ctypes.c_uint * 3
         return 700 * self.functions[function.value].emulated_run(three(*launch[:3]), three(*launch[3:]), packed)
+
+    def cuFuncSetAttribute(self, function, attribute, value):
+        assert attribute == 8
+        self.allowed[function.value] = value
+        return 0 if value <= 227 * 1024 else 1
+
+    def cuTensorMapEncodeTiled(self, target, kind, rank, address, extents, strides, box, steps, *tail):
+        assert (kind, rank, list(steps), list(strides)) == (6, 2, [1, 1], [2 * extents[0]])
+        return self.encode(target, tail, address, 0, extents[0], extents[1], 1, 1, box[1], 0, 0, 0, 0, 1, 1)
+
+    def cuTensorMapEncodeIm2col(
+        self, target, kind, rank, address, extents, strides, low, high, channels, box, steps, *tail
+    ):
+        c, w, h, n = extents
+        assert (kind, rank, channels, list(strides)) == (6, 4, 64, [2 * c, 2 * c * w, 2 * c * w * h])
+        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3])
+
+    def encode(self, target, tail, address, *numbers):
+        assert tail == (0, 3, 3, 0), "no interleave, 128-byte swizzle, 256-byte promotion, zeros outside"
+        self.encoded += 1
+        target.raw = struct.pack("Q12i", address, *numbers).ljust(128, b"\0")
+        return 0
 
     def cuGetErrorName(self, status, text):
         text._obj.value = {500: b"CUDA_ERROR_NOT_FOUND"}.get(status, b"CUDA_ERROR_ILLEGAL_ADDRESS")
@@ -97,7 +127,8 @@ def driver(monkeypatch):
     monkeypatch.setattr(cuda_kernels, "compiler_name", lambda: "nvrtc 13.0")
     monkeypatch.setattr(kernels, "current_stream", lambda device: 77)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(module, "load_driver", lambda: played)
+    for user in (module, tensor_map):
+        monkeypatch.setattr(user, "load_driver", lambda: played)
     return played
 
 
@@ -147,6 +178,31 @@ def test_conversions_and_padding(driver):
     run, slots = bound(step, uploaded(binaries), [(x, PLAIN)], [((2, 16, 3, 2), HALF_LAST)])
     run(slots)
     assert torch.equal(slots[1][:, :12], torch.nn.functional.pixel_unshuffle(x.half(), 2))
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)], ids=["product", "convolution"])
+def test_tensor_maps_follow_their_tensors(driver, kernel):
+    """A map holds an address: it is encoded for the first run, and again when the tensor lies elsewhere."""
+    around = kernel[0] // 2
+    shape = Convolution(1, 5, 4, 64, 64, kernel, pads=(around,) * 4)
+    weight = (np.random.default_rng(0).standard_normal((64, kernel[0] * kernel[1], 64)) / 16).astype(np.float16)
+    made = implicit_gemm_hopper(shape, deepest(1, 1, 64, sparse=False), DType.FLOAT16, 2, sparse=False)
+    assert made.shared_bytes > 48 * 1024
+    choice = Choice("t", DType.FLOAT16, (HALF_LAST,), (HALF_LAST,), parameters={"architecture": "sm_90"})
+    step, packed = cuda_steps.kernel_step(
+        made, choice, name="conv", layers=("conv",), inputs=("x",), outputs=("y",),
+        constants={"w": pack_hopper(weight, 1, sparse=False).data}, moved_bytes=0,
+    )  # fmt: skip
+    images = [torch.randn(1, 64, 5, 4).half().contiguous(memory_format=torch.channels_last) for _ in range(2)]
+    run, slots = bound(step, uploaded(packed), [(images[0], HALF_LAST)], [((1, 64, 5, 4), HALF_LAST)])
+    filters = torch.from_numpy(weight.reshape(64, *kernel, 64)).permute(0, 3, 1, 2).double()
+    for index in (0, 0, 1):
+        slots[0] = images[index]
+        slots[1].fill_(float("nan"))
+        run(slots)
+        expected = torch.nn.functional.conv2d(images[index].double(), filters, padding=around)
+        torch.testing.assert_close(slots[1].double(), expected, rtol=2e-3, atol=2e-3)
+    assert driver.encoded == 2
 
 
 def test_what_the_binder_refuses(driver):

@@ -1,18 +1,22 @@
 """Our own CUDA kernels: steps ``cuda.*``.
 
 The first constant of such a step is the cubin (uint8). Its attributes say how to launch it: ``function``, ``grid``,
-``block`` and ``arguments``, a list of [kind, number] as in ``tamis.kernels.cuda.specification.Argument``; tensors are
-numbered among the step's inputs, outputs, and constants after the cubin.
+``block``, ``shared_bytes`` if any, and ``arguments``, a list of [kind, number] as in
+``tamis.kernels.cuda.specification.Argument``; tensors are numbered among the step's inputs, outputs, and constants
+after the cubin, maps among the attribute ``maps``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import c_uint64
+from ctypes import Array, addressof, c_char, c_uint64
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
+from tamis.devices.cuda import tensor_map
 from tamis.devices.cuda.module import Module
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError
@@ -32,34 +36,56 @@ def bind(
         raise DeviceError(f"kernel {step.kernel} has no binary", layer=step.name, remedy="build the engine again")
     if not all(output.preallocated for output in outputs):
         raise DeviceError(f"kernel {step.kernel} writes into given memory only", layer=step.name)
-    attributes, device = step.attributes, torch.cuda.current_device()
+    attributes, device, layer = step.attributes, torch.cuda.current_device(), step.name
     binary, *tensors = (constants[name] for name in step.constants)
-    packed = (c_uint64 * len(attributes["arguments"]))()
+    numbers = (c_uint64 * len(attributes["arguments"]))()
+    arguments = [addressof(numbers) + 8 * index for index in range(len(numbers))]
     places: list[tuple[int, int]] = []
+    maps: list[_Map] = []
     for index, (kind, number) in enumerate(attributes["arguments"]):
         if kind == "int":
-            packed[index] = number
+            numbers[index] = number
         elif kind == "const":
-            packed[index] = tensors[number].data_ptr()
+            numbers[index] = tensors[number].data_ptr()
         elif kind in ("in", "out"):
             places.append((index, (inputs if kind == "in" else outputs)[number].slot))
+        elif kind == "map":
+            described = attributes["maps"][number]
+            maps.append(_Map(described, inputs[described["tensor"]].slot, tensor_map.room()))
+            arguments[index] = addressof(maps[-1].encoded)
         elif kind != "null":
-            raise DeviceError(f"an argument of kind '{kind}' is unknown", layer=step.name)
-    module = Module(binary.cpu().numpy().tobytes(), device, step.name)
-    launch = module.launcher(attributes["function"], attributes["grid"], attributes["block"], packed)
-    layer = step.name
+            raise DeviceError(f"an argument of kind '{kind}' is unknown", layer=layer)
+    module = Module(binary.cpu().numpy().tobytes(), device, layer)
+    shape = attributes["grid"], attributes["block"]
+    launch = module.launcher(attributes["function"], *shape, arguments, attributes.get("shared_bytes", 0))
 
     def run(slots: Slots, _keep: object = tensors) -> None:
         together = 0
         for index, slot in places:
             address = slots[slot].data_ptr()
             together |= address
-            packed[index] = address
+            numbers[index] = address
+        for each in maps:
+            address = slots[each.slot].data_ptr()
+            together |= address
+            if address != each.address:
+                tensor_map.encode(each.encoded, each.described, address, layer)
+                each.address = address
         if together % _ALIGNMENT:
             raise DeviceError(f"a tensor is not aligned to {_ALIGNMENT} bytes", layer=layer)
         launch(current_stream(device))
 
     return run
+
+
+@dataclass
+class _Map:
+    """A tensor map of a step, and the address that it is encoded for."""
+
+    described: Mapping[str, Any]
+    slot: int
+    encoded: Array[c_char]
+    address: int = 0
 
 
 def current_stream(device: int) -> int:

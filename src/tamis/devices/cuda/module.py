@@ -6,16 +6,18 @@ arguments that were packed when the step was bound; only addresses are written a
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_uint32, c_void_p
 from typing import Any
 
 from tamis.devices.cuda.shared_library import Signature, load_first
 from tamis.errors import DeviceError
 
 _INVALID_CONTEXT = 201
+# Of a tensor map: target, type, rank, address, extents and strides; at the end how the box lies and what is outside.
+_MAP_HEAD = (c_void_p, c_int, c_uint32, c_void_p, c_void_p, c_void_p)
+_MAP_TAIL = (c_int, c_int, c_int, c_int)
 _SIGNATURES: tuple[Signature, ...] = (
     ("cuModuleLoadData", c_int, (POINTER(c_void_p), c_char_p)),
     ("cuModuleUnload", c_int, (c_void_p,)),
@@ -27,7 +29,12 @@ _SIGNATURES: tuple[Signature, ...] = (
     ("cuDevicePrimaryCtxRetain", c_int, (POINTER(c_void_p), c_int)),
     ("cuCtxSetCurrent", c_int, (c_void_p,)),
     ("cuStreamCreate", c_int, (POINTER(c_void_p), c_uint)),
+    ("cuFuncSetAttribute", c_int, (c_void_p, c_int, c_int)),
+    ("cuTensorMapEncodeTiled", c_int, (*_MAP_HEAD, c_void_p, c_void_p, *_MAP_TAIL)),
+    ("cuTensorMapEncodeIm2col", c_int, (*_MAP_HEAD, c_void_p, c_void_p, c_uint32, c_uint32, c_void_p, *_MAP_TAIL)),
 )
+_SHARED_MEMORY = 8  # the attribute of a function that says how much a launch may ask for
+_USUAL_SHARED_BYTES = 48 * 1024  # that it may ask for anyway
 _NON_BLOCKING = 1  # a stream that does not wait for the legacy default stream
 
 
@@ -81,25 +88,28 @@ class Module:
             self._driver.cuModuleUnload(self._handle)
 
     def launcher(
-        self, name: str, grid: Sequence[int], block: Sequence[int], arguments: ctypes.Array[c_uint64]
+        self, name: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[int], shared_bytes: int = 0
     ) -> Callable[[int], None]:
-        """A function that launches a kernel on a stream (its address) with what ``arguments`` hold by then.
+        """A function that launches a kernel on a stream (its address).
 
-        Each argument has 8 bytes, of which a kernel reads as many as its parameter has.
+        ``arguments`` are addresses of what each parameter gets by then; a kernel reads as many bytes as it has. The
+        caller keeps them. ``DeviceError`` for a kernel that is not there, or more shared memory than the GPU has.
         """
         driver, layer, device = self._driver, self._layer, self._device
         function = c_void_p()
         status = driver.cuModuleGetFunction(byref(function), self._handle, name.encode())
         check(driver, status, f"finding the kernel '{name}'", layer)
-        start, step = ctypes.addressof(arguments), ctypes.sizeof(c_uint64)
-        packed = (c_void_p * len(arguments))(*(start + step * index for index in range(len(arguments))))
+        if shared_bytes > _USUAL_SHARED_BYTES:
+            status = driver.cuFuncSetAttribute(function, _SHARED_MEMORY, shared_bytes)
+            check(driver, status, f"{shared_bytes} bytes of shared memory for '{name}'", layer)
+        packed = (c_void_p * len(arguments))(*arguments)
         launch = driver.cuLaunchKernel
 
-        def run(stream: int, _keep: object = (self, arguments)) -> None:
-            status = launch(function, *grid, *block, 0, stream, packed, None)
+        def run(stream: int, _keep: object = self) -> None:
+            status = launch(function, *grid, *block, shared_bytes, stream, packed, None)
             if status == _INVALID_CONTEXT:  # the first launch of this thread
                 use_device(driver, device, layer)
-                status = launch(function, *grid, *block, 0, stream, packed, None)
+                status = launch(function, *grid, *block, shared_bytes, stream, packed, None)
             if status:
                 check(driver, status, f"launching the kernel '{name}'", layer)
 

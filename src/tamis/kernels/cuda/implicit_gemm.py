@@ -124,14 +124,13 @@ def implicit_gemm_hopper(
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     top, left, bottom, right = shape.pads
     sliding = not shape.is_product
-    tensor = Argument("in", 0)
     if sliding:
         high_corner = (right - (across - 1) * dilation_w, bottom - (down - 1) * dilation_h)
         image = (shape.batch, shape.height, shape.width)
-        map_ = TensorMap(tensor, dtype, shape.channels, image, tile.pixels, True, (-left, -top), high_corner,
+        map_ = TensorMap(0, dtype, shape.channels, image, tile.pixels, True, (-left, -top), high_corner,
                          (stride_w, stride_h))  # fmt: skip
     else:
-        map_ = TensorMap(tensor, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels)
+        map_ = TensorMap(0, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels)
     defines: dict[str, str | int | float] = {
         "SPARSE": int(sparse), "IM2COL": int(sliding), "BLOCKS": tile.blocks, "GROUPS": tile.groups,
         "PIXELS": tile.pixels, "STAGES": tile.stages, "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],

@@ -35,7 +35,7 @@ class TensorMap:
     """How Hopper's copy engine finds 64 channels of ``box`` pixels of a 16-bit tensor, in the 128-byte swizzle.
 
     Attributes:
-        tensor: a step's input, NHWC or [pixels, channels].
+        tensor: which of the step's inputs; NHWC or [pixels, channels].
         image: (n, h, w) for an image that a filter slides over; a matrix is (pixels, 1, 1).
         sliding: whether the tensor is walked in im2col mode. The rest is for this mode only.
         low, high: corners (w, h) of the box in which a filter's first tap lies: its first place, and its last one less
@@ -43,7 +43,7 @@ class TensorMap:
         strides: of the filter, (w, h).
     """
 
-    tensor: Argument
+    tensor: int
     dtype: DType
     channels: int
     image: tuple[int, int, int]
@@ -52,6 +52,14 @@ class TensorMap:
     low: tuple[int, int] = (0, 0)
     high: tuple[int, int] = (0, 0)
     strides: tuple[int, int] = (1, 1)
+
+    def attributes(self) -> dict[str, Any]:
+        """The map as JSON."""
+        return {
+            "tensor": self.tensor, "dtype": str(self.dtype), "channels": self.channels, "image": list(self.image),
+            "box": self.box, "sliding": self.sliding, "low": list(self.low), "high": list(self.high),
+            "strides": list(self.strides),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,17 @@ class Kernel:
 
     def attributes(self) -> dict[str, Any]:
         """The launch as JSON, for a step."""
-        return {
+        attributes: dict[str, Any] = {
             "function": self.family,
             "grid": list(self.grid),
             "block": list(self.block),
             "arguments": [[argument.kind, argument.value] for argument in self.arguments],
         }
+        if self.shared_bytes:
+            attributes["shared_bytes"] = self.shared_bytes
+        if self.maps:
+            attributes["maps"] = [map_.attributes() for map_ in self.maps]
+        return attributes
 
 
 def vector_width(extent: int, *dtypes: DType) -> int:

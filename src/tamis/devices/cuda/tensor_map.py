@@ -1,0 +1,56 @@
+"""Tensor maps: where the copy engine of Hopper and newer GPUs finds its boxes, in the driver's encoding.
+
+Source: CUDA driver API, "Tensor Map Object Management". A map holds an address, so it is made anew for another tensor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from ctypes import c_int, c_uint32, c_uint64
+from typing import Any
+
+from tamis.devices.cuda.module import check, load_driver
+
+BYTES, ALIGNMENT = 128, 64
+_CHANNELS = 64  # of a box: the 128 bytes of the widest swizzle, in 16 bits
+_TYPES = {"float16": 6, "bfloat16": 9}
+_NO_INTERLEAVE, _SWIZZLE_128, _PROMOTION_256, _ZEROS_OUTSIDE = 0, 3, 3, 0
+
+
+def room() -> ctypes.Array[ctypes.c_char]:
+    """Zeros for one map, at an address that the driver accepts."""
+    block = (ctypes.c_char * (BYTES + ALIGNMENT))()
+    return (ctypes.c_char * BYTES).from_buffer(block, -ctypes.addressof(block) % ALIGNMENT)
+
+
+def encode(target: ctypes.Array[ctypes.c_char], described: Mapping[str, Any], address: int, layer: str) -> None:
+    """Write the map of a tensor at ``address`` into ``target``.
+
+    ``described`` has the fields of ``tamis.kernels.cuda.specification.TensorMap``. Raises ``DeviceError`` in the
+    driver's words.
+    """
+    driver, channels = load_driver(), described["channels"]
+    common = (_NO_INTERLEAVE, _SWIZZLE_128, _PROMOTION_256, _ZEROS_OUTSIDE)
+    batch, height, width = described["image"]
+    extents = [channels, width, height, batch] if described["sliding"] else [channels, batch]
+    strides = [2 * channels]
+    for extent in extents[1:-1]:
+        strides.append(strides[-1] * extent)
+    head = (target, _TYPES[described["dtype"]], len(extents), address, _array(c_uint64, extents),
+            _array(c_uint64, strides))  # fmt: skip
+    if described["sliding"]:
+        status = driver.cuTensorMapEncodeIm2col(
+            *head, _array(c_int, described["low"]), _array(c_int, described["high"]), _CHANNELS, described["box"],
+            _array(c_uint32, (1, *described["strides"], 1)), *common,
+        )  # fmt: skip
+    else:
+        status = driver.cuTensorMapEncodeTiled(
+            *head, _array(c_uint32, (_CHANNELS, described["box"])), _array(c_uint32, (1, 1)), *common
+        )
+    check(driver, status, "encoding a tensor map", layer)
+
+
+def _array(kind: Any, numbers: Sequence[int]) -> ctypes.Array[Any]:
+    array: ctypes.Array[Any] = (kind * len(numbers))(*numbers)
+    return array
