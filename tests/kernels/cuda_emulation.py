@@ -100,7 +100,7 @@ def run(
 
 
 def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndarray, ...]:
-    library = compiled(f"{translation_unit(f'{kernel.family}.cu', kernel.defines)}EMULATED_KERNEL({kernel.family})\n")
+    library = compiled(f"{translation_unit(f'{kernel.family}.cu', kernel.defines)}EMULATED_KERNEL({kernel.function})\n")
     places = {
         "in": [Guarded(array, at_end) for array in inputs],
         "const": [Guarded(array, at_end) for array in constants],

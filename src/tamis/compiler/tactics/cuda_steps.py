@@ -35,6 +35,7 @@ def kernel_step(
     outputs: tuple[str, ...],
     constants: Mapping[str, np.ndarray],
     moved_bytes: int,
+    flops: int = 0,
 ) -> tuple[Step, dict[str, np.ndarray]]:
     """A step ``cuda.<family>`` and all its constants, the cubin first, compiled for ``choice``'s architecture."""
     cubin = compile_source(f"{kernel.family}.cu", kernel.defines, str(choice.parameters["architecture"]))
@@ -42,7 +43,8 @@ def kernel_step(
     packed = {binary: np.frombuffer(cubin, np.uint8), **constants}
     step = Step(
         name, f"cuda.{kernel.family}", inputs, outputs, tuple(packed),
-        kernel.attributes() | {"compiler": compiler_name()}, layers, choice.precision, moved_bytes=moved_bytes,
+        kernel.attributes() | {"compiler": compiler_name()}, layers, choice.precision, choice.sparsity, flops,
+        moved_bytes,
     )  # fmt: skip
     return step, packed
 

@@ -14,7 +14,7 @@
 //   past the end are zeros that the copy engine or the packing puts there.
 // Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4. Not measured yet.
 //
-// Constants: SPARSE, IM2COL, BLOCKS, GROUPS, PIXELS, STAGES, PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.
+// Constants: KERNEL (its name), SPARSE, IM2COL, BLOCKS, GROUPS, PIXELS, STAGES, PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.
 #include "gemm_epilogue.h"
 #include "hopper.h"
 
@@ -106,7 +106,7 @@ TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, i
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS *(GROUPS + 1), 1)
-    implicit_gemm_hopper(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
+    KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
                          const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks,
                          int across, int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top,
                          int dilation_w, int dilation_h, int pitch, int offset, int residual_pitch) {

@@ -66,8 +66,9 @@ class TensorMap:
 class Kernel:
     """A kernel for one shape: what to compile, and how to launch it.
 
-    ``family`` is both the name of the source (``<family>.cu``) and of the function in it. ``grid`` and ``block``
-    count blocks and threads along x, y and z; ``shared_bytes`` is the shared memory that a launch asks for.
+    ``family`` is the name of the source (``<family>.cu``), and of the function in it unless ``defines`` give that a
+    name of its own, ``KERNEL``. ``grid`` and ``block`` count blocks and threads along x, y and z; ``shared_bytes`` is
+    the shared memory that a launch asks for.
     """
 
     family: str
@@ -78,10 +79,15 @@ class Kernel:
     shared_bytes: int = 0
     maps: tuple[TensorMap, ...] = ()
 
+    @property
+    def function(self) -> str:
+        """The name of the function."""
+        return str(self.defines.get("KERNEL", self.family))
+
     def attributes(self) -> dict[str, Any]:
         """The launch as JSON, for a step."""
         attributes: dict[str, Any] = {
-            "function": self.family,
+            "function": self.function,
             "grid": list(self.grid),
             "block": list(self.block),
             "arguments": [[argument.kind, argument.value] for argument in self.arguments],

@@ -1,0 +1,192 @@
+"""Our own convolutions and linear layers on Hopper's tensor cores, dense and 2:4, with everything fused.
+
+Bias, one residual of the output's shape and any activations are part of the kernel; what is left follows as a pointwise
+step. The race tries tiles: how many filters and pixels a block computes at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.ops import BOOLEAN_KINDS, Conv, Linear, Pointwise, Program, epilogue_of
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
+from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step, rest_step
+from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
+from tamis.compiler.tactics.product import rows_of
+from tamis.engine.plan import DeviceInfo
+from tamis.formats.dtype import DType
+from tamis.formats.hopper import pack_hopper
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.pointwise import PointwiseStep
+
+PRECISIONS = (DType.FLOAT16, DType.BFLOAT16)
+ARCHITECTURE, TARGET = "sm_90", "sm_90a"
+# What the copy engine's im2col mode can say, see tamis/kernels/cuda/implicit_gemm_hopper.cu.
+_WIDEST_TAP, _WIDEST_PAD, _WIDEST_STRIDE = 255, 127, 8
+# A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
+_LEAST_USE = 0.6
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What the kernel computes behind the sums, and what is left; ``residual`` is the value that is added."""
+
+    steps: tuple[PointwiseStep, ...]
+    residual: str | None
+    tail: Program
+
+
+class ImplicitGemm:
+    """One family, dense or 2:4: the two differ by one constant of the kernel."""
+
+    def __init__(self, *, sparse: bool) -> None:
+        self.sparse = sparse
+        self.name = "tamis.hopper.sparse" if sparse else "tamis.hopper"
+
+    def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Other layers than linear ones and 2-D convolutions, other devices, and for 2:4 other weights."""
+        if device.kind != "cuda":
+            return "runs on CUDA devices only"
+        reason = _refuses_layer(layer)
+        if reason is not None:
+            return reason
+        if self.sparse and config.sparsity == "off":
+            return "sparsity is off"
+        if self.sparse and not layer.eligible:
+            return layer.note.reason if layer.note and layer.note.reason else "the weight is not 2:4"
+        if device.architecture != ARCHITECTURE:
+            return f"needs Hopper's instructions (sm_90); this is {device.architecture}"
+        if not compiles_for(device):
+            return "no CUDA compiler (NVRTC or nvcc) is installed"
+        if not set(config.precisions) & set(PRECISIONS):
+            return "needs 16-bit values; allow float16 or bfloat16"
+        tail = _split(layer).tail
+        return "what follows is not floating point" if tail and not can_run(layer, tail) else None
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        """Each allowed 16-bit precision, each tile that is not mostly padding."""
+        channels_last = isinstance(layer.op, Conv)
+        sparsity: Any = "2:4" if self.sparse else "dense"
+        for precision in config.precisions:
+            if precision not in PRECISIONS or not runs_in(precision, device):
+                continue
+            inputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.values)
+            outputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.node.outputs)
+            for tile in tiles_for(_shape_of(layer), sparse=self.sparse):
+                parameters = {
+                    "architecture": TARGET, "multiprocessors": device.cores, "blocks": tile.blocks,
+                    "groups": tile.groups, "pixels": tile.pixels, "stages": tile.stages,
+                }  # fmt: skip
+                yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        """One launch, and a pointwise step for what it does not fuse."""
+        node, parameters, split = layer.node, choice.parameters, _split(layer)
+        tile = Tile(*(parameters[name] for name in ("blocks", "groups", "pixels", "stages")))
+        kernel = implicit_gemm_hopper(
+            _shape_of(layer), tile, choice.precision, parameters["multiprocessors"], sparse=self.sparse,
+            steps=split.steps, bias=layer.op.bias, residual=split.residual is not None,
+        )  # fmt: skip
+        constants = {
+            f"{layer.name}.weight": _packed(
+                SameArray(layer.constants[node.inputs[1]]), choice.precision, tile.blocks * tile.groups, self.sparse
+            )
+        }
+        if layer.op.bias:
+            bias = layer.constants[node.inputs[2]].reshape(-1)
+            constants[f"{layer.name}.bias"] = np.ascontiguousarray(bias, np.float32)
+        result = node.output if not split.tail else f"{node.output}/before_epilogue"
+        step, packed = kernel_step(
+            kernel, choice, name=layer.name, layers=(layer.name,),
+            inputs=(node.inputs[0], *((split.residual,) if split.residual else ())), outputs=(result,),
+            constants=constants, moved_bytes=moved_bytes_of(layer, choice), flops=flops_of(layer),
+        )  # fmt: skip
+        if not split.tail:
+            return Lowered((step,), packed)
+        after, more = rest_step(layer, split.tail, result, choice)
+        shape = layer.types[node.output].shape
+        return Lowered((step, after), packed | more, {result: (shape, choice.outputs[0])})
+
+
+def tiles_for(shape: Convolution, *, sparse: bool) -> list[Tile]:
+    """The tiles that race, the smallest first; each is as deep as shared memory allows."""
+    found = []
+    for blocks, groups, pixels in TILES:
+        filters = 64 * blocks * groups
+        use = min(_use(shape.filters, filters), _use(shape.pixels, pixels))
+        if use >= _LEAST_USE or (blocks, groups, pixels) == TILES[0]:
+            found.append(deepest(blocks, groups, pixels, sparse=sparse))
+    return found
+
+
+def _use(size: int, tile: int) -> float:
+    """Which part of the tiles that cover ``size`` is not padding."""
+    return size / (-(-size // tile) * tile)
+
+
+def _refuses_layer(layer: Layer) -> str | None:
+    op = layer.op
+    if not isinstance(op, Conv | Linear):
+        return f"{type(op).__name__} is neither a convolution nor a linear layer"
+    if layer.constant(1) is None or (op.bias and layer.constant(2) is None):
+        return "the weight or the bias is computed at run time"
+    if layer.type(0).dtype != DType.FLOAT32 or layer.constant(0) is not None:
+        return "the input is a constant or not floating point"
+    if isinstance(op, Conv):
+        if len(op.strides) != 2 or op.groups != 1:
+            return "a grouped convolution, or one that is not 2-D"
+        taps = ((size - 1) * step for size, step in zip(layer.type(1).shape[2:], op.dilations, strict=True))
+        if max(*taps, 0) > _WIDEST_TAP or max(op.pads) > _WIDEST_PAD or max(op.strides) > _WIDEST_STRIDE:
+            return "the filter, its pads or its strides are larger than the copy engine allows"
+    channels = layer.type(1).shape[1]
+    return f"{channels} channels are not a multiple of 8" if channels % 8 else None
+
+
+def _shape_of(layer: Layer) -> Convolution:
+    op, filters, channels = layer.op, *layer.type(1).shape[:2]
+    if isinstance(op, Linear):
+        return Convolution(1, 1, rows_of(layer), channels, filters)
+    batch, _, height, width = layer.type(0).shape
+    kernel = layer.type(1).shape[2:]
+    return Convolution(batch, height, width, channels, filters, kernel, op.strides, op.pads, op.dilations)  # type: ignore[arg-type]
+
+
+def _split(layer: Layer) -> _Split:
+    """The longest prefix of the epilogue of steps without an operand, with a number, or with the one residual."""
+    program, node = epilogue_of(layer.op), layer.node
+    steps: list[PointwiseStep] = []
+    residual: str | None = None
+    for place, step in enumerate(program):
+        value = None if step.operand is None else node.inputs[step.operand]
+        known = None if value is None else layer.constants.get(value)
+        if step.kind in BOOLEAN_KINDS:
+            return _Split(tuple(steps), residual, program[place:])
+        if value is None:
+            steps.append(PointwiseStep(step.kind, step.params))
+        elif known is not None and known.size == 1:
+            steps.append(PointwiseStep(step.kind, (float(known.reshape(())),), None, step.swap))
+        elif known is None and residual in (None, value) and _is_residual(layer, step):
+            residual = value
+            steps.append(PointwiseStep(step.kind, step.params, 0, step.swap))
+        else:
+            return _Split(tuple(steps), residual, program[place:])
+    return _Split(tuple(steps), residual, ())
+
+
+def _is_residual(layer: Layer, step: Pointwise) -> bool:
+    value = layer.node.inputs[step.operand or 0]
+    return layer.types[value] == layer.types[layer.node.output]
+
+
+@functools.lru_cache(maxsize=8)
+def _packed(weight: SameArray, precision: DType, blocks: int, sparse: bool) -> np.ndarray:
+    """The packed weight. A race lowers many tiles of one weight, hence the memory."""
+    array = weight.array
+    matrix = array.reshape(*array.shape[:2], -1).transpose(0, 2, 1)  # [filters, taps, channels]
+    return pack_hopper(to_precision(np.ascontiguousarray(matrix), precision), blocks, sparse=sparse).data

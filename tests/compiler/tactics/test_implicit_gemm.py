@@ -1,0 +1,96 @@
+"""What our kernels for Hopper's tensor cores offer and refuse, and why."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conv_layers import RELU, RESIDUAL, conv, conv_layer
+from gemm_layers import SMALL
+from matrix_layers import H200, layer_and_arrays, linear
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.ops import Pointwise
+from tamis.compiler.tactics import implicit_gemm
+from tamis.compiler.tactics.implicit_gemm import ImplicitGemm, tiles_for
+from tamis.formats.dtype import DType
+from tamis.kernels.cuda.implicit_gemm import Convolution, Tile
+
+CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.FLOAT16))
+DENSE, SPARSE = ImplicitGemm(sparse=False), ImplicitGemm(sparse=True)
+
+
+@pytest.fixture(autouse=True)
+def with_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implicit_gemm, "compiles_for", lambda device: True)
+
+
+def test_dense_and_sparse_offer_the_same_tiles() -> None:
+    layer, _ = SMALL[2].layer()
+    for tactic, sparsity in ((DENSE, "dense"), (SPARSE, "2:4")):
+        choices = list(tactic.choices(layer, H200, CONFIG))
+        assert {(choice.precision, choice.sparsity, choice.tactic) for choice in choices} == {
+            (DType.FLOAT16, sparsity, tactic.name)
+        }
+        assert all(str(format) == "float16 channels_last" for choice in choices for format in choice.inputs)
+        assert len({choice.key() for choice in choices}) == len(choices)
+
+
+def test_tiles_that_are_mostly_padding_are_left_out() -> None:
+    def told(tiles: list[Tile]) -> list[tuple[int, int]]:
+        return [(tile.filters, tile.pixels) for tile in tiles]
+
+    assert told(tiles_for(Convolution(1, 7, 7, 512, 512), sparse=True)) == [(64, 64), (128, 64), (256, 64)]
+    assert told(tiles_for(Convolution(1, 1, 4096, 64, 64), sparse=True)) == [(64, 64), (64, 128)]
+    assert len(tiles_for(Convolution(128, 14, 14, 256, 256), sparse=True)) == 7
+    assert told(tiles_for(Convolution(1, 1, 1, 64, 8), sparse=False)) == [(64, 64)], "the smallest is always there"
+
+
+REFUSALS = (
+    (DENSE, conv(RELU, groups=2), (1, 64, 5, 5), (64, 32, 3, 3), {}, "grouped"),
+    (DENSE, conv(), (1, 3, 8, 8), (64, 3, 7, 7), {}, "3 channels are not a multiple of 8"),
+    (DENSE, conv(dilation=200), (1, 64, 500, 500), (64, 64, 3, 3), {}, "larger than the copy engine"),
+    (SPARSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {}, "not 2:4"),
+    (DENSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {"architecture": "sm_80"}, "Hopper.*sm_80"),
+    (DENSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {"kind": "cpu"}, "CUDA"),
+)
+
+
+@pytest.mark.parametrize(("tactic", "op", "image", "weight", "changes", "reason"), REFUSALS)
+def test_refusals(tactic, op, image, weight, changes, reason) -> None:
+    layer, _ = conv_layer(op, image, weight)
+    said = tactic.refuses(layer, replace(H200, **changes), CONFIG)
+    assert said is not None
+    assert re.search(reason, said), said
+
+
+def test_refusals_of_configurations() -> None:
+    layer, _ = SMALL[0].layer()
+    assert "16-bit" in (DENSE.refuses(layer, H200, BuildConfig(device="cuda", precisions=(DType.TF32,))) or "")
+    assert SPARSE.refuses(layer, H200, replace(CONFIG, sparsity="off")) == "sparsity is off"
+    assert DENSE.refuses(layer, H200, replace(CONFIG, sparsity="off")) is None
+
+
+def test_what_a_kernel_cannot_fuse_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second residual and what comes behind it."""
+    monkeypatch.setattr("tamis.compiler.tactics.cuda_steps.compile_source", lambda *a: b"cubin")
+    layer, _ = conv_layer(conv(RESIDUAL, RELU, RESIDUAL, RELU), (1, 64, 5, 5), (64, 64, 3, 3))
+    (choice, *_) = DENSE.choices(layer, H200, CONFIG)
+    first, second = DENSE.lower(layer, choice).steps
+    assert len(first.inputs) == 2 and first.outputs == (f"{layer.node.output}/before_epilogue",)
+    assert second.kernel == "cuda.pointwise" and second.outputs == (layer.node.output,)
+
+
+def test_a_scale_by_a_number_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = []
+    monkeypatch.setattr("tamis.compiler.tactics.cuda_steps.compile_source", lambda *a: sources.append(a) or b"cubin")
+    layer, _ = layer_and_arrays(linear(Pointwise("mul", operand=3), Pointwise("relu")), (64, 64), (64, 64))
+    number = np.full((1,), 0.5, np.float32)
+    name = layer.node.inputs[3]
+    layer = replace(layer, constants={**layer.constants, name: number})
+    (choice, *_) = DENSE.choices(layer, H200, CONFIG)
+    (step,) = DENSE.lower(layer, choice).steps
+    assert step.inputs == ("x",)
+    assert sources[0][1]["PROGRAM"] == "STEP(mul, value, 0x1.0000000000000p-1f) STEP(relu, value)"
