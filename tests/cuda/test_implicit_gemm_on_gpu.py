@@ -1,0 +1,99 @@
+"""Our convolutions and matrix products on the GPU's tensor cores: the layers of the emulation, and random shapes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from conv_layers import RELU, RESIDUAL, conv, conv_layer
+from cuda_layers import bound_layer
+from gemm_layers import SMALL, GemmCase
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
+from tamis.compiler.tuner.accuracy import compare, objection
+from tamis.devices.cuda.info import cuda_info
+from tamis.formats.dtype import DType
+from tamis.kernels.cuda.implicit_gemm import TILES, deepest
+
+CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT16, DType.BFLOAT16))
+LARGE = (
+    GemmCase("64@56", lambda: conv_layer(conv(RELU), (2, 64, 56, 56), (64, 64, 3, 3))),
+    GemmCase("512@7", lambda: conv_layer(conv(RESIDUAL, RELU), (8, 512, 7, 7), (512, 512, 3, 3))),
+    GemmCase("1x1", lambda: conv_layer(conv(RESIDUAL, RELU, pads=0), (4, 256, 14, 14), (1024, 256, 1, 1))),
+)
+RANDOM = 200
+
+
+def check(case: GemmCase, *, sparse: bool, tiles: set[tuple[int, int, int]] | None = None) -> None:
+    """Every tile, or some, in every precision; outputs hold NaN before, and a second run gives the same bits."""
+    layer, arrays = case.layer()
+    tactic = ImplicitGemm(sparse=sparse)
+    reason = tactic.refuses(layer, cuda_info(), CONFIG)
+    if reason is not None:
+        pytest.skip(reason)
+    expected = torch.from_numpy(case.expected(layer, arrays)).cuda()
+    (first, *_) = tactic.choices(layer, cuda_info(), CONFIG)
+    for shape in tiles or TILES:
+        tile = deepest(*shape, sparse=sparse)
+        for precision in CONFIG.precisions:
+            numbers = {"blocks": tile.blocks, "groups": tile.groups, "pixels": tile.pixels, "stages": tile.stages}
+            formats = {"inputs": tuple(replace(f, dtype=precision) for f in first.inputs),
+                       "outputs": tuple(replace(f, dtype=precision) for f in first.outputs)}  # fmt: skip
+            choice = replace(first, precision=precision, parameters={**first.parameters, **numbers}, **formats)
+            given = [arrays[name] for name in layer.node.inputs]
+            run, slots, (output,) = bound_layer(layer, choice, tactic.lower(layer, choice), given, "cuda")
+            results = []
+            for _ in range(2):
+                output.fill_(float("nan"))
+                run(slots)
+                torch.cuda.synchronize()
+                results.append(output.clone())
+            assert torch.equal(results[0], results[1]), choice
+            assert objection(compare(results[0], expected), precision, cosine=0.9999, relative=1e-5) is None, choice
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize("case", SMALL + LARGE, ids=lambda case: case.name)
+def test_layers(case: GemmCase, sparse: bool) -> None:
+    check(case, sparse=sparse)
+
+
+def random_case(seed: int) -> GemmCase:
+    """A convolution of odd extents."""
+    draw = random.Random(seed)
+    kernel = draw.choice(((1, 1), (3, 3), (3, 3), (5, 5), (1, 3), (2, 2)))
+    dilation, stride = draw.choice((1, 1, 2)), draw.choice((1, 1, 2, 3))
+    reach = [(size - 1) * dilation + 1 for size in kernel]
+    size = [draw.randint(span, span + draw.choice((0, 5, 40))) for span in reach]
+    pads = tuple(draw.randint(0, 2) for _ in range(4))
+    image = (draw.randint(1, 5), 8 * draw.choice((1, 2, 3, 5, 8, 9, 16, 33)), *size)
+    weight = (draw.choice((1, 7, 8, 40, 64, 100, 128, 200, 257, 512)), image[1], *kernel)
+    epilogue = draw.choice(((), (RELU,), (RESIDUAL, RELU), (RELU, RESIDUAL)))
+    op = conv(*epilogue, stride=stride, pads=pads, dilation=dilation, bias=draw.random() < 0.7)
+    return GemmCase(f"random {seed}", lambda: conv_layer(op, image, weight))
+
+
+@pytest.mark.parametrize("seed", range(RANDOM))
+def test_random_shapes(seed: int) -> None:
+    check(random_case(seed), sparse=seed % 4 > 0, tiles={TILES[seed % len(TILES)]})
+
+
+def test_the_profiler_sees_a_sparse_kernel() -> None:
+    layer, arrays = LARGE[1].layer()
+    tactic = ImplicitGemm(sparse=True)
+    reason = tactic.refuses(layer, cuda_info(), CONFIG)
+    if reason is not None:
+        pytest.skip(reason)
+    (choice, *_) = tactic.choices(layer, cuda_info(), CONFIG)
+    given = [arrays[name] for name in layer.node.inputs]
+    run, slots, _ = bound_layer(layer, choice, tactic.lower(layer, choice), given, "cuda")
+    run(slots)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        run(slots)
+        torch.cuda.synchronize()
+    assert any("sparse" in event.name for event in seen.events())
+    assert np.isfinite(slots[-1].float().cpu().numpy()).all()
