@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tamis.errors import BuildError, MissingLibrary
@@ -81,6 +83,28 @@ def test_every_kernel_compiles(architecture, dtype):
         cubin = compile_source(f"{kernel.family}.cu", kernel.defines, architecture)
         assert cubin[:4] == b"\x7fELF"
         assert kernel.family.encode() in cubin  # the C name under which the driver finds it
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_rates_of_hoppers_instructions_compile():
+    source = Path(__file__).parents[2] / "benchmarks" / "cuda" / "wgmma_rate.cu"
+    for wide, sparse, registers, integers in [
+        (64, 0, 0, 0),
+        (256, 1, 0, 0),
+        (128, 1, 1, 0),
+        (256, 0, 1, 1),
+        (128, 1, 0, 1),
+    ]:
+        defines = {
+            "WIDE": wide,
+            "SPARSE": sparse,
+            "REGISTERS_A": registers,
+            "INTEGERS": integers,
+            "FILL": 1,
+            "STEPS": 64,
+        }
+        assert b"wgmma_rate" in compile_source(str(source), defines, "sm_90a")
 
 
 @needs_compiler

@@ -92,11 +92,12 @@ template <int pending> TAMIS_DEVICE void products_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
-#define TAMIS_8(d, i) \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define TAMIS_32(d, i) TAMIS_8(d, i), TAMIS_8(d, i + 8), TAMIS_8(d, i + 16), TAMIS_8(d, i + 24)
-#define TAMIS_64(d, i) TAMIS_32(d, i), TAMIS_32(d, i + 32)
-#define TAMIS_128(d, i) TAMIS_64(d, i), TAMIS_64(d, i + 64)
+// Lists of registers for assembly: `how` is "+f" or "+r".
+#define TAMIS_8(how, d, i)                                                                                            \
+    how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]), how(d[i + 6]), how(d[i + 7])
+#define TAMIS_32(how, d, i) TAMIS_8(how, d, i), TAMIS_8(how, d, i + 8), TAMIS_8(how, d, i + 16), TAMIS_8(how, d, i + 24)
+#define TAMIS_64(how, d, i) TAMIS_32(how, d, i), TAMIS_32(how, d, i + 32)
+#define TAMIS_128(how, d, i) TAMIS_64(how, d, i), TAMIS_64(how, d, i + 64)
 #define TAMIS_NAMES_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -125,7 +126,7 @@ template <int N> struct Product;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                                        \
                          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PRODUCT_TYPE "." PRODUCT_TYPE " {"    \
                          TAMIS_NAMES_##R "}, %" #A ", %" #B ", p, 1, 1, 0, 0;\n}\n"                              \
-                         : TAMIS_##R(d, 0)                                                                       \
+                         : TAMIS_##R("+f", d, 0)                                                                    \
                          : "l"(a), "l"(b), "r"(keep));                                                           \
         }                                                                                                        \
         template <int selector>                                                                                  \
@@ -134,7 +135,7 @@ template <int N> struct Product;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #E ", 0;\n"                                        \
                          "wgmma.mma_async.sp.sync.aligned.m64n" #N "k32.f32." PRODUCT_TYPE "." PRODUCT_TYPE " {" \
                          TAMIS_NAMES_##R "}, %" #A ", %" #B ", %" #C ", %" #D ", p, 1, 1, 0, 0;\n}\n"            \
-                         : TAMIS_##R(d, 0)                                                                       \
+                         : TAMIS_##R("+f", d, 0)                                                                    \
                          : "l"(a), "l"(b), "r"(places), "n"(selector), "r"(keep));                               \
         }                                                                                                        \
     };

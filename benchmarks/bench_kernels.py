@@ -1,0 +1,195 @@
+"""Our kernels for Hopper's tensor cores beside cuDNN, cuBLASLt and cuSPARSELt, layer by layer, bias and ReLU fused.
+
+    python benchmarks/bench_kernels.py
+    python benchmarks/bench_kernels.py --case conv3x3-256x256-14-b128 --case gemm-8192x8192x8192
+    python benchmarks/bench_kernels.py --device cpu --case gemm-256x256x64 --output trial.json     # try the script out
+
+Each case is a graph of one layer with 2:4 weights and goes through the race of a build: all candidates in turns on
+random data and a cold L2 cache, every result checked on the GPU against float32. Of each tactic the fastest candidate
+makes a row of ``results/kernels-GPU.json``; for ours the note names the tile, and the times of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_state import gpu_state, short_name
+from results import Row, command_line, merge
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.graph import Graph, Node, SparsityNote, TensorType
+from tamis.compiler.ir.infer import infer
+from tamis.compiler.ir.ops import Conv, Linear, Op, Pointwise
+from tamis.compiler.tactics import tactics_of
+from tamis.compiler.tactics.base import Tactic, flops_of, layer_of, moved_bytes_of
+from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
+from tamis.compiler.tuner import open_track
+from tamis.compiler.tuner.race import Entry, LayerRace, race_layer
+from tamis.compiler.tuner.timing import Clock
+from tamis.formats import TWO_FOUR, magnitude_mask
+from tamis.formats.dtype import DType
+from tamis.runtime import open_device
+
+OURS: tuple[Tactic, ...] = (ImplicitGemm(sparse=False), ImplicitGemm(sparse=True))
+BUDGET_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer: ``kernel`` 0 is a matrix product of ``batch`` rows; ``residual``: one is added before the ReLU."""
+
+    kernel: int
+    inputs: int
+    outputs: int
+    size: int
+    batch: int
+    stride: int = 1
+    residual: bool = False
+
+    @property
+    def name(self) -> str:
+        """A stable name, as ``conv3x3-256x256-14-b128`` or ``gemm-8192x8192x8192`` (outputs, inputs, rows)."""
+        if not self.kernel:
+            return f"gemm-{self.outputs}x{self.inputs}x{self.batch}"
+        tail = f"{'' if self.stride == 1 else f'-s{self.stride}'}{'-res' if self.residual else ''}"
+        return f"conv{self.kernel}x{self.kernel}-{self.inputs}x{self.outputs}-{self.size}{tail}-b{self.batch}"
+
+
+CASES = (
+    *(Case(3, c, c, size, 128) for c, size in ((256, 56), (512, 28), (1024, 28))),
+    *(Case(3, c, c, size, 128) for c, size in ((64, 56), (128, 28), (256, 14), (512, 7))),
+    *(Case(3, c, c, size, 1) for c, size in ((64, 56), (128, 28), (256, 14), (512, 7))),
+    Case(3, 64, 128, 56, 128, stride=2), Case(3, 256, 512, 14, 128, stride=2),
+    # The 1x1 convolutions of ResNet-50: into a block, out of it, and its shortcuts.
+    *(Case(1, 4 * c, c, size, 128) for c, size in ((64, 56), (128, 28), (256, 14), (512, 7))),
+    *(Case(1, c, 4 * c, size, 128, residual=True) for c, size in ((64, 56), (128, 28), (256, 14), (512, 7))),
+    Case(1, 64, 64, 56, 128), Case(1, 64, 256, 56, 128),
+    *(Case(1, 4 * c, 8 * c, size, 128, stride=2) for c, size in ((64, 56), (128, 28), (256, 14))),
+    *(Case(1, c, 4 * c, size, 1, residual=True) for c, size in ((256, 14), (512, 7))),
+    Case(0, 8192, 8192, 1, 8192), Case(0, 4096, 4096, 1, 2048), Case(0, 1024, 1024, 1, 12288),
+    Case(0, 1024, 4096, 1, 12288), Case(0, 4096, 1024, 1, 12288),
+)  # fmt: skip
+TRIALS = (Case(0, 256, 256, 1, 64), Case(3, 16, 16, 8, 1))
+
+
+def main() -> int:
+    known = {case.name: case for case in CASES + TRIALS}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=list(known), metavar="CASE", help="may be repeated")
+    parser.add_argument("--precision", choices=("float16", "bfloat16"), default="float16")
+    parser.add_argument("--level", type=int, default=3, choices=range(6), help="how many algorithms of libraries race")
+    parser.add_argument("--output", type=Path, help="results file")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the script out")
+    options = parser.parse_args()
+    if options.device == "cpu" and options.output is None:
+        parser.error("--device cpu needs --output: trials do not belong to the results")
+    device = open_device(options.device)
+    name = short_name(device.info().name)
+    output = options.output or Path(__file__).parent / "results" / f"kernels-{name}.json"
+    for case in [known[name] for name in options.case] if options.case else CASES:
+        before = gpu_state()
+        race = raced(case, DType(options.precision), options.device, options.level)
+        rows = rows_of(case, race, f"{before} -> {gpu_state()}" if before else "")
+        show(rows)
+        merge(output, rows, {"gpu": device.info().name, "command": command_line(sys.argv)},
+              key=("bench", "case", "impl", "sparsity", "precision"))  # fmt: skip
+    print(f"wrote {output}")
+    return 0
+
+
+def raced(case: Case, precision: DType, device: str, level: int) -> LayerRace:
+    """All candidates of a case, timed with a cold cache."""
+    graph = graph_of(case)
+    config = BuildConfig(
+        device=device,  # type: ignore[arg-type]
+        precisions=(DType.FLOAT32, precision), optimization_level=level, budget_seconds=BUDGET_SECONDS,
+    )  # fmt: skip
+    track = open_track(graph, open_device(device), config)
+    track = replace(track, clock=Clock(track.device, cold=True))
+    ours = OURS if device == "cuda" else ()
+    return race_layer(layer_of(graph, graph.nodes[0]), (*tactics_of(device), *ours), track)
+
+
+def graph_of(case: Case) -> Graph:
+    """One layer with random 2:4 weights, whose sums have about unit variance."""
+    random = np.random.default_rng(0)
+    taps = case.kernel or 1
+    shape = (case.outputs, case.inputs, taps, taps) if case.kernel else (case.outputs, case.inputs)
+    weight = random.standard_normal(shape, dtype=np.float32) / np.float32((case.inputs * taps**2 / 2) ** 0.5)
+    weight = np.where(magnitude_mask(weight, TWO_FOUR, 1), weight, np.float32(0))
+    image = (case.batch, case.inputs, case.size, case.size) if case.kernel else (case.batch, case.inputs)
+    program: tuple[Pointwise, ...] = (Pointwise("relu"),)
+    if case.residual:
+        program = (Pointwise("add", operand=3), *program)
+    op: Op = (
+        Conv((case.stride,) * 2, (taps // 2,) * 4, (1, 1), 1, True, program) if case.kernel else Linear(True, program)
+    )
+    types = {"x": TensorType(image), "w": TensorType(shape), "b": TensorType((case.outputs,))}
+    (result,) = infer(replace(op, epilogue=()), list(types.values()))[:1]  # type: ignore[call-arg]
+    types |= {"y": result} | ({"r": result} if case.residual else {})
+    inputs = ("x", "w", "b", "r") if case.residual else ("x", "w", "b")
+    constants = {"w": weight, "b": random.standard_normal(case.outputs, dtype=np.float32)}
+    note = SparsityNote("2:4", 1, 0.5, 1.0)
+    node = Node(case.name, op, inputs, ("y",))
+    return Graph(
+        case.name, tuple(v for v in inputs if v not in constants), ("y",), (node,), types, constants, {"w": note}
+    )
+
+
+def rows_of(case: Case, race: LayerRace, state: str) -> list[Row]:
+    """The fastest of each tactic in 16 bits, ours with the times of all tiles; disqualified candidates are told."""
+    rows = []
+    names = list(dict.fromkeys(entry.choice.tactic for entry in race.entries))
+    for name in names:
+        entries = [e for e in race.entries if e.choice.tactic == name and e.choice.precision.size_bytes == 2]
+        timed = sorted((e for e in entries if e.timing and not e.disqualified), key=median)
+        wrong = [e.reason for e in entries if e.disqualified]
+        if not timed:
+            if wrong:
+                print(f"{case.name} {name}: none works: {wrong[0]}")
+            continue
+        best = timed[0]
+        assert best.timing is not None and best.accuracy is not None
+        words = [described(best), state, f"{len(wrong)} failed: {wrong[0]}" if wrong else ""]
+        if name.startswith("tamis.hopper"):
+            words.append("all: " + "; ".join(f"{described(e)} {median(e):.1f}" for e in timed))
+        rows.append(
+            Row("kernels", case.name, name, str(best.choice.precision), best.choice.sparsity, case.batch,
+                best.timing.median_us, best.timing.p10_us, best.timing.p90_us, best.timing.n, flops_of(race.layer),
+                moved_bytes_of(race.layer, best.choice), best.accuracy.max_relative_error,
+                "; ".join(word for word in words if word))
+        )  # fmt: skip
+    return rows
+
+
+def median(entry: Entry) -> float:
+    """Microseconds."""
+    return entry.timing.median_us if entry.timing else float("inf")
+
+
+def described(entry: Entry) -> str:
+    """The parameters of a candidate that vary."""
+    parameters: dict[str, Any] = dict(entry.choice.parameters)
+    if "blocks" in parameters:
+        return f"{64 * parameters['blocks'] * parameters['groups']}x{parameters['pixels']}x{parameters['stages']}"
+    return " ".join(f"{name} {value}" for name, value in parameters.items() if name not in ("architecture",))
+
+
+def show(rows: Sequence[Row]) -> None:
+    """One line for each row: time, speed, and how much faster than the fastest dense library."""
+    libraries = [row.median_us for row in rows if row.sparsity == "dense" and not row.impl.startswith("tamis.hopper")]
+    best = min(libraries, default=0.0)
+    for row in sorted(rows, key=lambda row: row.median_us):
+        speed = row.flops / row.median_us / 1e6
+        print(f"{row.case:28} {row.impl:20} {row.sparsity:5} {row.median_us:9.1f} us {speed:7.1f} TFLOP/s "
+              f"{best / row.median_us:5.2f}x  error {row.max_rel_error:.1e}  {row.note[:60]}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
