@@ -112,6 +112,7 @@ template <int count> inline void give_registers() {}
 inline void products_begin() {}
 inline void products_commit() {}
 template <int pending> inline void products_wait() {}
+template <int count> inline void hold_registers(const unsigned (&)[count]) {}
 
 // 16 bits of an operand in K-major order: row and byte within the instruction's part of it.
 inline unsigned short emulated_element(unsigned long long operand, int row, int byte) {

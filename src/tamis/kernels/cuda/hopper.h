@@ -92,6 +92,12 @@ template <int pending> TAMIS_DEVICE void products_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
+// These values lie in their registers until here: products that read them may run that long.
+template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[count]) {
+#pragma unroll
+    for (int i = 0; i < count; i++) asm volatile("" ::"r"(values[i]));
+}
+
 // Lists of registers for assembly: `how` is "+f" or "+r".
 #define TAMIS_8(how, d, i)                                                                                            \
     how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]), how(d[i + 6]), how(d[i + 7])

@@ -44,11 +44,11 @@ struct Ring {
     }
 };
 
-// One step's products of a warpgroup.
-TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], const Ring &ring, const unsigned char *memory, int group,
-                           int thread, bool first) {
+// Starts one step's products of a warpgroup, once its operands are there. `places` is their metadata.
+TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOCKS], const Ring &ring,
+                        const unsigned char *memory, int group, int thread, bool first) {
     const unsigned weights = ring.weights() + group * BLOCKS * MATRIX_BYTES;
-    unsigned places[BLOCKS];
+    barrier_wait(ring.full(), ring.round);
 #pragma unroll
     for (int block = 0; block < BLOCKS; block++) {
         const unsigned at = ring.weights() - ring.memory + GROUPS * BLOCKS * MATRIX_BYTES +
@@ -72,7 +72,36 @@ TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], const Ring &ring, 
         }
     }
     products_commit();
+}
+
+// All steps of a tile. One step's products run while the next one's operands are awaited; only then are its own given
+// back. Its metadata stays in registers of its own meanwhile, for which reason steps come in pairs.
+TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const unsigned char *memory, int group, int thread,
+                           int steps) {
+    unsigned even[BLOCKS], odd[BLOCKS] = {};
+    unsigned used = 0;  // the barrier of the step whose products may still run
+    auto started = [&] {
+        const unsigned before = used;
+        used = ring.empty();
+        ring.next();
+        if (before && thread % 32 == 0) barrier_arrive(before);
+    };
+    for (int step = 0; step < steps; step += 2) {
+        start(sums, even, ring, memory, group, thread, step == 0);
+        products_wait<1>();
+        hold_registers(odd);
+        started();
+        if (step + 1 < steps) {
+            start(sums, odd, ring, memory, group, thread, false);
+            products_wait<1>();
+            hold_registers(even);
+            started();
+        }
+    }
     products_wait<0>();
+    hold_registers(even);
+    hold_registers(odd);
+    if (thread % 32 == 0) barrier_arrive(used);
 }
 
 // The sums of a warpgroup's filters through shared memory, where they turn from filters x pixels to pixels x filters.
@@ -107,9 +136,9 @@ TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, i
 
 extern "C" __global__ void __launch_bounds__(THREADS *(GROUPS + 1), 1)
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
-                         const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks,
-                         int across, int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top,
-                         int dilation_w, int dilation_h, int pitch, int offset, int residual_pitch) {
+           const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks, int across,
+           int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
+           int dilation_h, int pitch, int offset, int residual_pitch) {
     SHARED_MEMORY(memory);
     Ring ring = {shared_address(memory), 0, 0};
     const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
@@ -153,12 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS *(GROUPS + 1), 1)
         float *strip = reinterpret_cast<float *>(memory + STAGES * STAGE_BYTES + group * STRIP_BYTES);
         for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
             float sums[BLOCKS][PIXELS / 2];
-            for (int step = 0; step < steps; step++) {
-                barrier_wait(ring.full(), ring.round);
-                multiply(sums, ring, memory, group, thread, step == 0);
-                if (thread % 32 == 0) barrier_arrive(ring.empty());
-                ring.next();
-            }
+            multiply(sums, ring, memory, group, thread, steps);
             leave(sums, strip, group, thread, tile % across_filters * FILTERS + group * BLOCKS * 64,
                   tile / across_filters * PIXELS, bias, residual, out, filters, pixels, pitch, offset, residual_pitch);
         }
