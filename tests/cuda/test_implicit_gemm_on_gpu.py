@@ -28,7 +28,7 @@ LARGE = (
 RANDOM = 200
 
 
-def check(case: GemmCase, *, sparse: bool, tiles: set[tuple[int, int, int]] | None = None) -> None:
+def check(case: GemmCase, *, sparse: bool, tiles: set[tuple[int, int, int, int]] | None = None) -> None:
     """Every tile, or some, in every precision; outputs hold NaN before, and a second run gives the same bits."""
     layer, arrays = case.layer()
     tactic = ImplicitGemm(sparse=sparse)
@@ -40,7 +40,13 @@ def check(case: GemmCase, *, sparse: bool, tiles: set[tuple[int, int, int]] | No
     for shape in tiles or TILES:
         tile = deepest(*shape, sparse=sparse)
         for precision in CONFIG.precisions:
-            numbers = {"blocks": tile.blocks, "groups": tile.groups, "pixels": tile.pixels, "stages": tile.stages}
+            numbers = {
+                "blocks": tile.blocks,
+                "groups": tile.groups,
+                "pixels": tile.pixels,
+                "cluster": tile.cluster,
+                "stages": tile.stages,
+            }
             formats = {"inputs": tuple(replace(f, dtype=precision) for f in first.inputs),
                        "outputs": tuple(replace(f, dtype=precision) for f in first.outputs)}  # fmt: skip
             choice = replace(first, precision=precision, parameters={**first.parameters, **numbers}, **formats)

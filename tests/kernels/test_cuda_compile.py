@@ -102,6 +102,7 @@ def test_the_rates_of_hoppers_instructions_compile():
             "REGISTERS_A": registers,
             "INTEGERS": integers,
             "FILL": 1,
+            "CLUSTER": 1,
             "STEPS": 64,
         }
         assert b"wgmma_rate" in compile_source(str(source), defines, "sm_90a")

@@ -15,7 +15,8 @@ from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.pointwise import PointwiseStep
 
-SMALL = Tile(1, 1, 64, 2)
+SMALL = Tile(1, 1, 64, 1, 2)
+PAIR = Tile(1, 1, 64, 2, 2)
 ADD, RELU = PointwiseStep("add", operand=0), PointwiseStep("relu")
 
 
@@ -86,7 +87,7 @@ def test_a_product(dtype: DType, sparse: bool) -> None:
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("tile", TILES, ids=str)
-def test_every_tile(tile: tuple[int, int, int], sparse: bool) -> None:
+def test_every_tile(tile: tuple[int, int, int, int], sparse: bool) -> None:
     shape = Convolution(1, 1, tile[2] + 9, 72, 64 * tile[0] * tile[1] + 8)
     check(shape, deepest(*tile, sparse=sparse, most=3), DType.FLOAT16, sparse=sparse, bias=True, steps=(RELU,))
 
@@ -125,8 +126,15 @@ def test_float32_results() -> None:
     check(Convolution(1, 1, 64, 64, 64), SMALL, DType.FLOAT16, sparse=True, out_dtype=DType.FLOAT32, bias=True)
 
 
-def test_many_tiles_on_one_multiprocessor() -> None:
-    check(Convolution(1, 1, 300, 64, 200), SMALL, DType.FLOAT16, sparse=True, multiprocessors=1)
+@pytest.mark.parametrize("tile", [SMALL, PAIR], ids=["alone", "pair"])
+def test_many_tiles_on_one_multiprocessor(tile: Tile) -> None:
+    check(Convolution(1, 1, 300, 192, 200), tile, DType.FLOAT16, sparse=True, multiprocessors=1)
+
+
+@pytest.mark.parametrize("filters", [64, 128, 130], ids=["one is idle", "both", "two pairs"])
+def test_a_pair_of_blocks_shares_its_pixels(filters: int) -> None:
+    shape = Convolution(2, 6, 7, 72, filters, (3, 3), pads=(1, 1, 1, 1))
+    check(shape, PAIR, DType.FLOAT16, sparse=True, bias=True, residual=True, steps=(ADD, RELU), multiprocessors=4)
 
 
 def test_what_cannot_run_is_refused() -> None:

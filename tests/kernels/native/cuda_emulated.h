@@ -1,7 +1,8 @@
 // CUDA C++ on the CPU, enough of it to run our kernels thread by thread.
 //
 // A block's threads are fibres on one core, switched only where they wait: at __syncthreads (all threads of the block),
-// in a warp shuffle (the 32 lanes), at a barrier of some threads, and for a condition. Blocks run one after the other. Wrong programs are found out: a thread that
+// in a warp shuffle (the 32 lanes), at a barrier of some threads, and for a condition. Clusters of blocks run one after the
+// other, the blocks of a cluster (EMULATED_CLUSTER, 1 if nothing is said) together. Wrong programs are found out: a thread that
 // leaves while others wait at a barrier, a shuffle with lanes missing, a misaligned or outside access (through the
 // caller's guard pages and the compiler's alignment checks) end the launch with a code and not the process.
 #pragma once
@@ -54,8 +55,8 @@ enum { EMULATED_OK = 0, EMULATED_DEADLOCK = 1, EMULATED_FAULT = 2, EMULATED_NO_M
 
 struct EmulatedFibre {
     ucontext_t context;
-    EmulatedIndex index;
-    enum { READY, AT_BARRIER, AT_SHUFFLE, AT_MEETING, UNTIL, DONE } state;
+    EmulatedIndex index, block;
+    enum { READY, AT_BARRIER, AT_CLUSTER, AT_SHUFFLE, AT_MEETING, UNTIL, DONE } state;
     unsigned shuffled;
     int meeting, expected;  // which barrier, of how many threads
     std::function<bool()> until;
@@ -111,24 +112,32 @@ static void emulated_fibre() {
     emulated.fibres[emulated.current].state = EmulatedFibre::DONE;
 }
 
-// Makes the fibres [from, to) ready again when all of them wait in `state`.
+// Makes the fibres [from, to) ready again when all of them wait in `state`; at a cluster's barrier those that are done
+// count as there.
 inline bool emulated_release(unsigned from, unsigned to, decltype(EmulatedFibre::state) state) {
+    bool any = false;
+    for (unsigned i = from; i < to; i++) {
+        const bool gone = state == EmulatedFibre::AT_CLUSTER && emulated.fibres[i].state == EmulatedFibre::DONE;
+        if (emulated.fibres[i].state != state && !gone) return false;
+        any = any || !gone;
+    }
+    if (!any) return false;
     for (unsigned i = from; i < to; i++)
-        if (emulated.fibres[i].state != state) return false;
-    for (unsigned i = from; i < to; i++) emulated.fibres[i].state = EmulatedFibre::READY;
+        if (emulated.fibres[i].state == state) emulated.fibres[i].state = EmulatedFibre::READY;
     return true;
 }
 
-// Goes on with those who wait for what is the case by now, and with complete meetings.
-inline bool emulated_go_on(unsigned threads) {
+// Goes on with those of a block who wait for what is the case by now, and with complete meetings.
+inline bool emulated_go_on(unsigned from, unsigned to) {
     bool any = false;
     int there[16] = {};
-    for (unsigned i = 0; i < threads; i++) {
+    for (unsigned i = from; i < to; i++) {
         EmulatedFibre &fibre = emulated.fibres[i];
+        emulated.current = i;  // conditions look into the block's shared memory
         if (fibre.state == EmulatedFibre::UNTIL && fibre.until()) fibre.state = EmulatedFibre::READY, any = true;
         if (fibre.state == EmulatedFibre::AT_MEETING) there[fibre.meeting]++;
     }
-    for (unsigned i = 0; i < threads; i++) {
+    for (unsigned i = from; i < to; i++) {
         EmulatedFibre &fibre = emulated.fibres[i];
         if (fibre.state == EmulatedFibre::AT_MEETING && there[fibre.meeting] >= fibre.expected)
             fibre.state = EmulatedFibre::READY, any = true;
@@ -137,13 +146,19 @@ inline bool emulated_go_on(unsigned threads) {
 }
 
 static void (*emulated_start_of_block)();
+static unsigned emulated_cluster_size = 1;
+// Which block of the cluster a fibre belongs to.
+inline unsigned emulated_rank() { return emulated.current / (blockDim.x * blockDim.y * blockDim.z); }
 
-inline int emulated_block() {
+// Runs the blocks from `first` on that make up a cluster, which are neighbours along x.
+inline int emulated_cluster(EmulatedIndex first) {
     if (emulated_start_of_block) emulated_start_of_block();
-    const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+    const unsigned size = blockDim.x * blockDim.y * blockDim.z, threads = size * emulated_cluster_size;
     for (unsigned i = 0; i < threads; i++) {
         EmulatedFibre &fibre = emulated.fibres[i];
-        fibre.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+        const unsigned own = i % size;
+        fibre.index = {own % blockDim.x, own / blockDim.x % blockDim.y, own / blockDim.x / blockDim.y};
+        fibre.block = {first.x + i / size, first.y, first.z};
         fibre.state = EmulatedFibre::READY;
         getcontext(&fibre.context);
         fibre.context.uc_stack.ss_sp = emulated.stacks + i * EMULATED_STACK;
@@ -158,7 +173,7 @@ inline int emulated_block() {
             EmulatedFibre &fibre = emulated.fibres[i];
             if (fibre.state == EmulatedFibre::READY) {
                 emulated.current = i;
-                threadIdx = fibre.index;
+                threadIdx = fibre.index, blockIdx = fibre.block;
                 swapcontext(&emulated.scheduler, &fibre.context);
                 ran = true;
             }
@@ -167,8 +182,11 @@ inline int emulated_block() {
         if (done) return EMULATED_OK;
         for (unsigned warp = 0; warp + 32 <= threads; warp += 32)
             ran = emulated_release(warp, warp + 32, EmulatedFibre::AT_SHUFFLE) || ran;
-        ran = emulated_release(0, threads, EmulatedFibre::AT_BARRIER) || ran;
-        ran = emulated_go_on(threads) || ran;
+        for (unsigned block = 0; block < threads; block += size) {
+            ran = emulated_release(block, block + size, EmulatedFibre::AT_BARRIER) || ran;
+            ran = emulated_go_on(block, block + size) || ran;
+        }
+        ran = emulated_release(0, threads, EmulatedFibre::AT_CLUSTER) || ran;
         if (!ran) return EMULATED_DEADLOCK;
     }
 }
@@ -188,7 +206,7 @@ template <class... A> inline void emulated_call(void (*kernel)(A...)) {
 inline int emulated_launch(void (*body)(), const unsigned *grid, const unsigned *block, void **arguments) {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
-    const unsigned threads = block[0] * block[1] * block[2];
+    const unsigned threads = block[0] * block[1] * block[2] * emulated_cluster_size;
     emulated_arguments = arguments;
     emulated.body = body;
     emulated.fibres.resize(threads);
@@ -209,10 +227,8 @@ inline int emulated_launch(void (*body)(), const unsigned *grid, const unsigned 
     } else {
         for (unsigned z = 0; z < grid[2] && !status; z++)
             for (unsigned y = 0; y < grid[1] && !status; y++)
-                for (unsigned x = 0; x < grid[0] && !status; x++) {
-                    blockIdx = {x, y, z};
-                    status = emulated_block();
-                }
+                for (unsigned x = 0; x < grid[0] && !status; x += emulated_cluster_size)
+                    status = emulated_cluster({x, y, z});
     }
     for (int i = 0; i < 3; i++) sigaction(signals[i], &old[i], nullptr);
     sigaltstack(&old_stack, nullptr);

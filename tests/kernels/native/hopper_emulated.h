@@ -2,23 +2,27 @@
 //
 // Copies and products happen at once, which is one of the orders that the hardware may take: what a kernel reads too
 // early is found (a barrier's phase has not come), what it overwrites too early is not. Addresses in shared memory are
-// offsets into one array, which holds NaN when a block starts.
+// offsets into the block's array, which holds NaN when a block starts.
 #pragma once
 
 #define __grid_constant__
 
 static const unsigned EMULATED_SHARED = 227 * 1024;
-alignas(1024) static unsigned char emulated_shared[EMULATED_SHARED];
-#define SHARED_MEMORY(name) unsigned char *name = emulated_shared
-static void emulated_spoil() { memset(emulated_shared, 0xff, EMULATED_SHARED); }
-static const bool emulated_spoils = (emulated_start_of_block = emulated_spoil, true);
+alignas(1024) static unsigned char emulated_shared[CLUSTER][EMULATED_SHARED];
+#define SHARED_MEMORY(name) unsigned char *name = emulated_shared[emulated_rank()]
+#define CLUSTER_OF(blocks)
+static void emulated_spoil() { memset(emulated_shared, 0xff, sizeof emulated_shared); }
+static const bool emulated_hopper = (emulated_start_of_block = emulated_spoil, emulated_cluster_size = CLUSTER, true);
 
 inline unsigned shared_address(const void *pointer) {
-    return (unsigned)(static_cast<const unsigned char *>(pointer) - emulated_shared);
+    return (unsigned)(static_cast<const unsigned char *>(pointer) - emulated_shared[emulated_rank()]);
+}
+inline unsigned char *emulated_in(unsigned rank, unsigned address, unsigned bytes) {
+    if (rank >= CLUSTER || address + bytes > EMULATED_SHARED) __builtin_trap();
+    return emulated_shared[rank] + address;
 }
 inline unsigned char *emulated_at(unsigned address, unsigned bytes) {
-    if (address + bytes > EMULATED_SHARED) __builtin_trap();
-    return emulated_shared + address;
+    return emulated_in(emulated_rank(), address, bytes);
 }
 
 // A barrier's phase ends when no arrival and no byte is missing.
@@ -33,10 +37,11 @@ struct EmulatedBarrier {
         }
     }
 };
-inline EmulatedBarrier &emulated_barrier(unsigned address) {
+inline EmulatedBarrier &emulated_barrier_in(unsigned rank, unsigned address) {
     if (address % 8) __builtin_trap();
-    return *reinterpret_cast<EmulatedBarrier *>(emulated_at(address, 8));
+    return *reinterpret_cast<EmulatedBarrier *>(emulated_in(rank, address, 8));
 }
+inline EmulatedBarrier &emulated_barrier(unsigned address) { return emulated_barrier_in(emulated_rank(), address); }
 inline void barrier_make(unsigned address, unsigned arrivals) {
     emulated_barrier(address) = {(short)arrivals, (short)arrivals, 0};
 }
@@ -45,13 +50,19 @@ inline void barrier_arrive(unsigned address) {
     emulated_barrier(address).missing--;
     emulated_barrier(address).settle();
 }
+inline void barrier_arrive_in(unsigned rank, unsigned address) {
+    emulated_barrier_in(rank, address).missing--;
+    emulated_barrier_in(rank, address).settle();
+}
+inline unsigned rank_in_cluster() { return emulated_rank(); }
+inline void cluster_meets() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
 inline void barrier_expect(unsigned address, unsigned bytes) {
     emulated_barrier(address).bytes_and_phase += 2 * (int)bytes;
     barrier_arrive(address);
 }
-inline void emulated_came(unsigned address, unsigned bytes) {
-    emulated_barrier(address).bytes_and_phase -= 2 * (int)bytes;
-    emulated_barrier(address).settle();
+inline void emulated_came(unsigned rank, unsigned address, unsigned bytes) {
+    emulated_barrier_in(rank, address).bytes_and_phase -= 2 * (int)bytes;
+    emulated_barrier_in(rank, address).settle();
 }
 inline void barrier_wait(unsigned address, unsigned parity) {
     if (parity > 1) __builtin_trap();
@@ -72,36 +83,47 @@ inline void fetch_map(const TensorMap &) {}
 inline void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned barrier) {
     if (address % 16 || bytes % 16 || (uintptr_t)from % 16) __builtin_trap();
     memcpy(emulated_at(address, bytes), from, bytes);
-    emulated_came(barrier, bytes);
+    emulated_came(emulated_rank(), barrier, bytes);
 }
 // 64 channels of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
-inline void emulated_row(unsigned address, int row, const TensorMap &map, bool inside, long long pixel, int channel) {
+inline void emulated_row(unsigned rank, unsigned address, int row, const TensorMap &map, bool inside, long long pixel,
+                         int channel) {
     if (address % 1024) __builtin_trap();
     for (int byte = 0; byte < 128; byte += 2) {
         const int here = channel + byte / 2;
         const unsigned at = address + row * 128 + byte, swizzled = at ^ (at >> 7 & 7) << 4;
-        unsigned short *to = reinterpret_cast<unsigned short *>(emulated_at(swizzled, 2));
+        unsigned short *to = reinterpret_cast<unsigned short *>(emulated_in(rank, swizzled, 2));
         const unsigned short *from = reinterpret_cast<const unsigned short *>(map.base);
         *to = inside && here < map.channels ? from[pixel * map.channels + here] : 0;
     }
 }
+// A copy goes to the same place in each block of the cluster, and completes on each one's barrier.
+template <class Copy> void emulated_everywhere(unsigned barrier, unsigned bytes, Copy copy) {
+    for (unsigned rank = 0; rank < CLUSTER; rank++) {
+        copy(rank);
+        emulated_came(rank, barrier, bytes);
+    }
+}
 inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
     if (map.image || map.channels % 8) __builtin_trap();
-    for (int i = 0; i < map.box; i++) emulated_row(address, i, map, row + i < map.n, row + i, channel);
-    emulated_came(barrier, map.box * 128);
+    emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
+        for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, row + i < map.n, row + i, channel);
+    });
 }
 inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
                         unsigned barrier) {
     if (!map.image || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
-    for (int i = 0; i < map.box; i++) {
-        const int x = w + right, y = h + down;
-        const bool inside = n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
-        emulated_row(address, i, map, inside, ((long long)n * map.h + y) * map.w + x, channel);
-        w += map.step_w;
-        if (w > map.w - 1 + map.high_w) w = map.low_w, h += map.step_h;
-        if (h > map.h - 1 + map.high_h) h = map.low_h, n++;
-    }
-    emulated_came(barrier, map.box * 128);
+    emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
+        int base_w = w, base_h = h, base_n = n;
+        for (int i = 0; i < map.box; i++) {
+            const int x = base_w + right, y = base_h + down;
+            const bool inside = base_n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
+            emulated_row(rank, address, i, map, inside, ((long long)base_n * map.h + y) * map.w + x, channel);
+            base_w += map.step_w;
+            if (base_w > map.w - 1 + map.high_w) base_w = map.low_w, base_h += map.step_h;
+            if (base_h > map.h - 1 + map.high_h) base_h = map.low_h, base_n++;
+        }
+    });
 }
 
 template <int count> inline void take_registers() {}

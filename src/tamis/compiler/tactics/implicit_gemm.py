@@ -81,14 +81,14 @@ class ImplicitGemm:
             for tile in tiles_for(_shape_of(layer), sparse=self.sparse):
                 parameters = {
                     "architecture": TARGET, "multiprocessors": device.cores, "blocks": tile.blocks,
-                    "groups": tile.groups, "pixels": tile.pixels, "stages": tile.stages,
+                    "groups": tile.groups, "pixels": tile.pixels, "cluster": tile.cluster, "stages": tile.stages,
                 }  # fmt: skip
                 yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One launch, and a pointwise step for what it does not fuse."""
         node, parameters, split = layer.node, choice.parameters, _split(layer)
-        tile = Tile(*(parameters[name] for name in ("blocks", "groups", "pixels", "stages")))
+        tile = Tile(*(parameters[name] for name in ("blocks", "groups", "pixels", "cluster", "stages")))
         kernel = implicit_gemm_hopper(
             _shape_of(layer), tile, choice.precision, parameters["multiprocessors"], sparse=self.sparse,
             steps=split.steps, bias=layer.op.bias, residual=split.residual is not None,
@@ -117,11 +117,11 @@ class ImplicitGemm:
 def tiles_for(shape: Convolution, *, sparse: bool) -> list[Tile]:
     """The tiles that race, the smallest first; each is as deep as shared memory allows."""
     found = []
-    for blocks, groups, pixels in TILES:
-        filters = 64 * blocks * groups
-        use = min(_use(shape.filters, filters), _use(shape.pixels, pixels))
-        if use >= _LEAST_USE or (blocks, groups, pixels) == TILES[0]:
-            found.append(deepest(blocks, groups, pixels, sparse=sparse))
+    for sizes in TILES:
+        tile = deepest(*sizes, sparse=sparse)
+        use = min(_use(shape.filters, tile.filters * tile.cluster), _use(shape.pixels, tile.pixels))
+        if use >= _LEAST_USE or sizes == TILES[0]:
+            found.append(tile)
     return found
 
 

@@ -2,6 +2,8 @@
 //
 // PTX ISA 9.0, sections on mbarrier, cp.async.bulk, and wgmma. Under the tests' emulation the same functions come from
 // hopper_emulated.h. `address` is always one in shared memory, of 32 bits.
+//
+// Constants: CLUSTER, the blocks that share what is copied from tensor maps; PRODUCT_TYPE, "f16" or "bf16".
 #pragma once
 
 #include "element.h"
@@ -47,7 +49,43 @@ TAMIS_DEVICE void threads_meet(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// --- clusters: neighbouring blocks that run at the same time ---
+
+#if CLUSTER > 1
+#define CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
+#else
+#define CLUSTER_OF(blocks)
+#endif
+TAMIS_DEVICE unsigned rank_in_cluster() {
+    unsigned rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// Waits for all threads of the cluster that have not ended.
+TAMIS_DEVICE void cluster_meets() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Arrives at the barrier of this address in another block.
+TAMIS_DEVICE void barrier_arrive_in(unsigned rank, unsigned address) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+        "}\n" ::"r"(address), "r"(rank)
+        : "memory");
+}
+
 // --- copies into shared memory that complete on a barrier ---
+// What comes from a tensor map goes to the same address of all blocks of the cluster, and completes on each one's barrier.
+#if CLUSTER > 1
+#define TAMIS_TO_ALL ".multicast::cluster"
+#define TAMIS_BLOCKS(number) ", %" #number
+#else
+#define TAMIS_TO_ALL ""
+#define TAMIS_BLOCKS(number) ""
+#endif
+#define TAMIS_EVERY_BLOCK "h"((unsigned short)((1 << CLUSTER) - 1))
 
 // Contiguous bytes, a multiple of 16.
 TAMIS_DEVICE void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned barrier) {
@@ -57,17 +95,19 @@ TAMIS_DEVICE void copy_bytes(unsigned address, const void *from, unsigned bytes,
 }
 // A box of a matrix [rows, channels]; what lies outside is zero.
 TAMIS_DEVICE void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
-                     "r"(address), "l"(&map), "r"(channel), "r"(row), "r"(barrier)
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes" TAMIS_TO_ALL
+                 " [%0], [%1, {%2, %3}], [%4]" TAMIS_BLOCKS(5) ";" ::"r"(address),
+                 "l"(&map), "r"(channel), "r"(row), "r"(barrier), TAMIS_EVERY_BLOCK
                  : "memory");
 }
 // Pixels of an image [n, h, w, channels] that a filter's tap (right, down) sees, from that of base (w, h, n) on.
 TAMIS_DEVICE void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
                               unsigned barrier) {
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%2, %3, %4, %5}], [%6], {%7, %8};" ::"r"(address), "l"(&map), "r"(channel), "r"(w), "r"(h), "r"(n),
-        "r"(barrier), "h"((unsigned short)right), "h"((unsigned short)down)
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes" TAMIS_TO_ALL
+        " [%0], [%1, {%2, %3, %4, %5}], [%6], {%7, %8}" TAMIS_BLOCKS(9) ";" ::"r"(address),
+        "l"(&map), "r"(channel), "r"(w), "r"(h), "r"(n), "r"(barrier), "h"((unsigned short)right),
+        "h"((unsigned short)down), TAMIS_EVERY_BLOCK
         : "memory");
 }
 TAMIS_DEVICE void fetch_map(const TensorMap &map) {

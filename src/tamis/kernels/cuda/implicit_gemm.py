@@ -60,11 +60,15 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Tile:
-    """What a block computes at a time: ``64 * blocks * groups`` filters by ``pixels``, ``stages`` steps ahead."""
+    """What a block computes at a time: ``64 * blocks * groups`` filters by ``pixels``, ``stages`` steps ahead.
+
+    ``cluster`` blocks compute different filters of the same pixels, and share what is copied of these.
+    """
 
     blocks: int
     groups: int
     pixels: int
+    cluster: int
     stages: int
 
     @property
@@ -80,18 +84,19 @@ class Tile:
         return self.stages * stage + self.groups * strip + self.stages * 16
 
 
-def deepest(blocks: int, groups: int, pixels: int, *, sparse: bool, most: int = 8) -> Tile:
+def deepest(blocks: int, groups: int, pixels: int, cluster: int = 1, *, sparse: bool, most: int = 8) -> Tile:
     """The tile with as many stages as fit. ``ValueError`` when two do not."""
     for stages in range(most, 1, -1):
-        tile = Tile(blocks, groups, pixels, stages)
+        tile = Tile(blocks, groups, pixels, cluster, stages)
         if tile.shared_bytes(sparse=sparse) <= _SHARED_BYTES:
             return tile
     raise ValueError(f"{groups} x {blocks} x 64 filters by {pixels} pixels do not fit into shared memory")
 
 
-# 128 float32 sums a thread at most.
-TILES: tuple[tuple[int, int, int], ...] = (
-    (1, 1, 64), (1, 1, 128), (1, 2, 64), (1, 2, 128), (1, 2, 256), (2, 2, 64), (2, 2, 128),
+# Blocks of 64 filters, groups, pixels and cluster of the tiles that race. 128 float32 sums a thread at most.
+TILES: tuple[tuple[int, int, int, int], ...] = (
+    (1, 1, 64, 1), (1, 1, 128, 1), (1, 2, 64, 1), (1, 2, 128, 1), (1, 2, 256, 1), (2, 2, 64, 1), (2, 2, 128, 1),
+    (1, 2, 128, 2), (1, 2, 256, 2), (2, 2, 128, 2),
 )  # fmt: skip
 
 
@@ -127,19 +132,20 @@ def implicit_gemm_hopper(
     if sliding:
         high_corner = (right - (across - 1) * dilation_w, bottom - (down - 1) * dilation_h)
         image = (shape.batch, shape.height, shape.width)
-        map_ = TensorMap(0, dtype, shape.channels, image, tile.pixels, True, (-left, -top), high_corner,
+        map_ = TensorMap(0, dtype, shape.channels, image, tile.pixels // tile.cluster, True, (-left, -top), high_corner,
                          (stride_w, stride_h))  # fmt: skip
     else:
-        map_ = TensorMap(0, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels)
+        map_ = TensorMap(0, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster)
     defines: dict[str, str | int | float] = {
         # Profilers show this name: it proves that the sparse form runs.
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm",
         "SPARSE": int(sparse), "IM2COL": int(sliding), "BLOCKS": tile.blocks, "GROUPS": tile.groups,
-        "PIXELS": tile.pixels, "STAGES": tile.stages, "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],
+        "PIXELS": tile.pixels, "STAGES": tile.stages, "CLUSTER": tile.cluster, "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],
         "OUT_TYPE": ELEMENTS[out], "PROGRAM": program_text(steps), "BIAS": int(bias), "RESIDUAL": int(residual),
         "VECTORS": int(not any(number % 8 for number in (shape.filters, pitch, offset))),
     }  # fmt: skip
-    tiles = ceil_divide(shape.filters, tile.filters) * ceil_divide(shape.pixels, tile.pixels)
+    tiles = ceil_divide(shape.filters, tile.filters * tile.cluster) * ceil_divide(shape.pixels, tile.pixels)
+    clusters = min(tiles, max(multiprocessors // tile.cluster, 1))
     numbers = (
         shape.filters, shape.pixels, down * across * chunks, chunks, across, wide, high, stride_w, stride_h, left, top,
         dilation_w, dilation_h, pitch, offset, shape.filters,
@@ -153,6 +159,6 @@ def implicit_gemm_hopper(
         *(Argument("int", number) for number in numbers),
     )
     return Kernel(
-        "implicit_gemm_hopper", defines, (min(tiles, multiprocessors), 1, 1), (_WARPGROUP * (tile.groups + 1), 1, 1),
+        "implicit_gemm_hopper", defines, (clusters * tile.cluster, 1, 1), (_WARPGROUP * (tile.groups + 1), 1, 1),
         arguments, tile.shared_bytes(sparse=sparse), (map_,),
     )  # fmt: skip

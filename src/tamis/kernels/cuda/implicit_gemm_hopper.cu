@@ -9,12 +9,13 @@
 //   tamis.formats.hopper: for every 64 filters the core matrices (8 rows x 16 bytes), then all metadata.
 //   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
 // Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
-//   steps ahead. Blocks stay, and take every gridDim.x-th tile; tiles of the same pixels follow each other.
+//   steps ahead. Blocks stay, and take every gridDim.x-th tile; tiles of the same pixels follow each other. The blocks of a
+//   CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of them.
 // Limits: channels a multiple of 8 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels, filters and pixels
 //   past the end are zeros that the copy engine or the packing puts there.
 // Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4. Not measured yet.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, BLOCKS, GROUPS, PIXELS, STAGES, PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.
+// Constants: KERNEL (its name), SPARSE, IM2COL, BLOCKS, GROUPS, PIXELS, STAGES, and those of the two headers.
 #include "gemm_epilogue.h"
 #include "hopper.h"
 
@@ -24,6 +25,7 @@ constexpr int MATRIX_BYTES = SPARSE ? 64 * 64 : 64 * 128;  // of 64 filters in o
 constexpr int PLACES_BYTES = SPARSE ? 512 : 0;
 constexpr int WEIGHT_BYTES = GROUPS * BLOCKS * (MATRIX_BYTES + PLACES_BYTES);
 constexpr int PIXEL_BYTES = PIXELS * 128;
+constexpr int SHARE = PIXELS / CLUSTER;  // of the pixels, that a block copies
 constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
 constexpr int STRIP = 32;  // pixels that leave by shared memory at a time
 constexpr int PITCH = BLOCKS * 64 + 4;  // floats between them: writes of a warp go to 32 banks
@@ -74,6 +76,15 @@ TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BL
     products_commit();
 }
 
+// A stage that this warp does not read any more, in every block whose copies go there.
+TAMIS_DEVICE void give_back(unsigned empty, int thread) {
+    if constexpr (CLUSTER == 1) {
+        if (thread % 32 == 0) barrier_arrive(empty);
+    } else {
+        if (thread % 32 < CLUSTER) barrier_arrive_in(thread % 32, empty);
+    }
+}
+
 // All steps of a tile. One step's products run while the next one's operands are awaited; only then are its own given
 // back. Its metadata stays in registers of its own meanwhile, for which reason steps come in pairs.
 TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const unsigned char *memory, int group, int thread,
@@ -84,7 +95,7 @@ TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const 
         const unsigned before = used;
         used = ring.empty();
         ring.next();
-        if (before && thread % 32 == 0) barrier_arrive(before);
+        if (before) give_back(before, thread);
     };
     for (int step = 0; step < steps; step += 2) {
         start(sums, even, ring, memory, group, thread, step == 0);
@@ -101,7 +112,7 @@ TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const 
     products_wait<0>();
     hold_registers(even);
     hold_registers(odd);
-    if (thread % 32 == 0) barrier_arrive(used);
+    give_back(used, thread);
 }
 
 // The sums of a warpgroup's filters through shared memory, where they turn from filters x pixels to pixels x filters.
@@ -134,7 +145,7 @@ TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, i
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS *(GROUPS + 1), 1)
+extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUPS + 1), 1)
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
            const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks, int across,
            int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
@@ -142,24 +153,30 @@ extern "C" __global__ void __launch_bounds__(THREADS *(GROUPS + 1), 1)
     SHARED_MEMORY(memory);
     Ring ring = {shared_address(memory), 0, 0};
     const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
-    const int across_filters = (filters + FILTERS - 1) / FILTERS;
-    const int tiles = across_filters * ((pixels + PIXELS - 1) / PIXELS);
+    const int rank = CLUSTER > 1 ? rank_in_cluster() : 0;
+    const int last = (filters - 1) / FILTERS;  // tile of filters
+    const int across_filters = last / CLUSTER + 1, tiles = across_filters * ((pixels + PIXELS - 1) / PIXELS);
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_make(ring.memory + BARRIERS + stage * 16, 1);
-            barrier_make(ring.memory + BARRIERS + stage * 16 + 8, GROUPS * 4);
+            barrier_make(ring.memory + BARRIERS + stage * 16 + 8, GROUPS * 4 * CLUSTER);
         }
         barriers_made();
         fetch_map(map);
     }
-    __syncthreads();
+    if constexpr (CLUSTER > 1)
+        cluster_meets();
+    else
+        __syncthreads();
 
     if (group == GROUPS) {
         if constexpr (GROUPS == 2) give_registers<40>();
         if (thread == 0) {
-            for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-                const int pixel = tile / across_filters * PIXELS;
-                const unsigned char *block = weights + (long long)(tile % across_filters) * steps * WEIGHT_BYTES;
+            for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+                const int pixel = tile / across_filters * PIXELS + rank * SHARE;
+                const int row = tile % across_filters * CLUSTER + rank;
+                // Past the last filters a block computes them once more, for no one.
+                const unsigned char *block = weights + (long long)(row < last ? row : last) * steps * WEIGHT_BYTES;
                 const int w = pixel % out_width * stride_w - pad_left;
                 const int h = pixel / out_width % out_height * stride_h - pad_top;
                 const int n = pixel / out_width / out_height;
@@ -167,11 +184,12 @@ extern "C" __global__ void __launch_bounds__(THREADS *(GROUPS + 1), 1)
                     barrier_wait(ring.empty(), ring.round ^ 1);
                     barrier_expect(ring.full(), PIXEL_BYTES + WEIGHT_BYTES);
                     const int channel = step % chunks * 64, tap = step / chunks;
+                    const unsigned share = ring.pixels() + rank * SHARE * 128;
                     if constexpr (IM2COL)
-                        copy_pixels(ring.pixels(), map, channel, w, h, n, tap % across * dilation_w,
+                        copy_pixels(share, map, channel, w, h, n, tap % across * dilation_w,
                                     tap / across * dilation_h, ring.full());
                     else
-                        copy_rows(ring.pixels(), map, channel, pixel, ring.full());
+                        copy_rows(share, map, channel, pixel, ring.full());
                     copy_bytes(ring.weights(), block + (long long)step * WEIGHT_BYTES, WEIGHT_BYTES, ring.full());
                     ring.next();
                 }
@@ -180,11 +198,13 @@ extern "C" __global__ void __launch_bounds__(THREADS *(GROUPS + 1), 1)
     } else {
         if constexpr (GROUPS == 2) take_registers<232>();
         float *strip = reinterpret_cast<float *>(memory + STAGES * STAGE_BYTES + group * STRIP_BYTES);
-        for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
             float sums[BLOCKS][PIXELS / 2];
             multiply(sums, ring, memory, group, thread, steps);
-            leave(sums, strip, group, thread, tile % across_filters * FILTERS + group * BLOCKS * 64,
-                  tile / across_filters * PIXELS, bias, residual, out, filters, pixels, pitch, offset, residual_pitch);
+            const int filter = (tile % across_filters * CLUSTER + rank) * FILTERS + group * BLOCKS * 64;
+            leave(sums, strip, group, thread, filter, tile / across_filters * PIXELS, bias, residual, out, filters, pixels,
+                  pitch, offset, residual_pitch);
         }
     }
+    if constexpr (CLUSTER > 1) cluster_meets();  // others may still copy to this block, and arrive at its barriers
 }
