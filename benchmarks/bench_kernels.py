@@ -177,8 +177,8 @@ def described(entry: Entry) -> str:
     """The parameters of a candidate that vary."""
     parameters: dict[str, Any] = dict(entry.choice.parameters)
     if "blocks" in parameters:
-        blocks, groups, *rest = (parameters[name] for name in ("blocks", "groups", "pixels", "cluster", "stages"))
-        return f"{64 * blocks * groups} x {rest[0]}, cluster {rest[1]}, {rest[2]} stages"
+        filters = 64 * parameters["blocks"] * parameters["groups"]
+        return f"{filters} x {parameters['pixels']}, cluster {parameters['cluster']}, split {parameters['split']}"
     return " ".join(f"{name} {value}" for name, value in parameters.items() if name not in ("architecture",))
 
 

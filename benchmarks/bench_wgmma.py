@@ -50,7 +50,8 @@ class Form:
     def defines(self) -> dict[str, str | int | float]:
         """The constants of the kernel."""
         return {"WIDE": self.wide, "SPARSE": int(self.sparse), "REGISTERS_A": int(self.registers),
-                "FILL": int(self.fill), "CLUSTER": 1, "INTEGERS": int(self.integers), "STEPS": STEPS}  # fmt: skip
+                "FILL": int(self.fill), "INTEGERS": int(self.integers), "STEPS": STEPS,
+                "CLUSTER": 1, "SPLIT": 0}  # fmt: skip
 
     @property
     def shared_bytes(self) -> int:

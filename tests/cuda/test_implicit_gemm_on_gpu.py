@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from conv_layers import RELU, RESIDUAL, conv, conv_layer
 from cuda_layers import bound_layer
 from gemm_layers import SMALL, GemmCase
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
+from tamis.compiler.tactics.implicit_gemm import ImplicitGemm, shape_of
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
 from tamis.formats.dtype import DType
@@ -28,7 +29,7 @@ LARGE = (
 RANDOM = 200
 
 
-def check(case: GemmCase, *, sparse: bool, tiles: set[tuple[int, int, int, int]] | None = None) -> None:
+def check(case: GemmCase, *, sparse: bool, tiles: set[tuple[int, ...]] | None = None) -> None:
     """Every tile, or some, in every precision; outputs hold NaN before, and a second run gives the same bits."""
     layer, arrays = case.layer()
     tactic = ImplicitGemm(sparse=sparse)
@@ -39,14 +40,10 @@ def check(case: GemmCase, *, sparse: bool, tiles: set[tuple[int, int, int, int]]
     (first, *_) = tactic.choices(layer, cuda_info(), CONFIG)
     for shape in tiles or TILES:
         tile = deepest(*shape, sparse=sparse)
+        if tile.split > shape_of(layer).steps:
+            continue
         for precision in CONFIG.precisions:
-            numbers = {
-                "blocks": tile.blocks,
-                "groups": tile.groups,
-                "pixels": tile.pixels,
-                "cluster": tile.cluster,
-                "stages": tile.stages,
-            }
+            numbers = dataclasses.asdict(tile)
             formats = {"inputs": tuple(replace(f, dtype=precision) for f in first.inputs),
                        "outputs": tuple(replace(f, dtype=precision) for f in first.outputs)}  # fmt: skip
             choice = replace(first, precision=precision, parameters={**first.parameters, **numbers}, **formats)

@@ -54,7 +54,7 @@ def hopper_kernels(dtype: DType) -> list[Kernel]:
     return [
         implicit_gemm_hopper(shape, deepest(*tile, sparse=sparse), dtype, 132, sparse=sparse, **fused)
         for tile in TILES
-        for shape in (image, Convolution(1, 1, 4096, 256, 512))
+        for shape in (image, Convolution(1, 1, 4096, 512, 512))
         for sparse in (False, True)
     ]
 
@@ -103,6 +103,7 @@ def test_the_rates_of_hoppers_instructions_compile():
             "INTEGERS": integers,
             "FILL": 1,
             "CLUSTER": 1,
+            "SPLIT": 0,
             "STEPS": 64,
         }
         assert b"wgmma_rate" in compile_source(str(source), defines, "sm_90a")

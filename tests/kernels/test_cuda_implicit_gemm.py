@@ -15,8 +15,9 @@ from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.pointwise import PointwiseStep
 
-SMALL = Tile(1, 1, 64, 1, 2)
-PAIR = Tile(1, 1, 64, 2, 2)
+SMALL = Tile(1, 1, 64, 1, 1, 2)
+PAIR = Tile(1, 1, 64, 2, 1, 2)
+SPLIT = Tile(1, 1, 64, 1, 2, 2)
 ADD, RELU = PointwiseStep("add", operand=0), PointwiseStep("relu")
 
 
@@ -87,8 +88,8 @@ def test_a_product(dtype: DType, sparse: bool) -> None:
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("tile", TILES, ids=str)
-def test_every_tile(tile: tuple[int, int, int, int], sparse: bool) -> None:
-    shape = Convolution(1, 1, tile[2] + 9, 72, 64 * tile[0] * tile[1] + 8)
+def test_every_tile(tile: tuple[int, int, int, int, int], sparse: bool) -> None:
+    shape = Convolution(1, 1, tile[2] + 9, 64 * tile[4] + 8, 64 * tile[0] * tile[1] + 8)
     check(shape, deepest(*tile, sparse=sparse, most=3), DType.FLOAT16, sparse=sparse, bias=True, steps=(RELU,))
 
 
@@ -126,9 +127,16 @@ def test_float32_results() -> None:
     check(Convolution(1, 1, 64, 64, 64), SMALL, DType.FLOAT16, sparse=True, out_dtype=DType.FLOAT32, bias=True)
 
 
-@pytest.mark.parametrize("tile", [SMALL, PAIR], ids=["alone", "pair"])
+@pytest.mark.parametrize("tile", [SMALL, PAIR, SPLIT], ids=["alone", "pair", "split"])
 def test_many_tiles_on_one_multiprocessor(tile: Tile) -> None:
     check(Convolution(1, 1, 300, 192, 200), tile, DType.FLOAT16, sparse=True, multiprocessors=1)
+
+
+@pytest.mark.parametrize("split", [2, 4])
+def test_blocks_divide_the_steps_of_a_tile(split: int) -> None:
+    shape = Convolution(1, 5, 7, 72, 70, (3, 3), pads=(1, 1, 1, 1))
+    tile = Tile(1, 1, 64, 1, split, 2)
+    check(shape, tile, DType.FLOAT16, sparse=True, bias=True, residual=True, steps=(ADD, RELU), multiprocessors=8)
 
 
 @pytest.mark.parametrize("filters", [64, 128, 130], ids=["one is idle", "both", "two pairs"])
@@ -140,5 +148,7 @@ def test_a_pair_of_blocks_shares_its_pixels(filters: int) -> None:
 def test_what_cannot_run_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
         implicit_gemm_hopper(Convolution(1, 1, 64, 12, 64), SMALL, DType.FLOAT16, 1, sparse=True)
+    with pytest.raises(ValueError, match="1 steps cannot be split among 2"):
+        implicit_gemm_hopper(Convolution(1, 1, 64, 64, 64), SPLIT, DType.FLOAT16, 8, sparse=True)
     with pytest.raises(ValueError, match="do not fit"):
         deepest(4, 4, 256, sparse=False)

@@ -55,6 +55,10 @@ inline void barrier_arrive_in(unsigned rank, unsigned address) {
     emulated_barrier_in(rank, address).settle();
 }
 inline unsigned rank_in_cluster() { return emulated_rank(); }
+inline void load_from(unsigned rank, unsigned address, float (&values)[8]) {
+    if (address % 16) __builtin_trap();
+    memcpy(values, emulated_in(rank, address, 32), 32);
+}
 inline void cluster_meets() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
 inline void barrier_expect(unsigned address, unsigned bytes) {
     emulated_barrier(address).bytes_and_phase += 2 * (int)bytes;
@@ -97,9 +101,9 @@ inline void emulated_row(unsigned rank, unsigned address, int row, const TensorM
         *to = inside && here < map.channels ? from[pixel * map.channels + here] : 0;
     }
 }
-// A copy goes to the same place in each block of the cluster, and completes on each one's barrier.
+// A copy goes to the same place in each block of the cluster, and completes on each one's barrier; with SPLIT to its own.
 template <class Copy> void emulated_everywhere(unsigned barrier, unsigned bytes, Copy copy) {
-    for (unsigned rank = 0; rank < CLUSTER; rank++) {
+    for (unsigned rank = SPLIT ? emulated_rank() : 0; rank < (SPLIT ? emulated_rank() + 1 : CLUSTER); rank++) {
         copy(rank);
         emulated_came(rank, barrier, bytes);
     }

@@ -6,6 +6,7 @@ step. The race tries tiles: how many filters and pixels a block computes at a ti
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,19 +79,16 @@ class ImplicitGemm:
                 continue
             inputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.node.outputs)
-            for tile in tiles_for(_shape_of(layer), sparse=self.sparse):
-                parameters = {
-                    "architecture": TARGET, "multiprocessors": device.cores, "blocks": tile.blocks,
-                    "groups": tile.groups, "pixels": tile.pixels, "cluster": tile.cluster, "stages": tile.stages,
-                }  # fmt: skip
+            for tile in tiles_for(shape_of(layer), device.cores, sparse=self.sparse):
+                parameters = {"architecture": TARGET, "multiprocessors": device.cores, **dataclasses.asdict(tile)}
                 yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One launch, and a pointwise step for what it does not fuse."""
         node, parameters, split = layer.node, choice.parameters, _split(layer)
-        tile = Tile(*(parameters[name] for name in ("blocks", "groups", "pixels", "cluster", "stages")))
+        tile = Tile(**{field.name: parameters[field.name] for field in dataclasses.fields(Tile)})
         kernel = implicit_gemm_hopper(
-            _shape_of(layer), tile, choice.precision, parameters["multiprocessors"], sparse=self.sparse,
+            shape_of(layer), tile, choice.precision, parameters["multiprocessors"], sparse=self.sparse,
             steps=split.steps, bias=layer.op.bias, residual=split.residual is not None,
         )  # fmt: skip
         constants = {
@@ -114,12 +112,17 @@ class ImplicitGemm:
         return Lowered((step, after), packed | more, {result: (shape, choice.outputs[0])})
 
 
-def tiles_for(shape: Convolution, *, sparse: bool) -> list[Tile]:
-    """The tiles that race, the smallest first; each is as deep as shared memory allows."""
+def tiles_for(shape: Convolution, multiprocessors: int, *, sparse: bool) -> list[Tile]:
+    """The tiles that race, the smallest first; each is as deep as shared memory allows.
+
+    Steps are divided only where the tiles leave most of the GPU idle, and each block gets two of them at least.
+    """
     found = []
     for sizes in TILES:
         tile = deepest(*sizes, sparse=sparse)
         use = min(_use(shape.filters, tile.filters * tile.cluster), _use(shape.pixels, tile.pixels))
+        if tile.split > 1 and (2 * tile.count(shape) > multiprocessors or shape.steps < 2 * tile.split):
+            continue
         if use >= _LEAST_USE or sizes == TILES[0]:
             found.append(tile)
     return found
@@ -148,7 +151,8 @@ def _refuses_layer(layer: Layer) -> str | None:
     return f"{channels} channels are not a multiple of 8" if channels % 8 else None
 
 
-def _shape_of(layer: Layer) -> Convolution:
+def shape_of(layer: Layer) -> Convolution:
+    """The geometry of a layer; the rows of a linear layer are the pixels of one line."""
     op, filters, channels = layer.op, *layer.type(1).shape[:2]
     if isinstance(op, Linear):
         return Convolution(1, 1, rows_of(layer), channels, filters)

@@ -3,7 +3,8 @@
 // PTX ISA 9.0, sections on mbarrier, cp.async.bulk, and wgmma. Under the tests' emulation the same functions come from
 // hopper_emulated.h. `address` is always one in shared memory, of 32 bits.
 //
-// Constants: CLUSTER, the blocks that share what is copied from tensor maps; PRODUCT_TYPE, "f16" or "bf16".
+// Constants: CLUSTER, the blocks that run together; SPLIT, 1 if each copies for itself from tensor maps, 0 if for all of
+// them; PRODUCT_TYPE, "f16" or "bf16".
 #pragma once
 
 #include "element.h"
@@ -65,6 +66,20 @@ TAMIS_DEVICE unsigned rank_in_cluster() {
 TAMIS_DEVICE void cluster_meets() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
+// Eight numbers at this address in another block, a multiple of 16.
+TAMIS_DEVICE void load_from(unsigned rank, unsigned address, float (&values)[8]) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %8, %9;\n"
+        "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
+        "ld.shared::cluster.v4.f32 {%4, %5, %6, %7}, [there + 16];\n"
+        "}\n"
+        : "=f"(values[0]), "=f"(values[1]), "=f"(values[2]), "=f"(values[3]), "=f"(values[4]), "=f"(values[5]),
+          "=f"(values[6]), "=f"(values[7])
+        : "r"(address), "r"(rank)
+        : "memory");
+}
 // Arrives at the barrier of this address in another block.
 TAMIS_DEVICE void barrier_arrive_in(unsigned rank, unsigned address) {
     asm volatile(
@@ -77,15 +92,17 @@ TAMIS_DEVICE void barrier_arrive_in(unsigned rank, unsigned address) {
 }
 
 // --- copies into shared memory that complete on a barrier ---
-// What comes from a tensor map goes to the same address of all blocks of the cluster, and completes on each one's barrier.
-#if CLUSTER > 1
+// What comes from a tensor map goes to the same address of all blocks of the cluster, and completes on each one's barrier,
+// unless SPLIT.
+#define TAMIS_RECEIVERS (SPLIT ? 1 : CLUSTER)
+#if TAMIS_RECEIVERS > 1
 #define TAMIS_TO_ALL ".multicast::cluster"
 #define TAMIS_BLOCKS(number) ", %" #number
 #else
 #define TAMIS_TO_ALL ""
 #define TAMIS_BLOCKS(number) ""
 #endif
-#define TAMIS_EVERY_BLOCK "h"((unsigned short)((1 << CLUSTER) - 1))
+#define TAMIS_EVERY_BLOCK "h"((unsigned short)((1 << TAMIS_RECEIVERS) - 1))
 
 // Contiguous bytes, a multiple of 16.
 TAMIS_DEVICE void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned barrier) {

@@ -48,6 +48,11 @@ class Convolution:
         return self.batch * self.output[0] * self.output[1]
 
     @property
+    def steps(self) -> int:
+        """Taps, times runs of 64 channels."""
+        return self.kernel[0] * self.kernel[1] * ceil_divide(self.channels, CHANNELS)
+
+    @property
     def is_product(self) -> bool:
         """Whether every pixel of the result sees just the one at its place."""
         return self.kernel == (1, 1) and self.strides == (1, 1) and self.pads == (0, 0, 0, 0)
@@ -62,19 +67,30 @@ class Convolution:
 class Tile:
     """What a block computes at a time: ``64 * blocks * groups`` filters by ``pixels``, ``stages`` steps ahead.
 
-    ``cluster`` blocks compute different filters of the same pixels, and share what is copied of these.
+    ``cluster`` blocks compute different filters of the same pixels, and share what is copied of these. Or ``split``
+    blocks divide the steps of one tile among them. One of the two is 1.
     """
 
     blocks: int
     groups: int
     pixels: int
     cluster: int
+    split: int
     stages: int
 
     @property
     def filters(self) -> int:
         """Filters of a tile."""
         return ROWS * self.blocks * self.groups
+
+    @property
+    def together(self) -> int:
+        """Blocks that run at the same time and reach into each other's shared memory."""
+        return max(self.cluster, self.split)
+
+    def count(self, shape: Convolution) -> int:
+        """How many tiles cover a convolution; those of a cluster count as one."""
+        return ceil_divide(shape.filters, self.filters * self.cluster) * ceil_divide(shape.pixels, self.pixels)
 
     def shared_bytes(self, *, sparse: bool) -> int:
         """Shared memory of a block: the stages, a strip of results for each group, two barriers for each stage."""
@@ -84,19 +100,23 @@ class Tile:
         return self.stages * stage + self.groups * strip + self.stages * 16
 
 
-def deepest(blocks: int, groups: int, pixels: int, cluster: int = 1, *, sparse: bool, most: int = 8) -> Tile:
+def deepest(
+    blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, *, sparse: bool, most: int = 8
+) -> Tile:
     """The tile with as many stages as fit. ``ValueError`` when two do not."""
     for stages in range(most, 1, -1):
-        tile = Tile(blocks, groups, pixels, cluster, stages)
+        tile = Tile(blocks, groups, pixels, cluster, split, stages)
         if tile.shared_bytes(sparse=sparse) <= _SHARED_BYTES:
             return tile
     raise ValueError(f"{groups} x {blocks} x 64 filters by {pixels} pixels do not fit into shared memory")
 
 
-# Blocks of 64 filters, groups, pixels and cluster of the tiles that race. 128 float32 sums a thread at most.
-TILES: tuple[tuple[int, int, int, int], ...] = (
-    (1, 1, 64, 1), (1, 1, 128, 1), (1, 2, 64, 1), (1, 2, 128, 1), (1, 2, 256, 1), (2, 2, 64, 1), (2, 2, 128, 1),
-    (1, 2, 128, 2), (1, 2, 256, 2), (2, 2, 128, 2),
+# Blocks of 64 filters, groups, pixels, cluster and split of the tiles that race. 128 float32 sums a thread at most.
+TILES: tuple[tuple[int, int, int, int, int], ...] = (
+    (1, 1, 64, 1, 1), (1, 1, 128, 1, 1), (1, 2, 64, 1, 1), (1, 2, 128, 1, 1), (1, 2, 256, 1, 1), (2, 2, 64, 1, 1),
+    (2, 2, 128, 1, 1),
+    (1, 2, 128, 2, 1), (1, 2, 256, 2, 1), (2, 2, 128, 2, 1),
+    (1, 1, 64, 1, 2), (1, 1, 64, 1, 4), (1, 1, 64, 1, 8), (1, 2, 64, 1, 2), (1, 2, 64, 1, 4), (1, 2, 64, 1, 8),
 )  # fmt: skip
 
 
@@ -140,14 +160,16 @@ def implicit_gemm_hopper(
         # Profilers show this name: it proves that the sparse form runs.
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm",
         "SPARSE": int(sparse), "IM2COL": int(sliding), "BLOCKS": tile.blocks, "GROUPS": tile.groups,
-        "PIXELS": tile.pixels, "STAGES": tile.stages, "CLUSTER": tile.cluster, "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],
+        "PIXELS": tile.pixels, "STAGES": tile.stages,
+        "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],
         "OUT_TYPE": ELEMENTS[out], "PROGRAM": program_text(steps), "BIAS": int(bias), "RESIDUAL": int(residual),
         "VECTORS": int(not any(number % 8 for number in (shape.filters, pitch, offset))),
     }  # fmt: skip
-    tiles = ceil_divide(shape.filters, tile.filters * tile.cluster) * ceil_divide(shape.pixels, tile.pixels)
-    clusters = min(tiles, max(multiprocessors // tile.cluster, 1))
+    if tile.split > shape.steps:
+        raise ValueError(f"{shape.steps} steps cannot be split among {tile.split} blocks")
+    clusters = min(tile.count(shape), max(multiprocessors // tile.together, 1))
     numbers = (
-        shape.filters, shape.pixels, down * across * chunks, chunks, across, wide, high, stride_w, stride_h, left, top,
+        shape.filters, shape.pixels, shape.steps, chunks, across, wide, high, stride_w, stride_h, left, top,
         dilation_w, dilation_h, pitch, offset, shape.filters,
     )  # fmt: skip
     arguments = (
@@ -159,6 +181,6 @@ def implicit_gemm_hopper(
         *(Argument("int", number) for number in numbers),
     )
     return Kernel(
-        "implicit_gemm_hopper", defines, (clusters * tile.cluster, 1, 1), (_WARPGROUP * (tile.groups + 1), 1, 1),
+        "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (_WARPGROUP * (tile.groups + 1), 1, 1),
         arguments, tile.shared_bytes(sparse=sparse), (map_,),
     )  # fmt: skip

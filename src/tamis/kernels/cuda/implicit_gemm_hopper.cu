@@ -10,7 +10,8 @@
 //   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
 // Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
 //   steps ahead. Blocks stay, and take every gridDim.x-th tile; tiles of the same pixels follow each other. The blocks of a
-//   CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of them.
+//   CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of them. Or, if SPLIT,
+//   they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
 // Limits: channels a multiple of 8 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels, filters and pixels
 //   past the end are zeros that the copy engine or the packing puts there.
 // Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4. Not measured yet.
@@ -25,7 +26,8 @@ constexpr int MATRIX_BYTES = SPARSE ? 64 * 64 : 64 * 128;  // of 64 filters in o
 constexpr int PLACES_BYTES = SPARSE ? 512 : 0;
 constexpr int WEIGHT_BYTES = GROUPS * BLOCKS * (MATRIX_BYTES + PLACES_BYTES);
 constexpr int PIXEL_BYTES = PIXELS * 128;
-constexpr int SHARE = PIXELS / CLUSTER;  // of the pixels, that a block copies
+constexpr int ABREAST = SPLIT ? 1 : CLUSTER;  // tiles of a cluster
+constexpr int SHARE = PIXELS / ABREAST;       // of the pixels, that a block copies
 constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
 constexpr int STRIP = 32;  // pixels that leave by shared memory at a time
 constexpr int PITCH = BLOCKS * 64 + 4;  // floats between them: writes of a warp go to 32 banks
@@ -78,10 +80,10 @@ TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BL
 
 // A stage that this warp does not read any more, in every block whose copies go there.
 TAMIS_DEVICE void give_back(unsigned empty, int thread) {
-    if constexpr (CLUSTER == 1) {
+    if constexpr (ABREAST == 1) {
         if (thread % 32 == 0) barrier_arrive(empty);
     } else {
-        if (thread % 32 < CLUSTER) barrier_arrive_in(thread % 32, empty);
+        if (thread % 32 < ABREAST) barrier_arrive_in(thread % 32, empty);
     }
 }
 
@@ -115,13 +117,38 @@ TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const 
     give_back(used, thread);
 }
 
+// Strips are written, or read: this warpgroup goes on, or with SPLIT the whole cluster.
+TAMIS_DEVICE void strips_meet(int group) {
+    if constexpr (SPLIT)
+        cluster_meets();
+    else
+        threads_meet(group + 1, THREADS);
+}
+
+// Eight sums of a strip; with SPLIT those of all blocks together, always in the same order.
+TAMIS_DEVICE void load_sums(const float *from, float (&values)[8]) {
+    if constexpr (!SPLIT) {
+        load<8>(from, values);
+    } else {
+#pragma unroll
+        for (int rank = 0; rank < CLUSTER; rank++) {
+            float more[8];
+            load_from(rank, shared_address(from), more);
+#pragma unroll
+            for (int j = 0; j < 8; j++) values[j] = rank ? values[j] + more[j] : more[j];
+        }
+    }
+}
+
 // The sums of a warpgroup's filters through shared memory, where they turn from filters x pixels to pixels x filters.
-TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, int group, int thread, int filter,
+TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, int group, int thread, int rank, int filter,
                         int pixel, const float *bias, const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels,
                         int pitch, int offset, int residual_pitch) {
     constexpr int ACROSS = BLOCKS * 8, ROWS = THREADS / ACROSS;  // threads of a pixel, pixels of a pass
     const int channel = filter + thread % ACROSS * 8, row = thread / 32 * 16 + thread % 32 / 4;
     const int count = filters - channel < 8 ? filters - channel : 8;
+    constexpr int LINES = SPLIT ? STRIP / CLUSTER : STRIP;  // that are this block's to finish
+    const int line_from = SPLIT ? rank * LINES : 0;
     float biases[8];
     load_bias(bias, channel, filters, biases);
 #pragma unroll
@@ -132,16 +159,16 @@ TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, i
             for (int i = 0; i < STRIP / 2; i++)
                 strip[(i / 4 * 8 + thread % 4 * 2 + i % 2) * PITCH + block * 64 + row + i / 2 % 2 * 8] =
                     sums[block][part * STRIP / 2 + i];
-        threads_meet(group + 1, THREADS);
-        for (int line = thread / ACROSS; line < STRIP; line += ROWS) {
+        strips_meet(group);
+        for (int line = line_from + thread / ACROSS; line < line_from + LINES; line += ROWS) {
             const int here = pixel + part * STRIP + line;
             if (here >= pixels || count <= 0) continue;
             float values[8], residuals[8];
-            load<8>(strip + line * PITCH + thread % ACROSS * 8, values);
+            load_sums(strip + line * PITCH + thread % ACROSS * 8, values);
             if constexpr (RESIDUAL) load_residual(residual + (long long)here * residual_pitch + channel, count, residuals);
             finish(values, biases, residuals, count, out + (long long)here * pitch + offset + channel);
         }
-        threads_meet(group + 1, THREADS);
+        strips_meet(group);
     }
 }
 
@@ -153,13 +180,14 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
     SHARED_MEMORY(memory);
     Ring ring = {shared_address(memory), 0, 0};
     const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
-    const int rank = CLUSTER > 1 ? rank_in_cluster() : 0;
+    const int rank = CLUSTER > 1 ? rank_in_cluster() : 0, place = SPLIT ? 0 : rank;  // among the cluster's tiles
+    const int first = SPLIT ? steps * rank / CLUSTER : 0, end = SPLIT ? steps * (rank + 1) / CLUSTER : steps;
     const int last = (filters - 1) / FILTERS;  // tile of filters
-    const int across_filters = last / CLUSTER + 1, tiles = across_filters * ((pixels + PIXELS - 1) / PIXELS);
+    const int across_filters = last / ABREAST + 1, tiles = across_filters * ((pixels + PIXELS - 1) / PIXELS);
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_make(ring.memory + BARRIERS + stage * 16, 1);
-            barrier_make(ring.memory + BARRIERS + stage * 16 + 8, GROUPS * 4 * CLUSTER);
+            barrier_make(ring.memory + BARRIERS + stage * 16 + 8, GROUPS * 4 * ABREAST);
         }
         barriers_made();
         fetch_map(map);
@@ -171,20 +199,20 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
 
     if (group == GROUPS) {
         if constexpr (GROUPS == 2) give_registers<40>();
-        if (thread == 0) {
-            for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
-                const int pixel = tile / across_filters * PIXELS + rank * SHARE;
-                const int row = tile % across_filters * CLUSTER + rank;
+        for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+            if (thread == 0) {
+                const int pixel = tile / across_filters * PIXELS + place * SHARE;
+                const int row = tile % across_filters * ABREAST + place;
                 // Past the last filters a block computes them once more, for no one.
                 const unsigned char *block = weights + (long long)(row < last ? row : last) * steps * WEIGHT_BYTES;
                 const int w = pixel % out_width * stride_w - pad_left;
                 const int h = pixel / out_width % out_height * stride_h - pad_top;
                 const int n = pixel / out_width / out_height;
-                for (int step = 0; step < steps; step++) {
+                for (int step = first; step < end; step++) {
                     barrier_wait(ring.empty(), ring.round ^ 1);
                     barrier_expect(ring.full(), PIXEL_BYTES + WEIGHT_BYTES);
                     const int channel = step % chunks * 64, tap = step / chunks;
-                    const unsigned share = ring.pixels() + rank * SHARE * 128;
+                    const unsigned share = ring.pixels() + place * SHARE * 128;
                     if constexpr (IM2COL)
                         copy_pixels(share, map, channel, w, h, n, tap % across * dilation_w,
                                     tap / across * dilation_h, ring.full());
@@ -194,15 +222,18 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
                     ring.next();
                 }
             }
+            // All threads of a cluster meet where its strips do.
+            if constexpr (SPLIT)
+                for (int meeting = 0; meeting < 2 * PIXELS / STRIP; meeting++) cluster_meets();
         }
     } else {
         if constexpr (GROUPS == 2) take_registers<232>();
         float *strip = reinterpret_cast<float *>(memory + STAGES * STAGE_BYTES + group * STRIP_BYTES);
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
             float sums[BLOCKS][PIXELS / 2];
-            multiply(sums, ring, memory, group, thread, steps);
-            const int filter = (tile % across_filters * CLUSTER + rank) * FILTERS + group * BLOCKS * 64;
-            leave(sums, strip, group, thread, filter, tile / across_filters * PIXELS, bias, residual, out, filters, pixels,
+            multiply(sums, ring, memory, group, thread, end - first);
+            const int row = tile % across_filters * ABREAST + place;
+            leave(sums, strip, group, thread, rank, row * FILTERS + group * BLOCKS * 64, tile / across_filters * PIXELS, bias, residual, out, filters, pixels,
                   pitch, offset, residual_pitch);
         }
     }
