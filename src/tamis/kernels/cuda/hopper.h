@@ -4,17 +4,13 @@
 // hopper_emulated.h. `address` is always one in shared memory, of 32 bits.
 #pragma once
 
-#include "element.h"
+#include "shared_memory.h"
 
 #ifndef TAMIS_EMULATED
 
 struct alignas(64) TensorMap {
     unsigned long long words[16];
 };
-
-#define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
-
-TAMIS_DEVICE unsigned shared_address(const void *pointer) { return (unsigned)__cvta_generic_to_shared(pointer); }
 
 // --- barriers ---
 
