@@ -8,7 +8,8 @@ import pytest
 
 from tamis.errors import FormatError
 from tamis.formats import TWO_FOUR, magnitude_mask
-from tamis.formats.hopper import PLACES_BYTES, pack_hopper, step_bytes, unpack_hopper
+from tamis.formats.hopper import pack_hopper, unpack_hopper
+from tamis.formats.steps import places_bytes, rows_bytes
 
 SHAPES = [(64, 1, 64), (128, 9, 64), (130, 9, 68), (1, 1, 4), (200, 4, 256), (256, 1, 1000), (63, 25, 12)]
 
@@ -26,7 +27,7 @@ def test_packing_loses_nothing(shape, blocks, sparse, dtype):
     matrix = weight(shape, dtype, sparse=sparse)
     packed = pack_hopper(matrix, blocks, sparse=sparse)
     assert packed.data.shape == (
-        -(-shape[0] // (64 * blocks)), shape[1] * -(-shape[2] // 64), step_bytes(blocks, sparse=sparse),
+        -(-shape[0] // (64 * blocks)), shape[1] * -(-shape[2] // 64), rows_bytes(64 * blocks, sparse=sparse),
     )  # fmt: skip
     np.testing.assert_array_equal(unpack_hopper(packed).view(np.uint16), matrix.view(np.uint16))
 
@@ -37,7 +38,7 @@ def test_groups_that_are_not_full_have_two_different_places():
     matrix[:, :, ::4] = np.random.default_rng(0).choice([0.0, 1.0], (64, 1, 16))
     matrix[0, 0, 3] = -0.0
     packed = pack_hopper(matrix, 1, sparse=True)
-    places = packed.data[..., -PLACES_BYTES:]
+    places = packed.data[..., -places_bytes(64):]
     for nibble in (places & 15, places >> 4):
         assert ((nibble & 3) < (nibble >> 2)).all()
     np.testing.assert_array_equal(unpack_hopper(packed), matrix)
@@ -58,7 +59,7 @@ def test_metadata_of_one_group():
     matrix = np.zeros((64, 1, 64), np.float16)
     matrix[:, :, 0::4] = matrix[:, :, 1::4] = 1.0  # places 0 and 1: nibble 4
     matrix[27, 0, 52:56] = (0.0, 2.0, 0.0, 3.0)  # places 1 and 3: nibble 13
-    words = pack_hopper(matrix, 1, sparse=True).data[0, 0, -PLACES_BYTES:].view(np.uint32)
+    words = pack_hopper(matrix, 1, sparse=True).data[0, 0, -places_bytes(64):].view(np.uint32)
     expected = np.full(128, 0x44444444, np.uint32)
     expected[32 * 1 + 4 * 3 + 2 * 1 + 1] = 0x44D44444
     np.testing.assert_array_equal(words, expected)

@@ -1,7 +1,8 @@
-"""Our convolutions and matrix products for Hopper, on the CPU: against float64, on odd shapes, with everything fused."""
+"""Our convolutions and matrix products for tensor cores, on the CPU: against float64, on odd shapes, all fused."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,39 @@ import pytest
 from cuda_emulation import run
 
 from tamis.formats import TWO_FOUR, magnitude_mask
+from tamis.formats.ampere import pack_ampere
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
+from tamis.formats.steps import StepWeights
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.pointwise import PointwiseStep
+from tamis.kernels.cuda.specification import Kernel
 
-SMALL = Tile(1, 1, 64, 2)
 ADD, RELU = PointwiseStep("add", operand=0), PointwiseStep("relu")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of the kernels: a small tile of it, how its weights are packed for a tile, and how it is made."""
+
+    name: str
+    small: Any
+    pack: Callable[..., StepWeights]
+    make: Callable[..., Kernel]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def hopper(shape: Convolution, tile: Tile, dtype: DType, multiprocessors: int = 2, **options: Any) -> Kernel:
+    return implicit_gemm_hopper(shape, tile, dtype, multiprocessors, **options)
+
+
+HOPPER = Family("hopper", Tile(1, 1, 64, 2), pack_hopper, hopper)
+AMPERE = Family("ampere", AmpereTile(2, 2, 2, 2, 2), pack_ampere, implicit_gemm_ampere)
+ROWS = {"hopper": 64, "ampere": 16}  # filters of what packing calls a block
+FAMILIES = pytest.mark.parametrize("family", [HOPPER, AMPERE], ids=str)
 
 
 @dataclass(frozen=True)
@@ -54,18 +81,19 @@ def convolved(image: np.ndarray, weight: np.ndarray, shape: Convolution) -> np.n
 
 
 def check(
-    shape: Convolution, tile: Tile, dtype: DType, *, sparse: bool, multiprocessors: int = 2, pitch: int | None = None,
+    family: Family, shape: Convolution, dtype: DType, *, sparse: bool, tile: Any = None, pitch: int | None = None,
     offset: int = 0, bias: bool = False, residual: bool = False, steps: tuple[PointwiseStep, ...] = (),
-    out_dtype: DType | None = None,
+    out_dtype: DType | None = None, **launch: int,
 ) -> None:  # fmt: skip
+    tile = tile or family.small
     given = data(shape, dtype, sparse=sparse)
     out = out_dtype or dtype
     random = np.random.default_rng(1)
     biases = random.standard_normal(shape.filters).astype(np.float32)
     residuals = random.standard_normal((shape.pixels, shape.filters)).astype(out.numpy)
     options: dict[str, Any] = {"sparse": sparse, "out_dtype": out, "steps": steps, "bias": bias, "residual": residual}
-    kernel = implicit_gemm_hopper(shape, tile, dtype, multiprocessors, pitch=pitch, offset=offset, **options)
-    packed = pack_hopper(given.weight, tile.blocks * tile.groups, sparse=sparse)
+    kernel = family.make(shape, tile, dtype, pitch=pitch, offset=offset, **options, **launch)
+    packed = family.pack(given.weight, tile.filters // ROWS[family.name], sparse=sparse)
     wide = pitch or shape.filters
     (result,) = run(kernel, [given.image, residuals], [packed.data, biases], [((shape.pixels, wide), out.numpy)])
     expected = given.sums + (biases if bias else 0.0)
@@ -78,17 +106,25 @@ def check(
     assert np.isnan(others.astype(np.float32)).all(), "written beside its channels"
 
 
+@FAMILIES
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
-def test_a_product(dtype: DType, sparse: bool) -> None:
-    check(Convolution(1, 1, 100, 128, 96), SMALL, dtype, sparse=sparse)
+def test_a_product(family: Family, dtype: DType, sparse: bool) -> None:
+    check(family, Convolution(1, 1, 100, 128, 96), dtype, sparse=sparse)
+
+
+def every_tile(*, sparse: bool) -> list[tuple[Family, Any]]:
+    """Three steps deep at most: more only takes longer."""
+    tiles: list[tuple[Family, Any]] = [(HOPPER, deepest(*tile, sparse=sparse, most=3)) for tile in TILES]
+    return tiles + [(AMPERE, deepest_ampere(*tile, sparse=sparse, most=3)) for tile in AMPERE_TILES]
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
-@pytest.mark.parametrize("tile", TILES, ids=str)
-def test_every_tile(tile: tuple[int, int, int], sparse: bool) -> None:
-    shape = Convolution(1, 1, tile[2] + 9, 72, 64 * tile[0] * tile[1] + 8)
-    check(shape, deepest(*tile, sparse=sparse, most=3), DType.FLOAT16, sparse=sparse, bias=True, steps=(RELU,))
+@pytest.mark.parametrize("number", range(len(TILES) + len(AMPERE_TILES)))
+def test_every_tile(number: int, sparse: bool) -> None:
+    family, tile = every_tile(sparse=sparse)[number]
+    shape = Convolution(1, 1, tile.pixels + 9, 72, tile.filters + 8)
+    check(family, shape, DType.FLOAT16, sparse=sparse, tile=tile, bias=True, steps=(RELU,))
 
 
 CONVOLUTIONS = {
@@ -103,34 +139,61 @@ CONVOLUTIONS = {
 }
 
 
+@FAMILIES
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions(name: str, sparse: bool) -> None:
-    check(CONVOLUTIONS[name], SMALL, DType.FLOAT16, sparse=sparse, bias=True)
+def test_convolutions(family: Family, name: str, sparse: bool) -> None:
+    check(family, CONVOLUTIONS[name], DType.FLOAT16, sparse=sparse, bias=True)
 
 
+@FAMILIES
 @pytest.mark.parametrize("filters", [64, 70], ids=["vectors", "elements"])
-def test_bias_residual_and_activation(filters: int) -> None:
+def test_bias_residual_and_activation(family: Family, filters: int) -> None:
     shape = Convolution(2, 5, 5, 64, filters, (3, 3), pads=(1, 1, 1, 1))
-    check(shape, SMALL, DType.FLOAT16, sparse=True, bias=True, residual=True, steps=(ADD, RELU))
-    check(shape, SMALL, DType.BFLOAT16, sparse=False, residual=True, steps=(RELU, ADD))
+    check(family, shape, DType.FLOAT16, sparse=True, bias=True, residual=True, steps=(ADD, RELU))
+    check(family, shape, DType.BFLOAT16, sparse=False, residual=True, steps=(RELU, ADD))
 
 
+@FAMILIES
 @pytest.mark.parametrize(("pitch", "offset"), [(160, 64), (101, 3)])
-def test_the_result_lands_within_a_concat(pitch: int, offset: int) -> None:
-    check(Convolution(1, 4, 4, 64, 72), SMALL, DType.FLOAT16, sparse=True, pitch=pitch, offset=offset)
+def test_the_result_lands_within_a_concat(family: Family, pitch: int, offset: int) -> None:
+    check(family, Convolution(1, 4, 4, 64, 72), DType.FLOAT16, sparse=True, pitch=pitch, offset=offset)
 
 
-def test_float32_results() -> None:
-    check(Convolution(1, 1, 64, 64, 64), SMALL, DType.FLOAT16, sparse=True, out_dtype=DType.FLOAT32, bias=True)
+@FAMILIES
+def test_float32_results(family: Family) -> None:
+    check(family, Convolution(1, 1, 64, 64, 64), DType.FLOAT16, sparse=True, out_dtype=DType.FLOAT32, bias=True)
 
 
 def test_many_tiles_on_one_multiprocessor() -> None:
-    check(Convolution(1, 1, 300, 64, 200), SMALL, DType.FLOAT16, sparse=True, multiprocessors=1)
+    check(HOPPER, Convolution(1, 1, 300, 64, 200), DType.FLOAT16, sparse=True, multiprocessors=1)
 
 
-def test_what_cannot_run_is_refused() -> None:
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_fewer_and_more_steps_than_stages(steps: int) -> None:
+    tile = AmpereTile(2, 2, 2, 2, 3)
+    check(AMPERE, Convolution(1, 1, 40, 64 * steps, 64), DType.FLOAT16, sparse=True, tile=tile)
+
+
+def test_tiles_for_consumer_gpus() -> None:
+    """A block may have 99 KiB on these."""
+    for sparse in (False, True):
+        for tile in (deepest_ampere(*tile, sparse=sparse) for tile in AMPERE_TILES):
+            assert tile.stages >= 2
+            assert tile.shared_bytes(sparse=sparse) <= 99 * 1024
+
+
+@FAMILIES
+def test_what_cannot_run_is_refused(family: Family) -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
-        implicit_gemm_hopper(Convolution(1, 1, 64, 12, 64), SMALL, DType.FLOAT16, 1, sparse=True)
+        family.make(Convolution(1, 1, 64, 12, 64), family.small, DType.FLOAT16, sparse=True)
+
+
+def test_tiles_and_images_that_are_too_large() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         deepest(4, 4, 256, sparse=False)
+    with pytest.raises(ValueError, match="do not fit"):
+        deepest_ampere(4, 8, 4, 4, sparse=False)
+    wide = Convolution(1, 1, 32766, 8, 64, (1, 3), pads=(0, 1, 0, 1))
+    with pytest.raises(ValueError, match="32767 pixels a side"):
+        implicit_gemm_ampere(wide, AMPERE.small, DType.FLOAT16, sparse=True)

@@ -17,8 +17,8 @@
 //   pixels a side. Channels, filters and pixels past the end are zeros.
 // Roof: tensor cores, 312 TFLOP/s dense on an A100, twice that in 2:4. Not measured yet.
 //
-// Constants: SPARSE, IM2COL, MATRICES, COLUMNS (even), DOWN, ACROSS, STAGES (two at least), PRODUCT_TYPE ("f16" or
-// "bf16"), and those of gemm_epilogue.h.
+// Constants: KERNEL (its name), SPARSE, IM2COL, MATRICES, COLUMNS (even), DOWN, ACROSS, STAGES (two at least), PRODUCT_TYPE
+// ("f16" or "bf16"), and those of gemm_epilogue.h.
 #include "ampere.h"
 #include "gemm_epilogue.h"
 
@@ -180,11 +180,10 @@ TAMIS_DEVICE void leave(const float (&sums)[MATRICES][COLUMNS][4], float *strip,
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    implicit_gemm_ampere(const unsigned short *data, const unsigned char *weights, const float *bias,
-                         const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int channels,
-                         int height, int width, int across, int out_width, int out_height, int stride_w, int stride_h,
-                         int pad_left, int pad_top, int dilation_w, int dilation_h, int pitch, int offset,
-                         int residual_pitch) {
+    KERNEL(const unsigned short *data, const unsigned char *weights, const float *bias, const OUT_TYPE *residual,
+           OUT_TYPE *out, int filters, int pixels, int steps, int channels, int height, int width, int across,
+           int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
+           int dilation_h, int pitch, int offset, int residual_pitch) {
     SHARED_MEMORY(memory);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int across_filters = (filters + FILTERS - 1) / FILTERS;
