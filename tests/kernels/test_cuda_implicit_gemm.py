@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,16 @@ ADD, RELU = PointwiseStep("add", operand=0), PointwiseStep("relu")
 
 @dataclass(frozen=True)
 class Family:
-    """One of the kernels: a small tile of it, how its weights are packed for a tile, and how it is made."""
+    """One of the kernels: its tiles and a small one, how weights are packed for a tile, and how it is made.
+
+    ``rows`` are the filters of what packing calls a block.
+    """
 
     name: str
+    rows: int
     small: Any
+    tiles: Sequence[tuple[int, ...]]
+    deepest: Callable[..., Any]
     pack: Callable[..., StepWeights]
     make: Callable[..., Kernel]
 
@@ -40,9 +46,10 @@ def hopper(shape: Convolution, tile: Tile, dtype: DType, multiprocessors: int = 
     return implicit_gemm_hopper(shape, tile, dtype, multiprocessors, **options)
 
 
-HOPPER = Family("hopper", Tile(1, 1, 64, 2), pack_hopper, hopper)
-AMPERE = Family("ampere", AmpereTile(2, 2, 2, 2, 2), pack_ampere, implicit_gemm_ampere)
-ROWS = {"hopper": 64, "ampere": 16}  # filters of what packing calls a block
+HOPPER = Family("hopper", 64, Tile(1, 1, 64, 2), TILES, deepest, pack_hopper, hopper)
+AMPERE = Family(
+    "ampere", 16, AmpereTile(2, 2, 2, 2, 2), AMPERE_TILES, deepest_ampere, pack_ampere, implicit_gemm_ampere
+)
 FAMILIES = pytest.mark.parametrize("family", [HOPPER, AMPERE], ids=str)
 
 
@@ -93,7 +100,7 @@ def check(
     residuals = random.standard_normal((shape.pixels, shape.filters)).astype(out.numpy)
     options: dict[str, Any] = {"sparse": sparse, "out_dtype": out, "steps": steps, "bias": bias, "residual": residual}
     kernel = family.make(shape, tile, dtype, pitch=pitch, offset=offset, **options, **launch)
-    packed = family.pack(given.weight, tile.filters // ROWS[family.name], sparse=sparse)
+    packed = family.pack(given.weight, tile.filters // family.rows, sparse=sparse)
     wide = pitch or shape.filters
     (result,) = run(kernel, [given.image, residuals], [packed.data, biases], [((shape.pixels, wide), out.numpy)])
     expected = given.sums + (biases if bias else 0.0)
@@ -113,16 +120,12 @@ def test_a_product(family: Family, dtype: DType, sparse: bool) -> None:
     check(family, Convolution(1, 1, 100, 128, 96), dtype, sparse=sparse)
 
 
-def every_tile(*, sparse: bool) -> list[tuple[Family, Any]]:
-    """Three steps deep at most: more only takes longer."""
-    tiles: list[tuple[Family, Any]] = [(HOPPER, deepest(*tile, sparse=sparse, most=3)) for tile in TILES]
-    return tiles + [(AMPERE, deepest_ampere(*tile, sparse=sparse, most=3)) for tile in AMPERE_TILES]
-
-
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
-@pytest.mark.parametrize("number", range(len(TILES) + len(AMPERE_TILES)))
-def test_every_tile(number: int, sparse: bool) -> None:
-    family, tile = every_tile(sparse=sparse)[number]
+@pytest.mark.parametrize(
+    ("family", "sizes"), [(family, sizes) for family in (HOPPER, AMPERE) for sizes in family.tiles], ids=str
+)
+def test_every_tile(family: Family, sizes: tuple[int, ...], sparse: bool) -> None:
+    tile = family.deepest(*sizes, sparse=sparse, most=3)
     shape = Convolution(1, 1, tile.pixels + 9, 72, tile.filters + 8)
     check(family, shape, DType.FLOAT16, sparse=sparse, tile=tile, bias=True, steps=(RELU,))
 

@@ -2,11 +2,11 @@
 
 Tiles of ``16 * blocks`` filters and their steps as in ``formats.steps``. A step begins, for every 16 filters, with the
 operands in the order (part, lane). A part is what one instruction reads of a row: dense weights have four parts of 16
-channels, 2:4 weights two parts of 16 kept values, which stand for 32 channels. Lane ``4 q + h`` holds 16 bytes: of columns
-``2 h`` and ``2 h + 1`` row ``q``, then row ``q + 8``, then both rows of the columns 8 further. So a thread loads what an
-instruction takes from it at once.
+channels, 2:4 weights two parts of 16 kept values, which stand for 32 channels. Lane ``4 q + h`` holds 16 bytes: of
+columns ``2 h`` and ``2 h + 1`` row ``q``, then row ``q + 8``, then both rows of the columns 8 further. So a thread
+loads at once what an instruction takes from it.
 
-Source: PTX ISA 9.0, "Matrix fragments for mma.m16n8k16 with floating point type", and those for sparse ``mma.m16n8k32``.
+Source: PTX ISA 9.0, "Matrix fragments for mma.m16n8k16 with floating point type", and those for sparse mma.m16n8k32.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Weights as Hopper's tensor cores read them (wgmma, 16-bit types), dense and 2:4.
 
 Tiles of ``64 * blocks`` filters and their steps as in ``formats.steps``. A step begins, for every 64 filters, with core
-matrices of 8 rows x 16 bytes, ordered by (part, row group, half, row). A part is what one instruction reads of a row: 32
-bytes, two halves. Dense weights have four parts of 16 channels, 2:4 weights two parts of 16 kept values, which stand for
-32 channels. The 2:4 metadata then has one word for each thread of a warpgroup, warp ``w`` for rows ``16 w`` to
+matrices of 8 rows x 16 bytes, ordered by (part, row group, half, row). A part is what one instruction reads of a row:
+32 bytes, two halves. Dense weights have four parts of 16 channels, 2:4 weights two parts of 16 kept values, which stand
+for 32 channels. The 2:4 metadata then has one word for each thread of a warpgroup, warp ``w`` for rows ``16 w`` to
 ``16 w + 15``.
 
 Source: PTX ISA 9.0, "Asynchronous warpgroup-level matrix multiply-accumulate", strides without swizzle.

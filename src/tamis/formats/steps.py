@@ -1,12 +1,12 @@
 """What the weights packed for tensor cores have in common, whatever the instruction: tiles, steps and 2:4 metadata.
 
-A matrix [filters, taps, channels] is cut into tiles of some filters and steps of 64 channels of one tap. A tile's step is
-one run of bytes: operands in the order of the instruction, then for 2:4 weights the metadata.
+A matrix [filters, taps, channels] is cut into tiles of some filters and steps of 64 channels of one tap. A tile's step
+is one run of bytes: operands in the order of the instruction, then for 2:4 weights the metadata.
 
-Metadata is one word for each thread of a warp, for every 16 rows. Lane ``4 q + 2 p + h`` holds, for part ``p`` of the step
-(32 channels) and its channels ``16 h`` to ``16 h + 15``, row ``q`` in the low half and row ``q + 8`` in the high half; each
-has four nibbles, one a group of four channels, with the places of the kept values, first place in the low two bits. With
-sparsity selector ``p`` an instruction reads the words of part ``p``.
+Metadata is one word for each thread of a warp, for every 16 rows. Lane ``4 q + 2 p + h`` holds, for part ``p`` of the
+step (32 channels) and its channels ``16 h`` to ``16 h + 15``, row ``q`` in the low half and row ``q + 8`` in the high
+half; each has four nibbles, one a group of four channels, with the places of the kept values, first place in the low
+two bits. With sparsity selector ``p`` an instruction reads the words of part ``p``.
 
 Source: PTX ISA 9.0, sparse matrix storage of ``mma.sp.m16n8k32`` and ``wgmma.mma_async.sp.m64nNk32`` for 16-bit types.
 """
@@ -58,7 +58,8 @@ def places_bytes(rows: int) -> int:
 def in_steps(weight: NDArray[Any], rows: int) -> NDArray[Any]:
     """A matrix [filters, taps, channels] of a 16-bit type as [filters, steps * 64], in whole tiles of ``rows``.
 
-    What is missing to whole tiles and steps is filled with zeros. ``FormatError`` for another shape or size of elements.
+    What is missing to whole tiles and steps is filled with zeros. ``FormatError`` for another shape or size of
+    elements.
     """
     if weight.ndim != 3 or weight.itemsize != 2:
         raise FormatError(f"[filters, taps, channels] in 16 bits is needed, not {weight.shape} of {weight.dtype}")
@@ -90,7 +91,9 @@ def pack_metadata(indices: NDArray[np.uint8], tiles: int) -> NDArray[np.uint8]:
 def _unpack_metadata(places: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The inverse of ``pack_metadata``."""
     tiles, steps, _ = places.shape
-    words = np.ascontiguousarray(places).view("<u4").reshape(tiles, steps, -1, 8, 2, 2)  # tile, step, warp, q, part, half
+    words = (
+        np.ascontiguousarray(places).view("<u4").reshape(tiles, steps, -1, 8, 2, 2)
+    )  # tile, step, warp, q, part, half
     halves = np.stack([words & 0xFFFF, words >> 16], axis=3)  # tile, step, warp, high, q, part, half
     nibbles = halves[..., None] >> np.arange(0, 16, 4, dtype=np.uint32) & 15
     pairs = np.stack([nibbles & 3, nibbles >> 2], axis=-1)

@@ -185,9 +185,7 @@ def common_defines(
     }  # fmt: skip
 
 
-def common_arguments(
-    image: Argument, numbers: Sequence[int], *, bias: bool, residual: bool
-) -> tuple[Argument, ...]:
+def common_arguments(image: Argument, numbers: Sequence[int], *, bias: bool, residual: bool) -> tuple[Argument, ...]:
     """Image, weights, bias, residual and output, then the numbers."""
     return (
         image,

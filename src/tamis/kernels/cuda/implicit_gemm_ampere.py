@@ -106,10 +106,10 @@ def implicit_gemm_ampere(
     high, wide = shape.output
     down, across = shape.kernel
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
+    count = down * across * ceil_divide(shape.channels, CHANNELS)
     numbers = (
-        shape.filters, shape.pixels, down * across * ceil_divide(shape.channels, CHANNELS), shape.channels, shape.height,
-        shape.width, across, wide, high, stride_w, stride_h, left, top, dilation_w, dilation_h, pitch, offset,
-        shape.filters,
+        shape.filters, shape.pixels, count, shape.channels, shape.height, shape.width, across, wide, high, stride_w,
+        stride_h, left, top, dilation_w, dilation_h, pitch, offset, shape.filters,
     )  # fmt: skip
     tiles = ceil_divide(shape.filters, tile.filters) * ceil_divide(shape.pixels, tile.pixels)
     return Kernel(
