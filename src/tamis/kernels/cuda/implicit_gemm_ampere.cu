@@ -52,19 +52,29 @@ struct Walk {
 };
 
 // What a filter's first tap sees at a pixel of the result: its first element, which wraps where it lies in the padding,
-// and its row and column in 16 bits each.
+// and its row and column in 16 bits each. The row is negative where the pixel does not exist.
 TAMIS_DEVICE TwoWords seen(int pixel, const Image &image, int out_width, int out_height, int stride_w, int stride_h,
                            int pad_left, int pad_top) {
+    const bool exists = pixel < image.pixels;
+    if constexpr (!IM2COL) return {(unsigned)pixel * image.channels, exists ? 0 : ~0u};
     const int w = pixel % out_width * stride_w - pad_left;
     const int h = pixel / out_width % out_height * stride_h - pad_top;
     const int n = pixel / out_width / out_height;
     const unsigned first = (((unsigned)n * image.height + h) * image.width + w) * image.channels;
-    const unsigned row = pixel < image.pixels ? h : -32768;  // no tap gets from there into the image
+    const unsigned row = exists ? h : -32768;  // no tap gets from there into the image
     return {first, row << 16 | (w & 0xffff)};
 }
 
-// One step's pixels into a stage.
-TAMIS_DEVICE void fetch_pixels(unsigned stage, const TwoWords *table, const Image &image, const Walk &walk, int pixel) {
+// Whether a tap finds a pixel of the image where the first one saw `place`.
+TAMIS_DEVICE bool within(unsigned place, const Image &image, const Walk &walk) {
+    if constexpr (!IM2COL) return (int)place >= 0;
+    const unsigned row = ((int)place >> 16) + walk.down, column = (short)place + walk.right;
+    return row < (unsigned)image.height && column < (unsigned)image.width;
+}
+
+// One step's pixels into a stage. `table` has what is seen at the tile's pixels: kept in registers, or computed anew, it
+// would cost registers that the sums need.
+TAMIS_DEVICE void fetch_pixels(unsigned stage, const TwoWords *table, const Image &image, const Walk &walk) {
     constexpr int LINES = THREADS / 8;  // at a time
     const int line = threadIdx.x / 8, chunk = threadIdx.x % 8;
     const int channel = walk.channel + chunk * 8;
@@ -72,19 +82,9 @@ TAMIS_DEVICE void fetch_pixels(unsigned stage, const TwoWords *table, const Imag
     const unsigned to = stage + line * 128 + (chunk ^ line % 8) * 16;
 #pragma unroll
     for (int i = 0; i < PIXELS / LINES; i++) {
-        bool exists = channel < image.channels;
-        unsigned element;
-        if constexpr (IM2COL) {
-            const TwoWords here = table[line + i * LINES];
-            const int row = ((int)here.y >> 16) + walk.down, column = (short)here.y + walk.right;
-            exists = exists && (unsigned)row < (unsigned)image.height && (unsigned)column < (unsigned)image.width;
-            element = here.x + tap;
-        } else {
-            const int here = pixel + line + i * LINES;
-            exists = exists && here < image.pixels;
-            element = (unsigned)here * image.channels + channel;
-        }
-        copy_or_zero(to + i * LINES * 128, image.data + (exists ? element : 0u), exists);
+        const TwoWords here = table[line + i * LINES];
+        const bool exists = channel < image.channels && within(here.y, image, walk);
+        copy_or_zero(to + i * LINES * 128, image.data + (exists ? here.x + tap : 0u), exists);
     }
 }
 
@@ -179,7 +179,7 @@ TAMIS_DEVICE void leave(const float (&sums)[MATRICES][COLUMNS][4], float *strip,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     KERNEL(const unsigned short *data, const unsigned char *weights, const float *bias, const OUT_TYPE *residual,
            OUT_TYPE *out, int filters, int pixels, int steps, int channels, int height, int width, int across,
            int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
@@ -190,18 +190,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int filter = blockIdx.x % across_filters * FILTERS, pixel = blockIdx.x / across_filters * PIXELS;
     const Image image = {data, pixels, channels, height, width, across, dilation_w, dilation_h};
     TwoWords *table = reinterpret_cast<TwoWords *>(memory + STAGES * STAGE_BYTES);
-    if constexpr (IM2COL) {
-        for (int i = threadIdx.x; i < PIXELS; i += THREADS)
-            table[i] = seen(pixel + i, image, out_width, out_height, stride_w, stride_h, pad_left, pad_top);
-        __syncthreads();
-    }
+    for (int i = threadIdx.x; i < PIXELS; i += THREADS)
+        table[i] = seen(pixel + i, image, out_width, out_height, stride_w, stride_h, pad_left, pad_top);
+    __syncthreads();
 
     Walk walk = {};
     weights += (long long)(filter / FILTERS) * steps * WEIGHT_BYTES;
     const auto fetch = [&](int stage) {
         if (walk.step < steps) {
             const unsigned to = shared_address(memory) + stage;
-            fetch_pixels(to, table, image, walk, pixel);
+            fetch_pixels(to, table, image, walk);
             fetch_weights(to, weights);
             weights += WEIGHT_BYTES;
             walk.next(image);
