@@ -12,6 +12,7 @@ from tamis.kernels.cuda import compile as toolchain
 from tamis.kernels.cuda import nvrtc as nvrtc_module
 from tamis.kernels.cuda.compile import compile_source, compile_with_nvcc, compiler_name, sources, translation_unit
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.movement import concat, convert, pad_channels, space_to_depth
 from tamis.kernels.cuda.nvrtc import load_nvrtc
 from tamis.kernels.cuda.pointwise import Operand, PointwiseStep, pointwise
@@ -46,21 +47,32 @@ def kernels(dtype: DType) -> list[Kernel]:
     ]
 
 
+GEMMS = (Convolution(8, 14, 14, 256, 512, (3, 3), pads=(1, 1, 1, 1)), Convolution(1, 1, 4096, 512, 512))
+FUSED = {"bias": True, "residual": True, "steps": (PointwiseStep("add", operand=0), PointwiseStep("silu"))}
+
+
 def hopper_kernels(dtype: DType) -> list[Kernel]:
     """Those that use what only Hopper has (sm_90a)."""
-    image = Convolution(8, 14, 14, 256, 512, (3, 3), pads=(1, 1, 1, 1))
-    steps = (PointwiseStep("add", operand=0), PointwiseStep("silu"))
-    fused = {"bias": True, "residual": True, "steps": steps}
     return [
-        implicit_gemm_hopper(shape, deepest(*tile, sparse=sparse), dtype, 132, sparse=sparse, **fused)
+        implicit_gemm_hopper(shape, deepest(*tile, sparse=sparse), dtype, 132, sparse=sparse, **FUSED)
         for tile in TILES
-        for shape in (image, Convolution(1, 1, 4096, 512, 512))
+        for shape in GEMMS
+        for sparse in (False, True)
+    ]
+
+
+def ampere_kernels(dtype: DType) -> list[Kernel]:
+    """Those for tensor cores with 16-bit types."""
+    return [
+        implicit_gemm_ampere(shape, deepest_ampere(*tile, sparse=sparse), dtype, sparse=sparse, **FUSED)
+        for tile in AMPERE_TILES
+        for shape in GEMMS
         for sparse in (False, True)
     ]
 
 
 def test_the_list_is_complete():
-    listed = kernels(DType.FLOAT16) + hopper_kernels(DType.FLOAT16)
+    listed = kernels(DType.FLOAT16) + hopper_kernels(DType.FLOAT16) + ampere_kernels(DType.FLOAT16)
     assert {f"{kernel.family}.cu" for kernel in listed} == set(sources())
 
 
@@ -70,6 +82,15 @@ def test_the_list_is_complete():
 def test_every_hopper_kernel_compiles(dtype):
     for kernel in hopper_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 5]:
         assert kernel.function.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, "sm_90a")
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
+def test_every_ampere_kernel_compiles(architecture, dtype):
+    for kernel in ampere_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 7]:
+        assert kernel.function.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, architecture)
 
 
 @needs_compiler

@@ -1,7 +1,8 @@
-"""Our convolutions and matrix products for Hopper, on the CPU: against float64, on odd shapes, with everything fused."""
+"""Our convolutions and matrix products for tensor cores, on the CPU: against float64, on odd shapes, all fused."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +11,47 @@ import pytest
 from cuda_emulation import run
 
 from tamis.formats import TWO_FOUR, magnitude_mask
+from tamis.formats.ampere import pack_ampere
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
+from tamis.formats.steps import StepWeights
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.pointwise import PointwiseStep
+from tamis.kernels.cuda.specification import Kernel
 
-SMALL = Tile(1, 1, 64, 1, 1, 2)
-PAIR = Tile(1, 1, 64, 2, 1, 2)
-SPLIT = Tile(1, 1, 64, 1, 2, 2)
+PAIR, SPLIT = Tile(1, 1, 64, 2, 1, 2), Tile(1, 1, 64, 1, 2, 2)
 ADD, RELU = PointwiseStep("add", operand=0), PointwiseStep("relu")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of the kernels: its tiles and a small one, how weights are packed for a tile, and how it is made.
+
+    ``rows`` are the filters of what packing calls a block.
+    """
+
+    name: str
+    rows: int
+    small: Any
+    tiles: Sequence[tuple[int, ...]]
+    deepest: Callable[..., Any]
+    pack: Callable[..., StepWeights]
+    make: Callable[..., Kernel]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def hopper(shape: Convolution, tile: Tile, dtype: DType, multiprocessors: int = 2, **options: Any) -> Kernel:
+    return implicit_gemm_hopper(shape, tile, dtype, multiprocessors, **options)
+
+
+HOPPER = Family("hopper", 64, Tile(1, 1, 64, 1, 1, 2), TILES, deepest, pack_hopper, hopper)
+AMPERE = Family(
+    "ampere", 16, AmpereTile(2, 2, 2, 2, 2), AMPERE_TILES, deepest_ampere, pack_ampere, implicit_gemm_ampere
+)
+FAMILIES = pytest.mark.parametrize("family", [HOPPER, AMPERE], ids=str)
 
 
 @dataclass(frozen=True)
@@ -56,18 +89,19 @@ def convolved(image: np.ndarray, weight: np.ndarray, shape: Convolution) -> np.n
 
 
 def check(
-    shape: Convolution, tile: Tile, dtype: DType, *, sparse: bool, multiprocessors: int = 2, pitch: int | None = None,
+    family: Family, shape: Convolution, dtype: DType, *, sparse: bool, tile: Any = None, pitch: int | None = None,
     offset: int = 0, bias: bool = False, residual: bool = False, steps: tuple[PointwiseStep, ...] = (),
-    out_dtype: DType | None = None,
+    out_dtype: DType | None = None, **launch: int,
 ) -> None:  # fmt: skip
+    tile = tile or family.small
     given = data(shape, dtype, sparse=sparse)
     out = out_dtype or dtype
     random = np.random.default_rng(1)
     biases = random.standard_normal(shape.filters).astype(np.float32)
     residuals = random.standard_normal((shape.pixels, shape.filters)).astype(out.numpy)
     options: dict[str, Any] = {"sparse": sparse, "out_dtype": out, "steps": steps, "bias": bias, "residual": residual}
-    kernel = implicit_gemm_hopper(shape, tile, dtype, multiprocessors, pitch=pitch, offset=offset, **options)
-    packed = pack_hopper(given.weight, tile.blocks * tile.groups, sparse=sparse)
+    kernel = family.make(shape, tile, dtype, pitch=pitch, offset=offset, **options, **launch)
+    packed = family.pack(given.weight, tile.filters // family.rows, sparse=sparse)
     wide = pitch or shape.filters
     (result,) = run(kernel, [given.image, residuals], [packed.data, biases], [((shape.pixels, wide), out.numpy)])
     expected = given.sums + (biases if bias else 0.0)
@@ -80,17 +114,21 @@ def check(
     assert np.isnan(others.astype(np.float32)).all(), "written beside its channels"
 
 
+@FAMILIES
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
-def test_a_product(dtype: DType, sparse: bool) -> None:
-    check(Convolution(1, 1, 100, 128, 96), SMALL, dtype, sparse=sparse)
+def test_a_product(family: Family, dtype: DType, sparse: bool) -> None:
+    check(family, Convolution(1, 1, 100, 128, 96), dtype, sparse=sparse)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
-@pytest.mark.parametrize("tile", TILES, ids=str)
-def test_every_tile(tile: tuple[int, int, int, int, int], sparse: bool) -> None:
-    shape = Convolution(1, 1, tile[2] + 9, 64 * tile[4] + 8, 64 * tile[0] * tile[1] + 8)
-    check(shape, deepest(*tile, sparse=sparse, most=3), DType.FLOAT16, sparse=sparse, bias=True, steps=(RELU,))
+@pytest.mark.parametrize(
+    ("family", "sizes"), [(family, sizes) for family in (HOPPER, AMPERE) for sizes in family.tiles], ids=str
+)
+def test_every_tile(family: Family, sizes: tuple[int, ...], sparse: bool) -> None:
+    tile = family.deepest(*sizes, sparse=sparse, most=3)
+    shape = Convolution(1, 1, tile.pixels + 9, 64 * getattr(tile, "split", 1) + 8, tile.filters + 8)
+    check(family, shape, DType.FLOAT16, sparse=sparse, tile=tile, bias=True, steps=(RELU,))
 
 
 CONVOLUTIONS = {
@@ -105,50 +143,78 @@ CONVOLUTIONS = {
 }
 
 
+@FAMILIES
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions(name: str, sparse: bool) -> None:
-    check(CONVOLUTIONS[name], SMALL, DType.FLOAT16, sparse=sparse, bias=True)
+def test_convolutions(family: Family, name: str, sparse: bool) -> None:
+    check(family, CONVOLUTIONS[name], DType.FLOAT16, sparse=sparse, bias=True)
 
 
+@FAMILIES
 @pytest.mark.parametrize("filters", [64, 70], ids=["vectors", "elements"])
-def test_bias_residual_and_activation(filters: int) -> None:
+def test_bias_residual_and_activation(family: Family, filters: int) -> None:
     shape = Convolution(2, 5, 5, 64, filters, (3, 3), pads=(1, 1, 1, 1))
-    check(shape, SMALL, DType.FLOAT16, sparse=True, bias=True, residual=True, steps=(ADD, RELU))
-    check(shape, SMALL, DType.BFLOAT16, sparse=False, residual=True, steps=(RELU, ADD))
+    check(family, shape, DType.FLOAT16, sparse=True, bias=True, residual=True, steps=(ADD, RELU))
+    check(family, shape, DType.BFLOAT16, sparse=False, residual=True, steps=(RELU, ADD))
 
 
+@FAMILIES
 @pytest.mark.parametrize(("pitch", "offset"), [(160, 64), (101, 3)])
-def test_the_result_lands_within_a_concat(pitch: int, offset: int) -> None:
-    check(Convolution(1, 4, 4, 64, 72), SMALL, DType.FLOAT16, sparse=True, pitch=pitch, offset=offset)
+def test_the_result_lands_within_a_concat(family: Family, pitch: int, offset: int) -> None:
+    check(family, Convolution(1, 4, 4, 64, 72), DType.FLOAT16, sparse=True, pitch=pitch, offset=offset)
 
 
-def test_float32_results() -> None:
-    check(Convolution(1, 1, 64, 64, 64), SMALL, DType.FLOAT16, sparse=True, out_dtype=DType.FLOAT32, bias=True)
+@FAMILIES
+def test_float32_results(family: Family) -> None:
+    check(family, Convolution(1, 1, 64, 64, 64), DType.FLOAT16, sparse=True, out_dtype=DType.FLOAT32, bias=True)
 
 
-@pytest.mark.parametrize("tile", [SMALL, PAIR, SPLIT], ids=["alone", "pair", "split"])
+@pytest.mark.parametrize("tile", [HOPPER.small, PAIR, SPLIT], ids=["alone", "pair", "split"])
 def test_many_tiles_on_one_multiprocessor(tile: Tile) -> None:
-    check(Convolution(1, 1, 300, 192, 200), tile, DType.FLOAT16, sparse=True, multiprocessors=1)
+    check(HOPPER, Convolution(1, 1, 300, 192, 200), DType.FLOAT16, sparse=True, tile=tile, multiprocessors=1)
 
 
 @pytest.mark.parametrize("split", [2, 4])
 def test_blocks_divide_the_steps_of_a_tile(split: int) -> None:
     shape = Convolution(1, 5, 7, 72, 70, (3, 3), pads=(1, 1, 1, 1))
-    tile = Tile(1, 1, 64, 1, split, 2)
-    check(shape, tile, DType.FLOAT16, sparse=True, bias=True, residual=True, steps=(ADD, RELU), multiprocessors=8)
+    fused = {"bias": True, "residual": True, "steps": (ADD, RELU)}
+    check(HOPPER, shape, DType.FLOAT16, sparse=True, tile=Tile(1, 1, 64, 1, split, 2), multiprocessors=8, **fused)
 
 
 @pytest.mark.parametrize("filters", [64, 128, 130], ids=["one is idle", "both", "two pairs"])
 def test_a_pair_of_blocks_shares_its_pixels(filters: int) -> None:
     shape = Convolution(2, 6, 7, 72, filters, (3, 3), pads=(1, 1, 1, 1))
-    check(shape, PAIR, DType.FLOAT16, sparse=True, bias=True, residual=True, steps=(ADD, RELU), multiprocessors=4)
+    fused = {"bias": True, "residual": True, "steps": (ADD, RELU)}
+    check(HOPPER, shape, DType.FLOAT16, sparse=True, tile=PAIR, multiprocessors=4, **fused)
 
 
-def test_what_cannot_run_is_refused() -> None:
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_fewer_and_more_steps_than_stages(steps: int) -> None:
+    tile = AmpereTile(2, 2, 2, 2, 3)
+    check(AMPERE, Convolution(1, 1, 40, 64 * steps, 64), DType.FLOAT16, sparse=True, tile=tile)
+
+
+def test_tiles_for_consumer_gpus() -> None:
+    """A block may have 99 KiB on these."""
+    for sparse in (False, True):
+        for tile in (deepest_ampere(*tile, sparse=sparse) for tile in AMPERE_TILES):
+            assert tile.stages >= 2
+            assert tile.shared_bytes(sparse=sparse) <= 99 * 1024
+
+
+@FAMILIES
+def test_what_cannot_run_is_refused(family: Family) -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
-        implicit_gemm_hopper(Convolution(1, 1, 64, 12, 64), SMALL, DType.FLOAT16, 1, sparse=True)
+        family.make(Convolution(1, 1, 64, 12, 64), family.small, DType.FLOAT16, sparse=True)
+
+
+def test_tiles_and_images_that_are_too_large() -> None:
     with pytest.raises(ValueError, match="1 steps cannot be split among 2"):
         implicit_gemm_hopper(Convolution(1, 1, 64, 64, 64), SPLIT, DType.FLOAT16, 8, sparse=True)
     with pytest.raises(ValueError, match="do not fit"):
         deepest(4, 4, 256, sparse=False)
+    with pytest.raises(ValueError, match="do not fit"):
+        deepest_ampere(4, 8, 4, 4, sparse=False)
+    wide = Convolution(1, 1, 32766, 8, 64, (1, 3), pads=(0, 1, 0, 1))
+    with pytest.raises(ValueError, match="32767 pixels a side"):
+        implicit_gemm_ampere(wide, AMPERE.small, DType.FLOAT16, sparse=True)

@@ -1,29 +1,12 @@
 // Hopper's asynchronous machinery on the CPU, as hopper.h declares it; included behind cuda_emulated.h.
 //
 // Copies and products happen at once, which is one of the orders that the hardware may take: what a kernel reads too
-// early is found (a barrier's phase has not come), what it overwrites too early is not. Addresses in shared memory are
-// offsets into the block's array, which holds NaN when a block starts.
+// early is found (a barrier's phase has not come), what it overwrites too early is not.
 #pragma once
 
 #define __grid_constant__
 
-static const unsigned EMULATED_SHARED = 227 * 1024;
-alignas(1024) static unsigned char emulated_shared[CLUSTER][EMULATED_SHARED];
-#define SHARED_MEMORY(name) unsigned char *name = emulated_shared[emulated_rank()]
 #define CLUSTER_OF(blocks)
-static void emulated_spoil() { memset(emulated_shared, 0xff, sizeof emulated_shared); }
-static const bool emulated_hopper = (emulated_start_of_block = emulated_spoil, emulated_cluster_size = CLUSTER, true);
-
-inline unsigned shared_address(const void *pointer) {
-    return (unsigned)(static_cast<const unsigned char *>(pointer) - emulated_shared[emulated_rank()]);
-}
-inline unsigned char *emulated_in(unsigned rank, unsigned address, unsigned bytes) {
-    if (rank >= CLUSTER || address + bytes > EMULATED_SHARED) __builtin_trap();
-    return emulated_shared[rank] + address;
-}
-inline unsigned char *emulated_at(unsigned address, unsigned bytes) {
-    return emulated_in(emulated_rank(), address, bytes);
-}
 
 // A barrier's phase ends when no arrival and no byte is missing.
 struct EmulatedBarrier {
@@ -153,9 +136,6 @@ inline unsigned short emulated_element(unsigned long long operand, int row, int 
         __builtin_trap();
     return *reinterpret_cast<const unsigned short *>(emulated_at(at, 2));
 }
-inline float emulated_number(unsigned short bits) {
-    return PRODUCT_TYPE[0] == 'b' ? __uint_as_float((unsigned)bits << 16) : emulated_half_to_float(bits);
-}
 
 template <int N> struct Product {
     // A thread's own part: rows 16 w + q and + 8 of its warp w and quad q, two neighbouring columns of every eight.
@@ -180,14 +160,10 @@ template <int N> struct Product {
         for (int h = 0; h < 2; h++) words[h] = emulated_from_lane(places, (emulated_lane() & ~3u) + 2 * selector + h);
         each(d, keep, [&](int row, int column, int high) {
             float total = 0.0f;
-            for (int group = 0; group < 8; group++) {
-                const unsigned nibble = words[group / 4] >> (16 * high + 4 * (group % 4)) & 15;
-                if ((nibble & 3) >= nibble >> 2) __builtin_trap();  // the places must ascend
-                for (int i = 0; i < 2; i++) {
-                    const int k = group * 4 + (i ? nibble >> 2 : nibble & 3);
-                    total += emulated_number(emulated_element(a, row, 4 * group + 2 * i)) *
-                             emulated_number(emulated_element(b, column, 2 * k));
-                }
+            for (int kept = 0; kept < 16; kept++) {
+                const int group = kept / 2, k = group * 4 + emulated_place(words[group / 4], high, group % 4, kept % 2);
+                total += emulated_number(emulated_element(a, row, 2 * kept)) *
+                         emulated_number(emulated_element(b, column, 2 * k));
             }
             return total;
         });

@@ -7,17 +7,13 @@
 // them; PRODUCT_TYPE, "f16" or "bf16".
 #pragma once
 
-#include "element.h"
+#include "shared_memory.h"
 
 #ifndef TAMIS_EMULATED
 
 struct alignas(64) TensorMap {
     unsigned long long words[16];
 };
-
-#define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
-
-TAMIS_DEVICE unsigned shared_address(const void *pointer) { return (unsigned)__cvta_generic_to_shared(pointer); }
 
 // --- barriers ---
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tamis.formats.dtype import DType
-from tamis.formats.hopper import CHANNELS, ROWS, step_bytes
+from tamis.formats.hopper import ROWS
+from tamis.formats.steps import CHANNELS, rows_bytes
 from tamis.kernels.cuda.pointwise import PointwiseStep, program_text
 from tamis.kernels.cuda.specification import ELEMENTS, Argument, Kernel, TensorMap, ceil_divide
 
@@ -94,7 +95,7 @@ class Tile:
 
     def shared_bytes(self, *, sparse: bool) -> int:
         """Shared memory of a block: the stages, a strip of results for each group, two barriers for each stage."""
-        weights = step_bytes(self.blocks * self.groups, sparse=sparse)
+        weights = rows_bytes(self.filters, sparse=sparse)
         stage = ceil_divide(self.pixels * CHANNELS * 2 + weights, 1024) * 1024
         strip = _STRIP_PIXELS * (self.blocks * ROWS + 4) * 4
         return self.stages * stage + self.groups * strip + self.stages * 16
@@ -104,11 +105,22 @@ def deepest(
     blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, *, sparse: bool, most: int = 8
 ) -> Tile:
     """The tile with as many stages as fit. ``ValueError`` when two do not."""
+
+    def shared_bytes(stages: int) -> int:
+        return Tile(blocks, groups, pixels, cluster, split, stages).shared_bytes(sparse=sparse)
+
+    return Tile(blocks, groups, pixels, cluster, split, most_stages(shared_bytes, _SHARED_BYTES, most))
+
+
+def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> int:
+    """Up to how many stages, ``most`` at most, a block's shared memory keeps to ``limit`` bytes.
+
+    ``ValueError`` when two do not.
+    """
     for stages in range(most, 1, -1):
-        tile = Tile(blocks, groups, pixels, cluster, split, stages)
-        if tile.shared_bytes(sparse=sparse) <= _SHARED_BYTES:
-            return tile
-    raise ValueError(f"{groups} x {blocks} x 64 filters by {pixels} pixels do not fit into shared memory")
+        if shared_bytes(stages) <= limit:
+            return stages
+    raise ValueError(f"two stages of the tile take {shared_bytes(2)} bytes, and do not fit into shared memory")
 
 
 # Blocks of 64 filters, groups, pixels, cluster and split of the tiles that race. 128 float32 sums a thread at most.
@@ -140,9 +152,7 @@ def implicit_gemm_hopper(
     channels), constants the packed weights of ``formats.hopper`` and the float32 bias. Output 0 has ``pitch`` channels,
     of which those from ``offset`` on are written. ``ValueError`` for what the kernel cannot do.
     """
-    if shape.channels % 8:
-        raise ValueError(f"{shape.channels} channels are not a multiple of 8")
-    out, pitch = out_dtype or dtype, shape.filters if pitch is None else pitch
+    pitch = shape.filters if pitch is None else pitch
     high, wide = shape.output
     chunks = ceil_divide(shape.channels, CHANNELS)
     down, across = shape.kernel
@@ -156,14 +166,14 @@ def implicit_gemm_hopper(
                          (stride_w, stride_h))  # fmt: skip
     else:
         map_ = TensorMap(0, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster)
-    defines: dict[str, str | int | float] = {
+    defines = common_defines(
+        shape, (dtype, out_dtype or dtype), (pitch, offset), sparse=sparse, steps=steps, bias=bias, residual=residual
+    )
+    defines |= {
         # Profilers show this name: it proves that the sparse form runs.
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm",
-        "SPARSE": int(sparse), "IM2COL": int(sliding), "BLOCKS": tile.blocks, "GROUPS": tile.groups,
-        "PIXELS": tile.pixels, "STAGES": tile.stages,
-        "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],
-        "OUT_TYPE": ELEMENTS[out], "PROGRAM": program_text(steps), "BIAS": int(bias), "RESIDUAL": int(residual),
-        "VECTORS": int(not any(number % 8 for number in (shape.filters, pitch, offset))),
+        "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
+        "CLUSTER": tile.together, "SPLIT": int(tile.split > 1),
     }  # fmt: skip
     if tile.split > shape.steps:
         raise ValueError(f"{shape.steps} steps cannot be split among {tile.split} blocks")
@@ -172,15 +182,44 @@ def implicit_gemm_hopper(
         shape.filters, shape.pixels, shape.steps, chunks, across, wide, high, stride_w, stride_h, left, top,
         dilation_w, dilation_h, pitch, offset, shape.filters,
     )  # fmt: skip
-    arguments = (
-        Argument("map", 0),
+    return Kernel(
+        "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (_WARPGROUP * (tile.groups + 1), 1, 1),
+        common_arguments(Argument("map", 0), numbers, bias=bias, residual=residual), tile.shared_bytes(sparse=sparse),
+        (map_,),
+    )  # fmt: skip
+
+
+def common_defines(
+    shape: Convolution,
+    dtypes: tuple[DType, DType],
+    place: tuple[int, int],
+    *,
+    sparse: bool,
+    steps: Sequence[PointwiseStep],
+    bias: bool,
+    residual: bool,
+) -> dict[str, str | int | float]:
+    """The constants that implicit GEMM has on all tensor cores.
+
+    ``dtypes`` are those of the product and of the output, ``place`` the output's (pitch, offset). ``ValueError`` for
+    pixels that are no multiple of 16 bytes.
+    """
+    if shape.channels % 8:
+        raise ValueError(f"{shape.channels} channels are not a multiple of 8")
+    return {
+        "SPARSE": int(sparse), "IM2COL": int(not shape.is_product), "PRODUCT_TYPE": _PRODUCT_TYPES[dtypes[0]],
+        "OUT_TYPE": ELEMENTS[dtypes[1]], "PROGRAM": program_text(steps), "BIAS": int(bias), "RESIDUAL": int(residual),
+        "VECTORS": int(not any(number % 8 for number in (shape.filters, *place))),
+    }  # fmt: skip
+
+
+def common_arguments(image: Argument, numbers: Sequence[int], *, bias: bool, residual: bool) -> tuple[Argument, ...]:
+    """Image, weights, bias, residual and output, then the numbers."""
+    return (
+        image,
         Argument("const", 0),
         Argument("const", 1) if bias else Argument("null"),
         Argument("in", 1) if residual else Argument("null"),
         Argument("out", 0),
         *(Argument("int", number) for number in numbers),
     )
-    return Kernel(
-        "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (_WARPGROUP * (tile.groups + 1), 1, 1),
-        arguments, tile.shared_bytes(sparse=sparse), (map_,),
-    )  # fmt: skip

@@ -1,0 +1,112 @@
+// What tensor cores have offered since Ampere on the CPU, as ampere.h declares it; included behind cuda_emulated.h.
+//
+// Copies run at once in one block, and as late as they may in the next one: so both what a kernel reads too early and
+// what it overwrites too early is found, each by one of them.
+#pragma once
+
+// --- copies ---
+
+struct EmulatedCopy {
+    unsigned address;
+    const void *from;  // null: zeros
+};
+struct EmulatedCopies {
+    std::vector<EmulatedCopy> open;  // of no group yet
+    std::vector<std::vector<EmulatedCopy>> groups;
+};
+static std::vector<EmulatedCopies> emulated_copies;  // of each thread
+static bool emulated_late;
+
+static void emulated_forget_copies() {
+    emulated_spoil();
+    emulated_copies.assign(emulated.fibres.size(), {});
+    emulated_late = !emulated_late;
+}
+static const bool emulated_forgets = (emulated_start_of_block = emulated_forget_copies, true);
+
+inline void emulated_carry_out(const EmulatedCopy &copy) {
+    if (copy.from)
+        memcpy(emulated_at(copy.address, 16), copy.from, 16);
+    else
+        memset(emulated_at(copy.address, 16), 0, 16);
+}
+inline void copy_or_zero(unsigned address, const void *from, bool exists) {
+    if (address % 16 || (uintptr_t)from % 16) __builtin_trap();
+    const EmulatedCopy copy = {address, exists ? from : nullptr};
+    if (emulated_late)
+        emulated_copies[emulated.current].open.push_back(copy);
+    else
+        emulated_carry_out(copy);
+}
+inline void copy(unsigned address, const void *from) { copy_or_zero(address, from, true); }
+inline void copies_commit() {
+    EmulatedCopies &mine = emulated_copies[emulated.current];
+    mine.groups.push_back(std::move(mine.open));
+    mine.open.clear();
+}
+template <int pending> inline void copies_wait() {
+    std::vector<std::vector<EmulatedCopy>> &groups = emulated_copies[emulated.current].groups;
+    for (; groups.size() > pending; groups.erase(groups.begin()))
+        for (const EmulatedCopy &copy : groups.front()) emulated_carry_out(copy);
+}
+
+inline void warp_meets() { emulated_wait(EmulatedFibre::AT_SHUFFLE); }
+
+// --- operands and products ---
+
+// What the lanes of a warp lend each other: their words, for as long as `use` runs in all of them.
+static const unsigned *emulated_lent[1024];
+template <class Use> inline void emulated_lend(const unsigned *words, Use use) {
+    const unsigned self = emulated.current;
+    emulated_lent[self] = words;
+    emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has lent
+    use(emulated_lent + (self & ~31u));
+    emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has read
+}
+
+inline void load_matrices(unsigned address, unsigned *words) {
+    if (address % 16) __builtin_trap();
+    const unsigned lane = emulated_lane();
+    emulated_lend(&address, [&](const unsigned *const *addresses) {
+        for (unsigned matrix = 0; matrix < 4; matrix++)
+            memcpy(words + matrix, emulated_at(addresses[8 * matrix + lane / 4][0] + lane % 4 * 4, 4), 4);
+    });
+}
+
+// Element `element` of the words of a lane.
+inline float emulated_half(const unsigned *words, int element) {
+    return emulated_number((unsigned short)(words[element / 2] >> (16 * (element % 2))));
+}
+
+// A lane's own sums over 16 columns of A; `row_of_b` tells which row of B meets one: of 4 words of A, `wide` of B, then
+// the metadata, as they lie in `words`.
+template <class RowOfB>
+inline void emulated_product(float (&d)[4], const unsigned *words, RowOfB row_of_b) {
+    const int lane = emulated_lane();
+    emulated_lend(words, [&](const unsigned *const *lanes) {
+        for (int i = 0; i < 4; i++) {
+            const int high = i / 2, column = lane % 4 * 2 + i % 2;
+            float total = 0.0f;
+            for (int k = 0; k < 16; k++) {
+                const int b = row_of_b(lanes + lane / 4 * 4, high, k);
+                total += emulated_half(lanes[lane / 4 * 4 + k % 8 / 2], 4 * (k / 8) + 2 * high + k % 2) *
+                         emulated_half(lanes[column * 4 + b % 8 / 2] + 4, 2 * (b / 8) + b % 2);
+            }
+            d[i] += total;
+        }
+    });
+}
+
+inline void multiply_dense(float (&d)[4], const unsigned *a, const unsigned *b) {
+    const unsigned words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    emulated_product(d, words, [](const unsigned *const *, int, int k) { return k; });
+}
+
+template <int selector>
+inline void multiply_sparse(float (&d)[4], const unsigned *a, const unsigned *b, unsigned places) {
+    const unsigned words[9] = {a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], places};
+    emulated_product(d, words, [](const unsigned *const *quad, int high, int k) {
+        const int group = k / 2;
+        return group * 4 + emulated_place(quad[2 * selector + group / 4][8], high, group % 4, k % 2);
+    });
+}
