@@ -15,6 +15,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <array>
 #include <functional>
 #include <utility>
 #include <vector>

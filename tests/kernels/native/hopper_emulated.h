@@ -1,7 +1,7 @@
 // Hopper's asynchronous machinery on the CPU, as hopper.h declares it; included behind cuda_emulated.h.
 //
-// Copies and products happen at once, which is one of the orders that the hardware may take: what a kernel reads too
-// early is found (a barrier's phase has not come), what it overwrites too early is not.
+// Copies happen at once. Products happen at once in one cluster, and in the next one when they are waited for: so both
+// what a kernel reads too early and what it gives back too early is found, each by one of them.
 #pragma once
 
 #define __grid_constant__
@@ -118,9 +118,38 @@ template <int count> inline void give_registers() {}
 
 // --- wgmma ---
 
+using EmulatedProducts = std::vector<std::function<void()>>;
+struct EmulatedGroups {
+    EmulatedProducts open;  // of no group yet
+    std::vector<EmulatedProducts> groups;
+};
+static std::vector<EmulatedGroups> emulated_products;  // of each thread
+static bool emulated_late;
+
+static void emulated_forget_products() {
+    emulated_spoil();
+    emulated_products.assign(emulated.fibres.size(), {});
+    emulated_late = !emulated_late;
+}
+static const bool emulated_forgets = (emulated_start_of_block = emulated_forget_products, true);
+
+inline void emulated_issue(std::function<void()> product) {
+    if (emulated_late)
+        emulated_products[emulated.current].open.push_back(std::move(product));
+    else
+        product();
+}
 inline void products_begin() {}
-inline void products_commit() {}
-template <int pending> inline void products_wait() {}
+inline void products_commit() {
+    EmulatedGroups &mine = emulated_products[emulated.current];
+    mine.groups.push_back(std::move(mine.open));
+    mine.open.clear();
+}
+template <int pending> inline void products_wait() {
+    std::vector<EmulatedProducts> &groups = emulated_products[emulated.current].groups;
+    for (; groups.size() > pending; groups.erase(groups.begin()))
+        for (const auto &product : groups.front()) product();
+}
 template <int count> inline void hold_registers(const unsigned (&)[count]) {}
 
 // 16 bits of an operand in K-major order: row and byte within the instruction's part of it.
@@ -147,25 +176,31 @@ template <int N> struct Product {
         }
     }
     static void dense(float (&d)[N / 2], unsigned long long a, unsigned long long b, int keep) {
-        each(d, keep, [&](int row, int column, int) {
-            float total = 0.0f;
-            for (int k = 0; k < 16; k++)
-                total += emulated_number(emulated_element(a, row, 2 * k)) * emulated_number(emulated_element(b, column, 2 * k));
-            return total;
+        emulated_issue([=, &d] {
+            each(d, keep, [=](int row, int column, int) {
+                float total = 0.0f;
+                for (int byte = 0; byte < 32; byte += 2)
+                    total += emulated_number(emulated_element(a, row, byte)) *
+                             emulated_number(emulated_element(b, column, byte));
+                return total;
+            });
         });
     }
     template <int selector>
     static void sparse(float (&d)[N / 2], unsigned long long a, unsigned long long b, unsigned places, int keep) {
-        unsigned words[2];  // of the quad's two threads that the selector names
+        std::array<unsigned, 2> words;  // of the quad's two threads that the selector names
         for (int h = 0; h < 2; h++) words[h] = emulated_from_lane(places, (emulated_lane() & ~3u) + 2 * selector + h);
-        each(d, keep, [&](int row, int column, int high) {
-            float total = 0.0f;
-            for (int kept = 0; kept < 16; kept++) {
-                const int group = kept / 2, k = group * 4 + emulated_place(words[group / 4], high, group % 4, kept % 2);
-                total += emulated_number(emulated_element(a, row, 2 * kept)) *
-                         emulated_number(emulated_element(b, column, 2 * k));
-            }
-            return total;
+        emulated_issue([=, &d] {
+            each(d, keep, [=](int row, int column, int high) {
+                float total = 0.0f;
+                for (int kept = 0; kept < 16; kept++) {
+                    const int group = kept / 2;
+                    const int k = group * 4 + emulated_place(words[group / 4], high, group % 4, kept % 2);
+                    total += emulated_number(emulated_element(a, row, 2 * kept)) *
+                             emulated_number(emulated_element(b, column, 2 * k));
+                }
+                return total;
+            });
         });
     }
 };

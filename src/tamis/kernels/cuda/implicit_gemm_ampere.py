@@ -106,8 +106,8 @@ def implicit_gemm_ampere(
     high, wide = shape.output
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     numbers = (
-        shape.filters, shape.pixels, shape.steps, shape.channels, shape.height, shape.width, shape.kernel[1], wide, high, stride_w,
-        stride_h, left, top, dilation_w, dilation_h, pitch, offset, shape.filters,
+        shape.filters, shape.pixels, shape.steps, shape.channels, shape.height, shape.width, shape.kernel[1], wide,
+        high, stride_w, stride_h, left, top, dilation_w, dilation_h, pitch, offset, shape.filters,
     )  # fmt: skip
     tiles = ceil_divide(shape.filters, tile.filters) * ceil_divide(shape.pixels, tile.pixels)
     return Kernel(
