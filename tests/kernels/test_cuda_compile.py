@@ -11,7 +11,7 @@ from tamis.formats.dtype import DType
 from tamis.kernels.cuda import compile as toolchain
 from tamis.kernels.cuda import nvrtc as nvrtc_module
 from tamis.kernels.cuda.compile import compile_source, compile_with_nvcc, compiler_name, sources, translation_unit
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.movement import concat, convert, pad_channels, space_to_depth
 from tamis.kernels.cuda.nvrtc import load_nvrtc
@@ -48,13 +48,13 @@ def kernels(dtype: DType) -> list[Kernel]:
 
 
 GEMMS = (Convolution(8, 14, 14, 256, 512, (3, 3), pads=(1, 1, 1, 1)), Convolution(1, 1, 4096, 512, 512))
-FUSED = {"bias": True, "residual": True, "steps": (PointwiseStep("add", operand=0), PointwiseStep("silu"))}
+FUSED = Epilogue((PointwiseStep("add", operand=0), PointwiseStep("silu")), bias=True, residual=True)
 
 
 def hopper_kernels(dtype: DType) -> list[Kernel]:
     """Those that use what only Hopper has (sm_90a)."""
     return [
-        implicit_gemm_hopper(shape, deepest(*tile, sparse=sparse), dtype, 132, sparse=sparse, **FUSED)
+        implicit_gemm_hopper(shape, deepest(*tile, sparse=sparse), dtype, 132, FUSED, sparse=sparse)
         for tile in TILES
         for shape in GEMMS
         for sparse in (False, True)
@@ -64,7 +64,7 @@ def hopper_kernels(dtype: DType) -> list[Kernel]:
 def ampere_kernels(dtype: DType) -> list[Kernel]:
     """Those for tensor cores with 16-bit types."""
     return [
-        implicit_gemm_ampere(shape, deepest_ampere(*tile, sparse=sparse), dtype, sparse=sparse, **FUSED)
+        implicit_gemm_ampere(shape, deepest_ampere(*tile, sparse=sparse), dtype, FUSED, sparse=sparse)
         for tile in AMPERE_TILES
         for shape in GEMMS
         for sparse in (False, True)

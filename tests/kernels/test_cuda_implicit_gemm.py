@@ -15,7 +15,7 @@ from tamis.formats.ampere import pack_ampere
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
 from tamis.formats.steps import StepWeights
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, Tile, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.pointwise import PointwiseStep
 from tamis.kernels.cuda.specification import Kernel
@@ -43,8 +43,10 @@ class Family:
         return self.name
 
 
-def hopper(shape: Convolution, tile: Tile, dtype: DType, multiprocessors: int = 2, **options: Any) -> Kernel:
-    return implicit_gemm_hopper(shape, tile, dtype, multiprocessors, **options)
+def hopper(
+    shape: Convolution, tile: Tile, dtype: DType, epilogue: Epilogue, *, sparse: bool, multiprocessors: int = 2
+) -> Kernel:
+    return implicit_gemm_hopper(shape, tile, dtype, multiprocessors, epilogue, sparse=sparse)
 
 
 HOPPER = Family("hopper", 64, Tile(1, 1, 64, 1, 1, 2), TILES, deepest, pack_hopper, hopper)
@@ -99,8 +101,8 @@ def check(
     random = np.random.default_rng(1)
     biases = random.standard_normal(shape.filters).astype(np.float32)
     residuals = random.standard_normal((shape.pixels, shape.filters)).astype(out.numpy)
-    options: dict[str, Any] = {"sparse": sparse, "out_dtype": out, "steps": steps, "bias": bias, "residual": residual}
-    kernel = family.make(shape, tile, dtype, pitch=pitch, offset=offset, **options, **launch)
+    epilogue = Epilogue(steps, bias, residual, out, pitch, offset)
+    kernel = family.make(shape, tile, dtype, epilogue, sparse=sparse, **launch)
     packed = family.pack(given.weight, tile.filters // family.rows, sparse=sparse)
     wide = pitch or shape.filters
     (result,) = run(kernel, [given.image, residuals], [packed.data, biases], [((shape.pixels, wide), out.numpy)])
@@ -205,16 +207,16 @@ def test_tiles_for_consumer_gpus() -> None:
 @FAMILIES
 def test_what_cannot_run_is_refused(family: Family) -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
-        family.make(Convolution(1, 1, 64, 12, 64), family.small, DType.FLOAT16, sparse=True)
+        family.make(Convolution(1, 1, 64, 12, 64), family.small, DType.FLOAT16, Epilogue(), sparse=True)
 
 
 def test_tiles_and_images_that_are_too_large() -> None:
     with pytest.raises(ValueError, match="1 steps cannot be split among 2"):
-        implicit_gemm_hopper(Convolution(1, 1, 64, 64, 64), SPLIT, DType.FLOAT16, 8, sparse=True)
+        implicit_gemm_hopper(Convolution(1, 1, 64, 64, 64), SPLIT, DType.FLOAT16, 8, Epilogue(), sparse=True)
     with pytest.raises(ValueError, match="do not fit"):
         deepest(4, 4, 256, sparse=False)
     with pytest.raises(ValueError, match="do not fit"):
         deepest_ampere(4, 8, 4, 4, sparse=False)
     wide = Convolution(1, 1, 32766, 8, 64, (1, 3), pads=(0, 1, 0, 1))
     with pytest.raises(ValueError, match="32767 pixels a side"):
-        implicit_gemm_ampere(wide, AMPERE.small, DType.FLOAT16, sparse=True)
+        implicit_gemm_ampere(wide, AMPERE.small, DType.FLOAT16, Epilogue(), sparse=True)

@@ -31,7 +31,7 @@ from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.compile import translation_unit
-from tamis.kernels.cuda.implicit_gemm import Convolution, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, deepest, implicit_gemm_hopper
 
 H200 = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("tf32", "bf16", "fp8"), {"torch": "2.11.0"})
 CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16))
@@ -214,7 +214,7 @@ def test_tensor_maps_follow_their_tensors(driver, kernel):
     around = kernel[0] // 2
     shape = Convolution(1, 5, 4, 64, 64, kernel, pads=(around,) * 4)
     weight = (np.random.default_rng(0).standard_normal((64, kernel[0] * kernel[1], 64)) / 16).astype(np.float16)
-    made = implicit_gemm_hopper(shape, deepest(1, 1, 64, sparse=False), DType.FLOAT16, 2, sparse=False)
+    made = implicit_gemm_hopper(shape, deepest(1, 1, 64, sparse=False), DType.FLOAT16, 2, Epilogue(), sparse=False)
     assert made.shared_bytes > 48 * 1024
     choice = Choice("t", DType.FLOAT16, (HALF_LAST,), (HALF_LAST,), parameters={"architecture": "sm_90"})
     step, packed = cuda_steps.kernel_step(

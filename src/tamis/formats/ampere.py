@@ -16,54 +16,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tamis.formats.nm import compress
-from tamis.formats.pattern import TWO_FOUR
-from tamis.formats.steps import (
-    DENSE_PARTS,
-    SPARSE_PARTS,
-    StepWeights,
-    in_steps,
-    out_of_steps,
-    pack_metadata,
-    places_bytes,
-)
+from tamis.formats.steps import StepWeights, pack_steps, unpack_steps
 
 ROWS = 16  # of one instruction
 
 
-class AmpereWeights(StepWeights):
-    """Packed weights; a block is 16 filters."""
+def pack_ampere(weight: NDArray[Any], blocks: int, *, sparse: bool) -> StepWeights:
+    """Pack a matrix [filters, taps, channels] for tiles of ``16 * blocks`` filters, as ``pack_steps`` does."""
+    return pack_steps(weight, ROWS, blocks, _order, sparse=sparse)
 
 
-def pack_ampere(weight: NDArray[Any], blocks: int, *, sparse: bool) -> AmpereWeights:
-    """Pack a matrix [filters, taps, channels] of a 16-bit type for tiles of ``16 * blocks`` filters.
-
-    What is missing to whole tiles and steps is filled with zeros. ``FormatError`` for another shape or size of
-    elements, and for ``sparse`` when a group of four channels of a tap holds more than two non-zeros.
-    """
-    matrix = in_steps(weight, ROWS * blocks)
-    tiles = len(matrix) // (ROWS * blocks)
-    if sparse:
-        kept = compress(matrix, TWO_FOUR)
-        parts = [_operands(kept.values, tiles, SPARSE_PARTS), pack_metadata(kept.indices, tiles)]
-    else:
-        parts = [_operands(matrix, tiles, DENSE_PARTS)]
-    return AmpereWeights(np.concatenate(parts, axis=-1), weight.dtype, blocks, sparse, *weight.shape)
-
-
-def unpack_ampere(packed: AmpereWeights) -> NDArray[Any]:
+def unpack_ampere(packed: StepWeights) -> NDArray[Any]:
     """The matrix that was packed, as the instruction understands the bytes."""
-    tiles, steps, size = packed.data.shape
-    size -= places_bytes(ROWS * packed.blocks) if packed.sparse else 0
-    operands = np.ascontiguousarray(packed.data[..., :size]).view(packed.dtype)
-    operands = operands.reshape(tiles, steps, packed.blocks, -1, 8, 4, 2, 2, 2)  # part, q, h, right, high, element
-    matrix = operands.transpose(0, 2, 7, 4, 1, 3, 6, 5, 8).reshape(tiles * packed.blocks * ROWS, -1)
-    return out_of_steps(packed, matrix, packed.data[..., size:])
+    return unpack_steps(packed, ROWS, _restore)
 
 
-def _operands(matrix: NDArray[Any], tiles: int, parts: int) -> NDArray[np.uint8]:
+def _order(matrix: NDArray[Any], tiles: int, parts: int) -> NDArray[np.uint8]:
     """[tiles, steps, bytes]: rows are (tile, block, high, q), columns (step, part, right, h, element)."""
     steps = matrix.shape[1] // (parts * 16)
     cut = matrix.reshape(tiles, -1, 2, 8, steps, parts, 2, 4, 2)
     ordered = np.ascontiguousarray(cut.transpose(0, 4, 1, 5, 3, 7, 6, 2, 8))
     return ordered.reshape(tiles, steps, -1).view(np.uint8)
+
+
+def _restore(operands: NDArray[Any], blocks: int, parts: int) -> NDArray[Any]:
+    """The inverse of ``_order``."""
+    tiles, steps, _ = operands.shape
+    cut = operands.reshape(tiles, steps, blocks, parts, 8, 4, 2, 2, 2)  # part, q, h, right, high, element
+    return cut.transpose(0, 2, 7, 4, 1, 3, 6, 5, 8).reshape(tiles * blocks * ROWS, -1)

@@ -16,54 +16,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tamis.formats.nm import compress
-from tamis.formats.pattern import TWO_FOUR
-from tamis.formats.steps import (
-    DENSE_PARTS,
-    SPARSE_PARTS,
-    StepWeights,
-    in_steps,
-    out_of_steps,
-    pack_metadata,
-    places_bytes,
-)
+from tamis.formats.steps import StepWeights, pack_steps, unpack_steps
 
 ROWS = 64  # of one instruction
 
 
-class HopperWeights(StepWeights):
-    """Packed weights; a block is 64 filters."""
+def pack_hopper(weight: NDArray[Any], blocks: int, *, sparse: bool) -> StepWeights:
+    """Pack a matrix [filters, taps, channels] for tiles of ``64 * blocks`` filters, as ``pack_steps`` does."""
+    return pack_steps(weight, ROWS, blocks, _order, sparse=sparse)
 
 
-def pack_hopper(weight: NDArray[Any], blocks: int, *, sparse: bool) -> HopperWeights:
-    """Pack a matrix [filters, taps, channels] of a 16-bit type for tiles of ``64 * blocks`` filters.
-
-    What is missing to whole tiles and steps is filled with zeros. ``FormatError`` for another shape or size of
-    elements, and for ``sparse`` when a group of four channels of a tap holds more than two non-zeros.
-    """
-    matrix = in_steps(weight, ROWS * blocks)
-    tiles = len(matrix) // (ROWS * blocks)
-    if sparse:
-        kept = compress(matrix, TWO_FOUR)
-        parts = [_cores(kept.values, tiles, SPARSE_PARTS), pack_metadata(kept.indices, tiles)]
-    else:
-        parts = [_cores(matrix, tiles, DENSE_PARTS)]
-    return HopperWeights(np.concatenate(parts, axis=-1), weight.dtype, blocks, sparse, *weight.shape)
-
-
-def unpack_hopper(packed: HopperWeights) -> NDArray[Any]:
+def unpack_hopper(packed: StepWeights) -> NDArray[Any]:
     """The matrix that was packed, as the instruction understands the bytes."""
-    tiles, steps, size = packed.data.shape
-    size -= places_bytes(ROWS * packed.blocks) if packed.sparse else 0
-    cores = np.ascontiguousarray(packed.data[..., :size]).view(packed.dtype)
-    cores = cores.reshape(tiles, steps, packed.blocks, -1, 8, 2, 8, 8)  # part, row group, half, row, element
-    matrix = cores.transpose(0, 2, 4, 6, 1, 3, 5, 7).reshape(tiles * packed.blocks * ROWS, -1)
-    return out_of_steps(packed, matrix, packed.data[..., size:])
+    return unpack_steps(packed, ROWS, _restore)
 
 
-def _cores(matrix: NDArray[Any], tiles: int, parts: int) -> NDArray[np.uint8]:
+def _order(matrix: NDArray[Any], tiles: int, parts: int) -> NDArray[np.uint8]:
     """[tiles, steps, bytes]: rows are (tile, block, row group, row), columns (step, part, half, element)."""
     steps = matrix.shape[1] // (parts * 16)
     cut = matrix.reshape(tiles, -1, 8, 8, steps, parts, 2, 8)
     ordered = np.ascontiguousarray(cut.transpose(0, 4, 1, 5, 2, 6, 3, 7))
     return ordered.reshape(tiles, steps, -1).view(np.uint8)
+
+
+def _restore(operands: NDArray[Any], blocks: int, parts: int) -> NDArray[Any]:
+    """The inverse of ``_order``."""
+    tiles, steps, _ = operands.shape
+    cut = operands.reshape(tiles, steps, blocks, parts, 8, 2, 8, 8)  # part, row group, half, row, element
+    return cut.transpose(0, 2, 4, 6, 1, 3, 5, 7).reshape(tiles * blocks * ROWS, -1)

@@ -13,19 +13,23 @@ Source: PTX ISA 9.0, sparse matrix storage of ``mma.sp.m16n8k32`` and ``wgmma.mm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tamis.errors import FormatError
-from tamis.formats.nm import CompressedNM, decompress
+from tamis.formats.nm import CompressedNM, compress, decompress
 from tamis.formats.pattern import TWO_FOUR
 
 CHANNELS = 64  # of one step
 DENSE_PARTS, SPARSE_PARTS = 4, 2  # instructions that a step takes: of 16 channels, or of 32 in 2:4
 _WARP_ROWS, _WARP_PLACES_BYTES = 16, 128
+
+Order: TypeAlias = Callable[[NDArray[Any], int, int], NDArray[np.uint8]]
+Restore: TypeAlias = Callable[[NDArray[Any], int, int], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -55,30 +59,41 @@ def places_bytes(rows: int) -> int:
     return rows // _WARP_ROWS * _WARP_PLACES_BYTES
 
 
-def in_steps(weight: NDArray[Any], rows: int) -> NDArray[Any]:
-    """A matrix [filters, taps, channels] of a 16-bit type as [filters, steps * 64], in whole tiles of ``rows``.
+def pack_steps(weight: NDArray[Any], rows: int, blocks: int, order: Order, *, sparse: bool) -> StepWeights:
+    """Pack a matrix [filters, taps, channels] of a 16-bit type for tiles of ``rows * blocks`` filters.
 
-    What is missing to whole tiles and steps is filled with zeros. ``FormatError`` for another shape or size of
-    elements.
+    ``order`` puts [tiles * rows * blocks, steps * parts * 16] operands into the bytes [tiles, steps, ...] of so many
+    tiles and parts. What is missing to whole tiles and steps is filled with zeros. ``FormatError`` for another shape or
+    size of elements, and for ``sparse`` when a group of four channels of a tap holds more than two non-zeros.
     """
     if weight.ndim != 3 or weight.itemsize != 2:
         raise FormatError(f"[filters, taps, channels] in 16 bits is needed, not {weight.shape} of {weight.dtype}")
     filters, taps, channels = weight.shape
-    padded = np.zeros((-(-filters // rows) * rows, taps, -(-channels // CHANNELS) * CHANNELS), weight.dtype)
+    tiles = -(-filters // (rows * blocks))
+    padded = np.zeros((tiles * rows * blocks, taps, -(-channels // CHANNELS) * CHANNELS), weight.dtype)
     padded[:filters, :, :channels] = weight
-    return padded.reshape(len(padded), -1)
+    matrix = padded.reshape(len(padded), -1)
+    if sparse:
+        kept = compress(matrix, TWO_FOUR)
+        parts = [order(kept.values, tiles, SPARSE_PARTS), _pack_metadata(kept.indices, tiles)]
+    else:
+        parts = [order(matrix, tiles, DENSE_PARTS)]
+    return StepWeights(np.concatenate(parts, axis=-1), weight.dtype, blocks, sparse, filters, taps, channels)
 
 
-def out_of_steps(packed: StepWeights, values: NDArray[Any], places: NDArray[np.uint8]) -> NDArray[Any]:
-    """[filters, taps, channels] from the matrix of ``in_steps``, or its kept values and the bytes of their metadata."""
+def unpack_steps(packed: StepWeights, rows: int, restore: Restore) -> NDArray[Any]:
+    """The matrix that was packed. ``restore`` is the inverse of the ``order``, given blocks and parts."""
+    size = packed.data.shape[2] - (places_bytes(rows * packed.blocks) if packed.sparse else 0)
+    operands = np.ascontiguousarray(packed.data[..., :size]).view(packed.dtype)
+    values = restore(operands, packed.blocks, SPARSE_PARTS if packed.sparse else DENSE_PARTS)
     if packed.sparse:
-        steps = packed.data.shape[1]
-        values = decompress(CompressedNM(values, _unpack_metadata(places), TWO_FOUR, steps * CHANNELS))
+        indices, k = _unpack_metadata(packed.data[..., size:]), packed.data.shape[1] * CHANNELS
+        values = decompress(CompressedNM(values, indices, TWO_FOUR, k))
     result: NDArray[Any] = values.reshape(len(values), packed.taps, -1)[: packed.filters, :, : packed.channels]
     return result
 
 
-def pack_metadata(indices: NDArray[np.uint8], tiles: int) -> NDArray[np.uint8]:
+def _pack_metadata(indices: NDArray[np.uint8], tiles: int) -> NDArray[np.uint8]:
     """[tiles, steps, bytes] of places [rows, steps * 32], which are those of ``CompressedNM``."""
     pairs = indices.reshape(tiles, -1, 2, 8, indices.shape[1] // 32, 2, 2, 4, 2).astype(np.uint32)
     nibbles = pairs[..., 0] | pairs[..., 1] << 2  # tile, warp, high, q, step, part, half, group
@@ -89,7 +104,7 @@ def pack_metadata(indices: NDArray[np.uint8], tiles: int) -> NDArray[np.uint8]:
 
 
 def _unpack_metadata(places: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The inverse of ``pack_metadata``."""
+    """The inverse of ``_pack_metadata``."""
     tiles, steps, _ = places.shape
     words = (
         np.ascontiguousarray(places).view("<u4").reshape(tiles, steps, -1, 8, 2, 2)

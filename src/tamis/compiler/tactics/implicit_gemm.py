@@ -23,7 +23,7 @@ from tamis.compiler.tactics.product import rows_of
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, Tile, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.pointwise import PointwiseStep
 
 PRECISIONS = (DType.FLOAT16, DType.BFLOAT16)
@@ -88,8 +88,8 @@ class ImplicitGemm:
         node, parameters, split = layer.node, choice.parameters, _split(layer)
         tile = Tile(**{field.name: parameters[field.name] for field in dataclasses.fields(Tile)})
         kernel = implicit_gemm_hopper(
-            shape_of(layer), tile, choice.precision, parameters["multiprocessors"], sparse=self.sparse,
-            steps=split.steps, bias=layer.op.bias, residual=split.residual is not None,
+            shape_of(layer), tile, choice.precision, parameters["multiprocessors"],
+            Epilogue(split.steps, layer.op.bias, split.residual is not None), sparse=self.sparse,
         )  # fmt: skip
         constants = {
             f"{layer.name}.weight": _packed(

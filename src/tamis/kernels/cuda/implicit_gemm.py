@@ -65,6 +65,35 @@ class Convolution:
 
 
 @dataclass(frozen=True)
+class Epilogue:
+    """What becomes of the sums of a product: bias, then ``steps``, of which operand 0 is the residual.
+
+    ``dtype`` is the output's, None for that of the product. Its pixels have ``pitch`` channels, None for as many as
+    there are filters; those from ``offset`` on are written. The residual has the output's type and a channel for each
+    filter.
+    """
+
+    steps: tuple[PointwiseStep, ...] = ()
+    bias: bool = False
+    residual: bool = False
+    dtype: DType | None = None
+    pitch: int | None = None
+    offset: int = 0
+
+    def defines(self, filters: int, product: DType) -> dict[str, str | int | float]:
+        """The constants of ``gemm_epilogue.h``."""
+        return {
+            "OUT_TYPE": ELEMENTS[self.dtype or product], "PROGRAM": program_text(self.steps), "BIAS": int(self.bias),
+            "RESIDUAL": int(self.residual),
+            "VECTORS": int(not any(number % 8 for number in self.places(filters))),
+        }  # fmt: skip
+
+    def places(self, filters: int) -> tuple[int, int, int]:
+        """Pitch and offset of the output, pitch of the residual."""
+        return (filters if self.pitch is None else self.pitch), self.offset, filters
+
+
+@dataclass(frozen=True)
 class Tile:
     """What a block computes at a time: ``64 * blocks * groups`` filters by ``pixels``, ``stages`` steps ahead.
 
@@ -137,22 +166,15 @@ def implicit_gemm_hopper(
     tile: Tile,
     dtype: DType,
     multiprocessors: int,
+    epilogue: Epilogue,
     *,
     sparse: bool,
-    out_dtype: DType | None = None,
-    steps: Sequence[PointwiseStep] = (),
-    bias: bool = False,
-    residual: bool = False,
-    pitch: int | None = None,
-    offset: int = 0,
 ) -> Kernel:
     """The kernel for one shape.
 
-    Inputs of the step are the image and the residual (operand 0 of ``steps``, of the output's type, with ``filters``
-    channels), constants the packed weights of ``formats.hopper`` and the float32 bias. Output 0 has ``pitch`` channels,
-    of which those from ``offset`` on are written. ``ValueError`` for what the kernel cannot do.
+    Inputs of the step are the image and the residual, constants the packed weights of ``formats.hopper`` and the
+    float32 bias. ``ValueError`` for what the kernel cannot do.
     """
-    pitch = shape.filters if pitch is None else pitch
     high, wide = shape.output
     chunks = ceil_divide(shape.channels, CHANNELS)
     down, across = shape.kernel
@@ -166,9 +188,7 @@ def implicit_gemm_hopper(
                          (stride_w, stride_h))  # fmt: skip
     else:
         map_ = TensorMap(0, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster)
-    defines = common_defines(
-        shape, (dtype, out_dtype or dtype), (pitch, offset), sparse=sparse, steps=steps, bias=bias, residual=residual
-    )
+    defines = common_defines(shape, dtype, epilogue, sparse=sparse)
     defines |= {
         # Profilers show this name: it proves that the sparse form runs.
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm",
@@ -180,46 +200,39 @@ def implicit_gemm_hopper(
     clusters = min(tile.count(shape), max(multiprocessors // tile.together, 1))
     numbers = (
         shape.filters, shape.pixels, shape.steps, chunks, across, wide, high, stride_w, stride_h, left, top,
-        dilation_w, dilation_h, pitch, offset, shape.filters,
+        dilation_w, dilation_h, *epilogue.places(shape.filters),
     )  # fmt: skip
     return Kernel(
         "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (_WARPGROUP * (tile.groups + 1), 1, 1),
-        common_arguments(Argument("map", 0), numbers, bias=bias, residual=residual), tile.shared_bytes(sparse=sparse),
+        common_arguments(Argument("map", 0), numbers, epilogue), tile.shared_bytes(sparse=sparse),
         (map_,),
     )  # fmt: skip
 
 
 def common_defines(
-    shape: Convolution,
-    dtypes: tuple[DType, DType],
-    place: tuple[int, int],
-    *,
-    sparse: bool,
-    steps: Sequence[PointwiseStep],
-    bias: bool,
-    residual: bool,
+    shape: Convolution, dtype: DType, epilogue: Epilogue, *, sparse: bool
 ) -> dict[str, str | int | float]:
     """The constants that implicit GEMM has on all tensor cores.
 
-    ``dtypes`` are those of the product and of the output, ``place`` the output's (pitch, offset). ``ValueError`` for
-    pixels that are no multiple of 16 bytes.
+    ``ValueError`` for pixels that are no multiple of 16 bytes.
     """
     if shape.channels % 8:
         raise ValueError(f"{shape.channels} channels are not a multiple of 8")
     return {
-        "SPARSE": int(sparse), "IM2COL": int(not shape.is_product), "PRODUCT_TYPE": _PRODUCT_TYPES[dtypes[0]],
-        "OUT_TYPE": ELEMENTS[dtypes[1]], "PROGRAM": program_text(steps), "BIAS": int(bias), "RESIDUAL": int(residual),
-        "VECTORS": int(not any(number % 8 for number in (shape.filters, *place))),
-    }  # fmt: skip
+        "SPARSE": int(sparse),
+        "IM2COL": int(not shape.is_product),
+        "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],
+        **epilogue.defines(shape.filters, dtype),
+    }
 
 
-def common_arguments(image: Argument, numbers: Sequence[int], *, bias: bool, residual: bool) -> tuple[Argument, ...]:
+def common_arguments(image: Argument, numbers: Sequence[int], epilogue: Epilogue) -> tuple[Argument, ...]:
     """Image, weights, bias, residual and output, then the numbers."""
     return (
         image,
         Argument("const", 0),
-        Argument("const", 1) if bias else Argument("null"),
-        Argument("in", 1) if residual else Argument("null"),
+        Argument("const", 1) if epilogue.bias else Argument("null"),
+        Argument("in", 1) if epilogue.residual else Argument("null"),
         Argument("out", 0),
         *(Argument("int", number) for number in numbers),
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tamis.formats.ampere import ROWS
 from tamis.formats.dtype import DType
 from tamis.formats.steps import CHANNELS, rows_bytes
-from tamis.kernels.cuda.implicit_gemm import Convolution, common_arguments, common_defines, most_stages
-from tamis.kernels.cuda.pointwise import PointwiseStep
+from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, common_arguments, common_defines, most_stages
 from tamis.kernels.cuda.specification import Argument, Kernel, ceil_divide
 
 _WARP = 32
@@ -76,14 +74,9 @@ def implicit_gemm_ampere(
     shape: Convolution,
     tile: AmpereTile,
     dtype: DType,
+    epilogue: Epilogue,
     *,
     sparse: bool,
-    out_dtype: DType | None = None,
-    steps: Sequence[PointwiseStep] = (),
-    bias: bool = False,
-    residual: bool = False,
-    pitch: int | None = None,
-    offset: int = 0,
 ) -> Kernel:
     """The kernel for one shape.
 
@@ -93,10 +86,7 @@ def implicit_gemm_ampere(
     top, left, bottom, right = shape.pads
     if not shape.is_product and max(shape.height + top + bottom, shape.width + left + right) > _MOST_SIDE:
         raise ValueError(f"padded images of more than {_MOST_SIDE} pixels a side")
-    pitch = shape.filters if pitch is None else pitch
-    defines = common_defines(
-        shape, (dtype, out_dtype or dtype), (pitch, offset), sparse=sparse, steps=steps, bias=bias, residual=residual
-    )
+    defines = common_defines(shape, dtype, epilogue, sparse=sparse)
     defines |= {
         # Profilers show this name: it proves that the sparse form runs.
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm_ampere",
@@ -107,10 +97,10 @@ def implicit_gemm_ampere(
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     numbers = (
         shape.filters, shape.pixels, shape.steps, shape.channels, shape.height, shape.width, shape.kernel[1], wide,
-        high, stride_w, stride_h, left, top, dilation_w, dilation_h, pitch, offset, shape.filters,
+        high, stride_w, stride_h, left, top, dilation_w, dilation_h, *epilogue.places(shape.filters),
     )  # fmt: skip
     tiles = ceil_divide(shape.filters, tile.filters) * ceil_divide(shape.pixels, tile.pixels)
     return Kernel(
         "implicit_gemm_ampere", defines, (tiles, 1, 1), (tile.threads, 1, 1),
-        common_arguments(Argument("in", 0), numbers, bias=bias, residual=residual), tile.shared_bytes(sparse=sparse),
+        common_arguments(Argument("in", 0), numbers, epilogue), tile.shared_bytes(sparse=sparse),
     )  # fmt: skip
