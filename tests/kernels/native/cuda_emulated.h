@@ -1,8 +1,8 @@
 // CUDA C++ on the CPU, enough of it to run our kernels thread by thread.
 //
 // A block's threads are fibres on one core, switched only where they wait: at __syncthreads (all threads of the block),
-// in a warp shuffle (the 32 lanes), at a barrier of some threads, and for a condition. Clusters of blocks run one after the
-// other, the blocks of a cluster (EMULATED_CLUSTER, 1 if nothing is said) together. Wrong programs are found out: a thread that
+// in a warp shuffle (the 32 lanes), at a barrier of some threads, and for a condition. Clusters of blocks run one
+// after the other, the blocks of a cluster (one if nothing is said) together. Wrong programs are found out: a thread that
 // leaves while others wait at a barrier, a shuffle with lanes missing, a misaligned or outside access (through the
 // caller's guard pages and the compiler's alignment checks) end the launch with a code and not the process.
 #pragma once

@@ -9,9 +9,9 @@
 //   tamis.formats.hopper: for every 64 filters the core matrices (8 rows x 16 bytes), then all metadata.
 //   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
 // Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
-//   steps ahead. Blocks stay, and take every gridDim.x-th tile; tiles of the same pixels follow each other. The blocks of a
-//   CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of them. Or, if SPLIT,
-//   they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
+//   steps ahead. Blocks stay, and take every gridDim.x-th tile; tiles of the same pixels follow each other. The blocks
+//   of a CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of them. Or, if
+//   SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
 // Limits: channels a multiple of 8 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels, filters and pixels
 //   past the end are zeros that the copy engine or the packing puts there.
 // Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4. Not measured yet.
@@ -89,8 +89,8 @@ TAMIS_DEVICE void give_back(unsigned empty, int thread) {
 
 // All steps of a tile. One step's products run while the next one's operands are awaited; only then are its own given
 // back. Its metadata stays in registers of its own meanwhile, for which reason steps come in pairs.
-TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const unsigned char *memory, int group, int thread,
-                           int steps) {
+TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const unsigned char *memory, int group,
+                           int thread, int steps) {
     unsigned even[BLOCKS], odd[BLOCKS] = {};
     unsigned used = 0;  // the barrier of the step whose products may still run
     auto started = [&] {
@@ -141,8 +141,8 @@ TAMIS_DEVICE void load_sums(const float *from, float (&values)[8]) {
 }
 
 // The sums of a warpgroup's filters through shared memory, where they turn from filters x pixels to pixels x filters.
-TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, int group, int thread, int rank, int filter,
-                        int pixel, const float *bias, const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels,
+TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, int group, int thread, int rank,
+                        int filter, int pixel, const float *bias, const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels,
                         int pitch, int offset, int residual_pitch) {
     constexpr int ACROSS = BLOCKS * 8, ROWS = THREADS / ACROSS;  // threads of a pixel, pixels of a pass
     const int channel = filter + thread % ACROSS * 8, row = thread / 32 * 16 + thread % 32 / 4;
@@ -233,8 +233,8 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
             float sums[BLOCKS][PIXELS / 2];
             multiply(sums, ring, memory, group, thread, end - first);
             const int row = tile % across_filters * ABREAST + place;
-            leave(sums, strip, group, thread, rank, row * FILTERS + group * BLOCKS * 64, tile / across_filters * PIXELS, bias, residual, out, filters, pixels,
-                  pitch, offset, residual_pitch);
+            leave(sums, strip, group, thread, rank, row * FILTERS + group * BLOCKS * 64,
+                  tile / across_filters * PIXELS, bias, residual, out, filters, pixels, pitch, offset, residual_pitch);
         }
     }
     if constexpr (CLUSTER > 1) cluster_meets();  // others may still copy to this block, and arrive at its barriers
