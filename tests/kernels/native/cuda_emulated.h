@@ -146,6 +146,21 @@ inline bool emulated_go_on(unsigned from, unsigned to) {
     return any;
 }
 
+// Runs those of the fibres [from, to) that are ready until they wait; false when none was.
+inline bool emulated_run(unsigned from, unsigned to) {
+    bool ran = false;
+    // Backwards: a kernel that counts on the lowest thread running first must not pass.
+    for (unsigned i = to; i-- > from;) {
+        EmulatedFibre &fibre = emulated.fibres[i];
+        if (fibre.state != EmulatedFibre::READY) continue;
+        emulated.current = i;
+        threadIdx = fibre.index, blockIdx = fibre.block;
+        swapcontext(&emulated.scheduler, &fibre.context);
+        ran = true;
+    }
+    return ran;
+}
+
 static void (*emulated_start_of_block)();
 static unsigned emulated_cluster_size = 1;
 // Which block of the cluster a fibre belongs to.
@@ -169,20 +184,14 @@ inline int emulated_cluster(EmulatedIndex first) {
     }
     for (;;) {
         bool ran = false, done = true;
-        // Backwards: a kernel that counts on the lowest thread running first must not pass.
-        for (unsigned i = threads; i-- > 0;) {
-            EmulatedFibre &fibre = emulated.fibres[i];
-            if (fibre.state == EmulatedFibre::READY) {
-                emulated.current = i;
-                threadIdx = fibre.index, blockIdx = fibre.block;
-                swapcontext(&emulated.scheduler, &fibre.context);
-                ran = true;
-            }
-            done = done && fibre.state == EmulatedFibre::DONE;
+        // One warp as far as it gets, then the next: a kernel that counts on warps keeping step must not pass.
+        for (unsigned warp = 0; warp < threads; warp += 32) {
+            const unsigned end = warp + 32 < threads ? warp + 32 : threads;
+            do ran = emulated_run(warp, end) || ran;
+            while (end == warp + 32 && emulated_release(warp, end, EmulatedFibre::AT_SHUFFLE));
         }
+        for (const EmulatedFibre &fibre : emulated.fibres) done = done && fibre.state == EmulatedFibre::DONE;
         if (done) return EMULATED_OK;
-        for (unsigned warp = 0; warp + 32 <= threads; warp += 32)
-            ran = emulated_release(warp, warp + 32, EmulatedFibre::AT_SHUFFLE) || ran;
         for (unsigned block = 0; block < threads; block += size) {
             ran = emulated_release(block, block + size, EmulatedFibre::AT_BARRIER) || ran;
             ran = emulated_go_on(block, block + size) || ran;

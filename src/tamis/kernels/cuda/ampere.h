@@ -1,4 +1,4 @@
-// What tensor cores have offered since Ampere (sm_80), as functions: copies past the registers, ldmatrix, mma and mma.sp.
+// What tensor cores have offered since Ampere (sm_80), as functions: copies past the registers, ldmatrix, mma, mma.sp.
 //
 // PTX ISA 9.0, sections on cp.async, ldmatrix, mma and mma.sp. Under the tests' emulation the same functions come from
 // ampere_emulated.h. `address` is always one in shared memory, of 32 bits.
@@ -12,7 +12,8 @@
 
 // The source is not read, and 16 zeros are written, where `exists` is false.
 TAMIS_DEVICE void copy_or_zero(unsigned address, const void *from, bool exists) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(exists ? 16 : 0)
+    const int bytes = exists ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
                  : "memory");
 }
 TAMIS_DEVICE void copy(unsigned address, const void *from) {

@@ -1,13 +1,13 @@
 // Convolution and matrix product on any tensor cores since Ampere, weights dense or 2:4: out = program(W * X + bias).
 //
-// Mathematics: out[pixel, filter] = sum over taps and channels of W[filter, tap, channel] X[pixel seen by tap, channel].
+// Mathematics: out[pixel, filter] = sum over taps and channels of W[filter, tap, channel] X[pixel a tap sees, channel].
 //   Weights are operand A (16 rows of filters), pixels operand B (8 columns), sums are float32 registers. The sum runs
-//   over `steps`: tap by tap, 64 channels at a time. With 2:4 weights a step is two mma.sp of 32 channels, else four mma
-//   of 16; these are its parts.
-// Layouts: X is NHWC, or a matrix [pixels, channels]. In shared memory a pixel's 64 channels are a line of 128 bytes, its
-//   eight chunks of 16 bytes permuted: chunk c of pixel p lies at place c ^ p % 8. So the eight rows that ldmatrix reads
-//   at a time (one chunk of eight pixels) and the chunks that eight threads write (one pixel) are in all 32 banks. The
-//   weights lie as the lanes hold them, one block of bytes for each tile of filters and step, packed by
+//   over `steps`: tap by tap, 64 channels at a time. With 2:4 weights a step is two mma.sp of 32 channels, else four
+//   mma of 16; these are its parts.
+// Layouts: X is NHWC, or a matrix [pixels, channels]. In shared memory a pixel's 64 channels are a line of 128 bytes,
+//   its eight chunks of 16 bytes permuted: chunk c of pixel p lies at place c ^ p % 8. So the eight rows that ldmatrix
+//   reads at a time (one chunk of eight pixels) and the chunks that eight threads write (one pixel) are in all 32
+//   banks. The weights lie as the lanes hold them, one block of bytes for each tile of filters and step, packed by
 //   tamis.formats.ampere: 16 bytes a lane for every 16 filters and part, then one word of metadata a lane for every 16.
 //   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
 // Work: a block computes DOWN * MATRICES * 16 filters x ACROSS * COLUMNS * 8 pixels, each of its DOWN x ACROSS warps
@@ -17,8 +17,8 @@
 //   pixels a side. Channels, filters and pixels past the end are zeros.
 // Roof: tensor cores, 312 TFLOP/s dense on an A100, twice that in 2:4. Not measured yet.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, MATRICES, COLUMNS (even), DOWN, ACROSS, STAGES (two at least), PRODUCT_TYPE
-// ("f16" or "bf16"), and those of gemm_epilogue.h.
+// Constants: KERNEL (its name), SPARSE, IM2COL, MATRICES, COLUMNS (even), DOWN, ACROSS, STAGES (two at least),
+// PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.
 #include "ampere.h"
 #include "gemm_epilogue.h"
 
@@ -72,8 +72,8 @@ TAMIS_DEVICE bool within(unsigned place, const Image &image, const Walk &walk) {
     return row < (unsigned)image.height && column < (unsigned)image.width;
 }
 
-// One step's pixels into a stage. `table` has what is seen at the tile's pixels: kept in registers, or computed anew, it
-// would cost registers that the sums need.
+// One step's pixels into a stage. `table` has what is seen at the tile's pixels: held in registers, or computed anew,
+// it would cost registers that the sums need.
 TAMIS_DEVICE void fetch_pixels(unsigned stage, const TwoWords *table, const Image &image, const Walk &walk) {
     constexpr int LINES = THREADS / 8;  // at a time
     const int line = threadIdx.x / 8, chunk = threadIdx.x % 8;
@@ -172,7 +172,8 @@ TAMIS_DEVICE void leave(const float (&sums)[MATRICES][COLUMNS][4], float *strip,
             if (here >= pixels || count <= 0) continue;
             float values[8], residuals[8];
             load<8>(strip + line * PITCH + lane % LANES * 8, values);
-            if constexpr (RESIDUAL) load_residual(residual + (long long)here * residual_pitch + channel, count, residuals);
+            if constexpr (RESIDUAL)
+                load_residual(residual + (long long)here * residual_pitch + channel, count, residuals);
             finish(values, biases, residuals, count, out + (long long)here * pitch + offset + channel);
         }
         warp_meets();
@@ -233,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
     }
 
-    __syncthreads();
+    __syncthreads();  // what was loaded behind the last step is of no use, but must not race with the strips
     leave(sums, reinterpret_cast<float *>(memory) + warp * STRIP * PITCH, lane, filter + warp / ACROSS * MATRICES * 16,
           pixel + warp % ACROSS * COLUMNS * 8, bias, residual, out, filters, pixels, pitch, offset, residual_pitch);
 }
