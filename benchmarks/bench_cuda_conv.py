@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from gpu_state import short_name
-from results import Row, command_line, merge, summarise
+from results import Row, command_line, conv_name, merge, summarise
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import cudnn, cudnn_torch
 from tamis.devices.cuda.workspace import Workspace
@@ -60,10 +60,8 @@ class Case:
     @property
     def name(self) -> str:
         """A stable name such as ``conv3x3-512x512-28-b128``."""
-        tail = ("" if self.stride == 1 else f"-s{self.stride}") + (
-            "" if self.epilogue == "relu" else f"-{self.epilogue}"
-        )
-        return f"conv{self.kernel}x{self.kernel}-{self.inputs}x{self.outputs}-{self.size}{tail}-b{self.batch}"
+        tail = "" if self.epilogue == "relu" else self.epilogue
+        return conv_name(self.kernel, (self.inputs, self.outputs), self.size, self.batch, self.stride, tail)
 
     @property
     def result(self) -> tuple[int, int, int, int]:

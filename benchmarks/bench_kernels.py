@@ -21,17 +21,19 @@ from typing import Any
 import numpy as np
 
 from gpu_state import gpu_state, short_name
-from results import Row, command_line, merge
+from results import Row, command_line, conv_name, merge
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.ir.graph import Graph, Node, SparsityNote, TensorType
+from tamis.compiler.ir.graph import Graph, Node, TensorType
 from tamis.compiler.ir.infer import infer
 from tamis.compiler.ir.ops import Conv, Linear, Op, Pointwise
+from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import Tactic, flops_of, layer_of, moved_bytes_of
 from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
 from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.race import Entry, LayerRace, race_layer
 from tamis.compiler.tuner.timing import Clock
+from tamis.devices.base import Device
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
 from tamis.runtime import open_device
@@ -57,8 +59,8 @@ class Case:
         """A stable name, as ``conv3x3-256x256-14-b128`` or ``gemm-8192x8192x8192`` (outputs, inputs, rows)."""
         if not self.kernel:
             return f"gemm-{self.outputs}x{self.inputs}x{self.batch}"
-        tail = f"{'' if self.stride == 1 else f'-s{self.stride}'}{'-res' if self.residual else ''}"
-        return f"conv{self.kernel}x{self.kernel}-{self.inputs}x{self.outputs}-{self.size}{tail}-b{self.batch}"
+        tail = "res" if self.residual else ""
+        return conv_name(self.kernel, (self.inputs, self.outputs), self.size, self.batch, self.stride, tail)
 
 
 CASES = (
@@ -94,7 +96,7 @@ def main() -> int:
     output = options.output or Path(__file__).parent / "results" / f"kernels-{name}.json"
     for case in [known[name] for name in options.case] if options.case else CASES:
         before = gpu_state()
-        race = raced(case, DType(options.precision), options.device, options.level)
+        race = raced(case, DType(options.precision), device, options.level)
         rows = rows_of(case, race, f"{before} -> {gpu_state()}" if before else "")
         show(rows)
         merge(output, rows, {"gpu": device.info().name, "command": command_line(sys.argv)},
@@ -103,17 +105,17 @@ def main() -> int:
     return 0
 
 
-def raced(case: Case, precision: DType, device: str, level: int) -> LayerRace:
+def raced(case: Case, precision: DType, device: Device, level: int) -> LayerRace:
     """All candidates of a case, timed with a cold cache."""
     graph = graph_of(case)
+    kind = device.info().kind
     config = BuildConfig(
-        device=device,  # type: ignore[arg-type]
+        device=kind,  # type: ignore[arg-type]
         precisions=(DType.FLOAT32, precision), optimization_level=level, budget_seconds=BUDGET_SECONDS,
     )  # fmt: skip
-    track = open_track(graph, open_device(device), config)
-    track = replace(track, clock=Clock(track.device, cold=True))
-    ours = OURS if device == "cuda" else ()
-    return race_layer(layer_of(graph, graph.nodes[0]), (*tactics_of(device), *ours), track)
+    track = replace(open_track(graph, device, config), clock=Clock(device, cold=True))
+    ours = OURS if kind == "cuda" else ()
+    return race_layer(layer_of(graph, graph.nodes[0]), (*tactics_of(kind), *ours), track)
 
 
 def graph_of(case: Case) -> Graph:
@@ -135,11 +137,9 @@ def graph_of(case: Case) -> Graph:
     types |= {"y": result} | ({"r": result} if case.residual else {})
     inputs = ("x", "w", "b", "r") if case.residual else ("x", "w", "b")
     constants = {"w": weight, "b": random.standard_normal(case.outputs, dtype=np.float32)}
-    note = SparsityNote("2:4", 1, 0.5, 1.0)
     node = Node(case.name, op, inputs, ("y",))
-    return Graph(
-        case.name, tuple(v for v in inputs if v not in constants), ("y",), (node,), types, constants, {"w": note}
-    )
+    values = tuple(v for v in inputs if v not in constants)
+    return note_sparsity(Graph(case.name, values, ("y",), (node,), types, constants))
 
 
 def rows_of(case: Case, race: LayerRace, state: str) -> list[Row]:

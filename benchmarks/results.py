@@ -93,6 +93,13 @@ def cpu_model() -> str:
     return f"{fields.get('model name', '?')} (family {fields.get('cpu family')}, model {fields.get('model')}{amx})"
 
 
+def conv_name(kernel: int, channels: tuple[int, int], size: int, batch: int, stride: int = 1, tail: str = "") -> str:
+    """The stable name of a convolution: ``conv3x3-512x512-28-b128``, or ``conv1x1-256x512-56-s2-res-b128``."""
+    strided = "" if stride == 1 else f"-s{stride}"
+    inputs, outputs = channels
+    return f"conv{kernel}x{kernel}-{inputs}x{outputs}-{size}{strided}{tail and '-'}{tail}-b{batch}"
+
+
 def machine_name() -> str:
     """A short name for file names, such as ``epyc`` or ``xeon-amx``."""
     text = cpu_model().lower()

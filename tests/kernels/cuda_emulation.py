@@ -19,6 +19,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from tamis.devices.cuda.tensor_map import BYTES, room
 from tamis.formats.dtype import DType
 from tamis.kernels.cpu.build import compiler
 from tamis.kernels.cuda.compile import FOLDER, translation_unit
@@ -126,13 +127,16 @@ def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndar
 
 def emulated_map(map_: TensorMap, address: int) -> ctypes.Array:
     """A tensor map as ``hopper_emulated.h`` has it."""
-    numbers = (
-        int(map_.sliding), map_.channels, *map_.image, map_.box, *map_.low, *map_.high, *map_.strides,
-    )  # fmt: skip
-    room = (ctypes.c_char * 192)()  # it must lie at a multiple of 64 bytes
-    result = (ctypes.c_char * 128).from_buffer(room, -ctypes.addressof(room) % 64)
-    result.raw = struct.pack("Q12i", address, *numbers).ljust(128, b"\0")
+    result = room()
+    result.raw = packed_map(
+        address, int(map_.sliding), map_.channels, *map_.image, map_.box, *map_.low, *map_.high, *map_.strides
+    )
     return result
+
+
+def packed_map(address: int, *numbers: int) -> bytes:
+    """The bytes of a map: image or not, channels, n, h, w, box, and w and h of low, high and steps."""
+    return struct.pack("Q12i", address, *numbers).ljust(BYTES, b"\0")
 
 
 def in_memory(array: np.ndarray, dtype: np.dtype, channels_last: bool) -> np.ndarray:

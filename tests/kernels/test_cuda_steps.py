@@ -7,12 +7,11 @@ launches with the addresses that it is given, as a GPU's would.
 from __future__ import annotations
 
 import ctypes
-import struct
 
 import numpy as np
 import pytest
 import torch
-from cuda_emulation import compiled
+from cuda_emulation import compiled, packed_map
 
 from cuda_layers import CASES, Case, bound, bound_layer, padding_step, upload
 from gemm_layers import SMALL as GEMM_CASES
@@ -64,7 +63,7 @@ class PlayedDriver:
 
     def cuModuleGetFunction(self, function, handle, name):
         source = self.sources[handle.value]
-        if name.decode() not in source:
+        if f'#include "{name.decode()}.cu"' not in source and f"#define KERNEL {name.decode()}\n" not in source:
             return 500
         function._obj.value = len(self.functions) + 1
         self.functions[function._obj.value] = compiled(f"{source}EMULATED_KERNEL({name.decode()})\n")
@@ -100,7 +99,7 @@ class PlayedDriver:
     def encode(self, target, tail, address, *numbers):
         assert tail == (0, 3, 3, 0), "no interleave, 128-byte swizzle, 256-byte promotion, zeros outside"
         self.encoded += 1
-        target.raw = struct.pack("Q12i", address, *numbers).ljust(128, b"\0")
+        target.raw = packed_map(address, *numbers)
         return 0
 
     def cuGetErrorName(self, status, text):

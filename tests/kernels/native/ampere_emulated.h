@@ -1,54 +1,20 @@
 // What tensor cores have offered since Ampere on the CPU, as ampere.h declares it; included behind cuda_emulated.h.
-//
-// Copies run at once in one block, and as late as they may in the next one: so both what a kernel reads too early and
-// what it overwrites too early is found, each by one of them.
 #pragma once
 
 // --- copies ---
 
-struct EmulatedCopy {
-    unsigned address;
-    const void *from;  // null: zeros
-};
-struct EmulatedCopies {
-    std::vector<EmulatedCopy> open;  // of no group yet
-    std::vector<std::vector<EmulatedCopy>> groups;
-};
-static std::vector<EmulatedCopies> emulated_copies;  // of each thread
-static bool emulated_late;
-
-static void emulated_forget_copies() {
-    emulated_spoil();
-    emulated_copies.assign(emulated.fibres.size(), {});
-    emulated_late = !emulated_late;
-}
-static const bool emulated_forgets = (emulated_start_of_block = emulated_forget_copies, true);
-
-inline void emulated_carry_out(const EmulatedCopy &copy) {
-    if (copy.from)
-        memcpy(emulated_at(copy.address, 16), copy.from, 16);
-    else
-        memset(emulated_at(copy.address, 16), 0, 16);
-}
 inline void copy_or_zero(unsigned address, const void *from, bool exists) {
     if (address % 16 || (uintptr_t)from % 16) __builtin_trap();
-    const EmulatedCopy copy = {address, exists ? from : nullptr};
-    if (emulated_late)
-        emulated_copies[emulated.current].open.push_back(copy);
-    else
-        emulated_carry_out(copy);
+    emulated_issue([=] {
+        if (exists)
+            memcpy(emulated_at(address, 16), from, 16);
+        else
+            memset(emulated_at(address, 16), 0, 16);
+    });
 }
 inline void copy(unsigned address, const void *from) { copy_or_zero(address, from, true); }
-inline void copies_commit() {
-    EmulatedCopies &mine = emulated_copies[emulated.current];
-    mine.groups.push_back(std::move(mine.open));
-    mine.open.clear();
-}
-template <int pending> inline void copies_wait() {
-    std::vector<std::vector<EmulatedCopy>> &groups = emulated_copies[emulated.current].groups;
-    for (; groups.size() > pending; groups.erase(groups.begin()))
-        for (const EmulatedCopy &copy : groups.front()) emulated_carry_out(copy);
-}
+inline void copies_commit() { emulated_commit(); }
+template <int pending> inline void copies_wait() { emulated_finish(pending); }
 
 inline void warp_meets() { emulated_wait(EmulatedFibre::AT_SHUFFLE); }
 

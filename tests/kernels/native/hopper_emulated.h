@@ -1,7 +1,6 @@
 // Hopper's asynchronous machinery on the CPU, as hopper.h declares it; included behind cuda_emulated.h.
 //
-// Copies happen at once. Products happen at once in one cluster, and in the next one when they are waited for: so both
-// what a kernel reads too early and what it gives back too early is found, each by one of them.
+// Copies happen at once, products as shared_memory_emulated.h says.
 #pragma once
 
 #define __grid_constant__
@@ -118,38 +117,9 @@ template <int count> inline void give_registers() {}
 
 // --- wgmma ---
 
-using EmulatedProducts = std::vector<std::function<void()>>;
-struct EmulatedGroups {
-    EmulatedProducts open;  // of no group yet
-    std::vector<EmulatedProducts> groups;
-};
-static std::vector<EmulatedGroups> emulated_products;  // of each thread
-static bool emulated_late;
-
-static void emulated_forget_products() {
-    emulated_spoil();
-    emulated_products.assign(emulated.fibres.size(), {});
-    emulated_late = !emulated_late;
-}
-static const bool emulated_forgets = (emulated_start_of_block = emulated_forget_products, true);
-
-inline void emulated_issue(std::function<void()> product) {
-    if (emulated_late)
-        emulated_products[emulated.current].open.push_back(std::move(product));
-    else
-        product();
-}
 inline void products_begin() {}
-inline void products_commit() {
-    EmulatedGroups &mine = emulated_products[emulated.current];
-    mine.groups.push_back(std::move(mine.open));
-    mine.open.clear();
-}
-template <int pending> inline void products_wait() {
-    std::vector<EmulatedProducts> &groups = emulated_products[emulated.current].groups;
-    for (; groups.size() > pending; groups.erase(groups.begin()))
-        for (const auto &product : groups.front()) product();
-}
+inline void products_commit() { emulated_commit(); }
+template <int pending> inline void products_wait() { emulated_finish(pending); }
 template <int count> inline void hold_registers(const unsigned (&)[count]) {}
 
 // 16 bits of an operand in K-major order: row and byte within the instruction's part of it.

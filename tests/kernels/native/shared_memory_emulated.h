@@ -10,8 +10,6 @@
 static const unsigned EMULATED_SHARED = 227 * 1024;
 alignas(1024) static unsigned char emulated_shared[CLUSTER][EMULATED_SHARED];
 #define SHARED_MEMORY(name) unsigned char *name = emulated_shared[emulated_rank()]
-static void emulated_spoil() { memset(emulated_shared, 0xff, sizeof emulated_shared); }
-static const bool emulated_spoils = (emulated_start_of_block = emulated_spoil, emulated_cluster_size = CLUSTER, true);
 
 inline unsigned shared_address(const void *pointer) {
     return (unsigned)(static_cast<const unsigned char *>(pointer) - emulated_shared[emulated_rank()]);
@@ -23,6 +21,41 @@ inline unsigned char *emulated_in(unsigned rank, unsigned address, unsigned byte
 inline unsigned char *emulated_at(unsigned address, unsigned bytes) {
     return emulated_in(emulated_rank(), address, bytes);
 }
+
+// Work that a thread gives away in groups and waits for later: copies, products. It is done at once in one cluster, and as
+// late as may be in the next one: so both what a kernel reads too early and what it gives back too early is found.
+using EmulatedWork = std::vector<std::function<void()>>;
+struct EmulatedGroups {
+    EmulatedWork open;  // of no group yet
+    std::vector<EmulatedWork> closed;
+};
+static std::vector<EmulatedGroups> emulated_groups;  // of each thread
+static bool emulated_late;
+
+inline void emulated_issue(std::function<void()> work) {
+    if (emulated_late)
+        emulated_groups[emulated.current].open.push_back(std::move(work));
+    else
+        work();
+}
+inline void emulated_commit() {
+    EmulatedGroups &mine = emulated_groups[emulated.current];
+    mine.closed.push_back(std::move(mine.open));
+    mine.open.clear();
+}
+// All but the `pending` newest groups are done.
+inline void emulated_finish(size_t pending) {
+    std::vector<EmulatedWork> &groups = emulated_groups[emulated.current].closed;
+    for (; groups.size() > pending; groups.erase(groups.begin()))
+        for (const auto &work : groups.front()) work();
+}
+
+static void emulated_start() {
+    memset(emulated_shared, 0xff, sizeof emulated_shared);
+    emulated_groups.assign(emulated.fibres.size(), {});
+    emulated_late = !emulated_late;
+}
+static const bool emulated_starts = (emulated_start_of_block = emulated_start, emulated_cluster_size = CLUSTER, true);
 
 // An element of an operand.
 inline float emulated_number(unsigned short bits) {

@@ -62,4 +62,6 @@ class Overflows:
         if not over:
             return ""
         value = max(over, key=lambda name: over[name])
-        return f"overflows: '{value}' reaches {over[value]:.3g} on the sample inputs, float16 ends at 65504"
+        return (
+            f"overflows: '{value}' reaches {over[value]:.3g} on the sample inputs, float16 ends at {LARGEST_FLOAT16:g}"
+        )

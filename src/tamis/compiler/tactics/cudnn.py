@@ -27,6 +27,7 @@ from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilo
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cuda_steps import compiles_for, rest_parameters, rest_step
 from tamis.compiler.tactics.precision import runs_in, to_precision
+from tamis.compiler.tactics.product import refuses_weights
 from tamis.compiler.tactics.space_to_depth import (
     Rearranged,
     rearranged,
@@ -167,9 +168,7 @@ def refuses_conv(layer: Layer, device: DeviceInfo) -> str | None:
         return f"the input is {layer.type(0).dtype}, not floating point"
     if layer.constant(0) is not None:
         return "the input is a constant"
-    if layer.constant(1) is None or (op.bias and layer.constant(2) is None):
-        return "the weight or the bias is computed at run time"
-    return None
+    return refuses_weights(layer)
 
 
 def _formats(layer: Layer, precision: DType) -> tuple[tuple[Format, ...], tuple[Format, ...]]:

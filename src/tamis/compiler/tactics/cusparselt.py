@@ -19,7 +19,7 @@ from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_
 from tamis.compiler.tactics.cublaslt import split_epilogue
 from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
-from tamis.compiler.tactics.product import refuses_product, rows_of
+from tamis.compiler.tactics.product import refuses_product, refuses_two_of_four, rows_of
 from tamis.engine.plan import DeviceInfo, Step
 from tamis.formats import TWO_FOUR, compress
 from tamis.formats.dtype import DType
@@ -55,13 +55,9 @@ class CusparseLt:
         """Weights that are not 2:4, other layers than linear ones, shapes and devices that the library has not."""
         if device.kind != "cuda":
             return "runs on CUDA devices only"
-        reason = refuses_product(layer)
+        reason = refuses_product(layer) or refuses_two_of_four(layer, config)
         if reason:
             return reason
-        if config.sparsity == "off":
-            return "sparsity is off"
-        if not layer.eligible:
-            return layer.note.reason if layer.note and layer.note.reason else "the weight is not 2:4"
         if "sparse_tensor_cores" not in device.features:
             return f"needs sparse tensor cores, compute capability 8.0 or newer; this is {device.architecture}"
         if "cusparselt" not in device.libraries:

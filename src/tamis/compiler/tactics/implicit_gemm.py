@@ -19,10 +19,11 @@ from tamis.compiler.ir.ops import BOOLEAN_KINDS, Conv, Linear, Pointwise, Progra
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step, rest_step
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
-from tamis.compiler.tactics.product import rows_of
+from tamis.compiler.tactics.product import refuses_two_of_four, refuses_weights, rows_of
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
+from tamis.kernels.cuda.compile import NO_COMPILER
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, Tile, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.pointwise import PointwiseStep
 
@@ -54,17 +55,13 @@ class ImplicitGemm:
         """Other layers than linear ones and 2-D convolutions, other devices, and for 2:4 other weights."""
         if device.kind != "cuda":
             return "runs on CUDA devices only"
-        reason = _refuses_layer(layer)
+        reason = _refuses_layer(layer) or (refuses_two_of_four(layer, config) if self.sparse else None)
         if reason is not None:
             return reason
-        if self.sparse and config.sparsity == "off":
-            return "sparsity is off"
-        if self.sparse and not layer.eligible:
-            return layer.note.reason if layer.note and layer.note.reason else "the weight is not 2:4"
         if device.architecture != ARCHITECTURE:
             return f"needs Hopper's instructions (sm_90); this is {device.architecture}"
         if not compiles_for(device):
-            return "no CUDA compiler (NVRTC or nvcc) is installed"
+            return NO_COMPILER
         if not set(config.precisions) & set(PRECISIONS):
             return "needs 16-bit values; allow float16 or bfloat16"
         tail = _split(layer).tail
@@ -137,8 +134,9 @@ def _refuses_layer(layer: Layer) -> str | None:
     op = layer.op
     if not isinstance(op, Conv | Linear):
         return f"{type(op).__name__} is neither a convolution nor a linear layer"
-    if layer.constant(1) is None or (op.bias and layer.constant(2) is None):
-        return "the weight or the bias is computed at run time"
+    reason = refuses_weights(layer)
+    if reason is not None:
+        return reason
     if layer.type(0).dtype != DType.FLOAT32 or layer.constant(0) is not None:
         return "the input is a constant or not floating point"
     if isinstance(op, Conv):

@@ -185,7 +185,7 @@ template <int N> struct Product;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                                        \
                          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PRODUCT_TYPE "." PRODUCT_TYPE " {"    \
                          TAMIS_NAMES_##R "}, %" #A ", %" #B ", p, 1, 1, 0, 0;\n}\n"                              \
-                         : TAMIS_##R("+f", d, 0)                                                                    \
+                         : TAMIS_##R("+f", d, 0)                                                                 \
                          : "l"(a), "l"(b), "r"(keep));                                                           \
         }                                                                                                        \
         template <int selector>                                                                                  \
@@ -194,7 +194,7 @@ template <int N> struct Product;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #E ", 0;\n"                                        \
                          "wgmma.mma_async.sp.sync.aligned.m64n" #N "k32.f32." PRODUCT_TYPE "." PRODUCT_TYPE " {" \
                          TAMIS_NAMES_##R "}, %" #A ", %" #B ", %" #C ", %" #D ", p, 1, 1, 0, 0;\n}\n"            \
-                         : TAMIS_##R("+f", d, 0)                                                                    \
+                         : TAMIS_##R("+f", d, 0)                                                                 \
                          : "l"(a), "l"(b), "r"(places), "n"(selector), "r"(keep));                               \
         }                                                                                                        \
     };

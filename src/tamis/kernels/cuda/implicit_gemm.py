@@ -1,4 +1,7 @@
-"""Constants and launch of ``implicit_gemm_hopper.cu``: convolutions and matrix products, dense or 2:4."""
+"""Constants and launch of ``implicit_gemm_hopper.cu``: convolutions and matrix products, dense or 2:4.
+
+Geometry and epilogue are also those of ``implicit_gemm_ampere``.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +60,6 @@ class Convolution:
     def is_product(self) -> bool:
         """Whether every pixel of the result sees just the one at its place."""
         return self.kernel == (1, 1) and self.strides == (1, 1) and self.pads == (0, 0, 0, 0)
-
-    @property
-    def flops(self) -> int:
-        """A multiply-add as two, zeros counted."""
-        return 2 * self.pixels * self.filters * self.channels * self.kernel[0] * self.kernel[1]
 
 
 @dataclass(frozen=True)
