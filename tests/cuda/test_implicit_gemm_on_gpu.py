@@ -14,13 +14,13 @@ from conv_layers import RELU, RESIDUAL, conv, conv_layer
 from cuda_layers import bound_layer
 from gemm_layers import SMALL, GemmCase
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.tactics.implicit_gemm import ImplicitGemm, shape_of
+from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape_of
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.implicit_gemm import TILES, deepest
 
-CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT16, DType.BFLOAT16))
+CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS)
 LARGE = (
     GemmCase("64@56", lambda: conv_layer(conv(RELU), (2, 64, 56, 56), (64, 64, 3, 3))),
     GemmCase("512@7", lambda: conv_layer(conv(RESIDUAL, RELU), (8, 512, 7, 7), (512, 512, 3, 3))),
@@ -44,7 +44,7 @@ def check(case: GemmCase, *, sparse: bool, only: int | None = None) -> None:
     tiles = [deepest(*sizes, sparse=sparse) for sizes in TILES]
     tiles = [tile for tile in tiles if tile.split <= shape_of(layer).steps]
     for tile in tiles if only is None else [tiles[only % len(tiles)]]:
-        for precision in CONFIG.precisions:
+        for precision in PRECISIONS:
             numbers = dataclasses.asdict(tile)
             formats = {"inputs": tuple(replace(f, dtype=precision) for f in first.inputs),
                        "outputs": tuple(replace(f, dtype=precision) for f in first.outputs)}  # fmt: skip
