@@ -41,6 +41,7 @@ inline void load_from(unsigned rank, unsigned address, float (&values)[8]) {
     if (address % 16) __builtin_trap();
     memcpy(values, emulated_in(rank, address, 32), 32);
 }
+inline void cluster_gathers() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
 inline void cluster_meets() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
 inline void barrier_expect(unsigned address, unsigned bytes) {
     emulated_barrier(address).bytes_and_phase += 2 * (int)bytes;

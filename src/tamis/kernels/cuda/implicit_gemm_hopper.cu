@@ -193,7 +193,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
         fetch_map(map);
     }
     if constexpr (CLUSTER > 1)
-        cluster_meets();
+        cluster_gathers();
     else
         __syncthreads();
 
@@ -237,5 +237,5 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
                   tile / across_filters * PIXELS, bias, residual, out, filters, pixels, pitch, offset, residual_pitch);
         }
     }
-    if constexpr (CLUSTER > 1) cluster_meets();  // others may still copy to this block, and arrive at its barriers
+    if constexpr (CLUSTER > 1) cluster_gathers();  // others may still copy to this block, and arrive at its barriers
 }
