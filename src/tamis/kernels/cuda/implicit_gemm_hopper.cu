@@ -210,20 +210,12 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
                 const int w = pixel % out_width * stride_w - pad_left;
                 const int h = pixel / out_width % out_height * stride_h - pad_top;
                 const int n = pixel / out_width / out_height;
-                const auto fill = [&](const Ring &to, int step) {  // all that a stage expects, and its weights
+                // All that a stage expects, and its weights; then its pixels.
+                const auto fill = [&](const Ring &to, int step) {
                     barrier_expect(to.full(), PIXEL_BYTES + WEIGHT_BYTES);
                     copy_bytes(to.weights(), block + (long long)step * WEIGHT_BYTES, WEIGHT_BYTES, to.full());
                 };
-                int filled = first;
-                if (tile == blockIdx.x / CLUSTER) {  // only the pixels are of the kernel before
-                    for (Ring to = ring; filled < end && filled < first + STAGES; to.next()) fill(to, filled++);
-                    previous_finished();
-                }
-                for (int step = first; step < end; step++) {
-                    if (step >= filled) {
-                        barrier_wait(ring.empty(), ring.round ^ 1);
-                        fill(ring, step);
-                    }
+                const auto follow = [&](int step) {
                     const int channel = step % chunks * 64, tap = step / chunks;
                     const unsigned share = ring.pixels() + place * SHARE * 128;
                     if constexpr (IM2COL)
@@ -232,6 +224,17 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
                     else
                         copy_rows(share, map, channel, pixel, ring.full());
                     ring.next();
+                };
+                int filled = first;
+                if (tile == blockIdx.x / CLUSTER) {  // the first weights need not wait for the kernel before
+                    for (Ring to = ring; filled < end && filled < first + STAGES; to.next()) fill(to, filled++);
+                    previous_finished();
+                    for (int step = first; step < filled; step++) follow(step);
+                }
+                for (int step = filled; step < end; step++) {
+                    barrier_wait(ring.empty(), ring.round ^ 1);
+                    fill(ring, step);
+                    follow(step);
                 }
             }
             // All threads of a cluster meet where its strips do.
