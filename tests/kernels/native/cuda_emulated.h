@@ -4,7 +4,8 @@
 // in a warp shuffle (the 32 lanes), at a barrier of some threads, and for a condition. Clusters of blocks run one
 // after the other, the blocks of a cluster (one if nothing is said) together. Wrong programs are found out: a thread that
 // leaves while others wait at a barrier, a shuffle with lanes missing, a misaligned or outside access (through the
-// caller's guard pages and the compiler's alignment checks) end the launch with a code and not the process.
+// caller's guard pages and the compiler's alignment checks), or one before the kernel in front has finished, end the
+// launch with a code and not the process.
 #pragma once
 
 #include <math.h>
@@ -13,6 +14,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <array>
@@ -52,12 +54,19 @@ inline unsigned short emulated_float_to_bfloat(float x) {
     return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-enum { EMULATED_OK = 0, EMULATED_DEADLOCK = 1, EMULATED_FAULT = 2, EMULATED_NO_MEMORY = 3 };
+enum {
+    EMULATED_OK = 0,
+    EMULATED_DEADLOCK = 1,
+    EMULATED_FAULT = 2,
+    EMULATED_NO_MEMORY = 3,
+    EMULATED_EARLY = 4,
+    EMULATED_NEVER_WAITED = 5
+};
 
 struct EmulatedFibre {
     ucontext_t context;
     EmulatedIndex index, block;
-    enum { READY, AT_BARRIER, AT_CLUSTER, AT_SHUFFLE, AT_MEETING, UNTIL, DONE } state;
+    enum { READY, AT_BARRIER, AT_CLUSTER, AT_SHUFFLE, AT_MEETING, UNTIL, FOR_PREVIOUS, DONE } state;
     unsigned shuffled;
     int meeting, expected;  // which barrier, of how many threads
     std::function<bool()> until;
@@ -107,6 +116,24 @@ inline void emulated_wait_until(std::function<bool()> condition) {
     emulated.fibres[emulated.current].until = condition;
     emulated_wait(EmulatedFibre::UNTIL);
 }
+
+// The kernel before this one, which still uses the memory that is told by emulated_close: whole pages, that no one may
+// touch. For each cluster anew it finishes as late as may be: when no thread has anything to do but to wait for it.
+struct EmulatedPages {
+    void *start;
+    size_t bytes;
+};
+static std::vector<EmulatedPages> emulated_pages;
+static bool emulated_previous_over;
+inline void emulated_previous(bool over) {
+    for (const EmulatedPages &pages : emulated_pages)
+        mprotect(pages.start, pages.bytes, over ? PROT_READ | PROT_WRITE : PROT_NONE);
+    emulated_previous_over = over;
+}
+inline void emulated_previous_finished() {
+    if (!emulated_previous_over) emulated_wait(EmulatedFibre::FOR_PREVIOUS);
+}
+extern "C" void emulated_close(void *start, size_t bytes) { emulated_pages.push_back({start, bytes}); }
 
 static void emulated_fibre() {
     emulated.body();
@@ -169,6 +196,7 @@ inline unsigned emulated_rank() { return emulated.current / (blockDim.x * blockD
 // Runs the blocks from `first` on that make up a cluster, which are neighbours along x.
 inline int emulated_cluster(EmulatedIndex first) {
     if (emulated_start_of_block) emulated_start_of_block();
+    emulated_previous(false);
     const unsigned size = blockDim.x * blockDim.y * blockDim.z, threads = size * emulated_cluster_size;
     for (unsigned i = 0; i < threads; i++) {
         EmulatedFibre &fibre = emulated.fibres[i];
@@ -191,18 +219,23 @@ inline int emulated_cluster(EmulatedIndex first) {
             while (end == warp + 32 && emulated_release(warp, end, EmulatedFibre::AT_SHUFFLE));
         }
         for (const EmulatedFibre &fibre : emulated.fibres) done = done && fibre.state == EmulatedFibre::DONE;
-        if (done) return EMULATED_OK;
+        if (done) return emulated_previous_over || emulated_pages.empty() ? EMULATED_OK : EMULATED_NEVER_WAITED;
         for (unsigned block = 0; block < threads; block += size) {
             ran = emulated_release(block, block + size, EmulatedFibre::AT_BARRIER) || ran;
             ran = emulated_go_on(block, block + size) || ran;
         }
         ran = emulated_release(0, threads, EmulatedFibre::AT_CLUSTER) || ran;
+        if (!ran && !emulated_previous_over) {
+            emulated_previous(true);
+            for (EmulatedFibre &fibre : emulated.fibres)
+                if (fibre.state == EmulatedFibre::FOR_PREVIOUS) fibre.state = EmulatedFibre::READY, ran = true;
+        }
         if (!ran) return EMULATED_DEADLOCK;
     }
 }
 
 static sigjmp_buf emulated_escape;
-static void emulated_fault(int) { siglongjmp(emulated_escape, 1); }
+static void emulated_fault(int signal) { siglongjmp(emulated_escape, signal); }
 
 static void **emulated_arguments;
 template <class... A, size_t... I>
@@ -232,8 +265,9 @@ inline int emulated_launch(void (*body)(), const unsigned *grid, const unsigned 
     action.sa_flags = SA_ONSTACK;
     for (int i = 0; i < 3; i++) sigaction(signals[i], &action, &old[i]);
     volatile int status = EMULATED_OK;
-    if (sigsetjmp(emulated_escape, 1)) {
-        status = EMULATED_FAULT;
+    if (const int signal = sigsetjmp(emulated_escape, 1)) {
+        const bool early = signal == SIGSEGV && !emulated_previous_over && !emulated_pages.empty();
+        status = early ? EMULATED_EARLY : EMULATED_FAULT;
     } else {
         for (unsigned z = 0; z < grid[2] && !status; z++)
             for (unsigned y = 0; y < grid[1] && !status; y++)
@@ -242,6 +276,8 @@ inline int emulated_launch(void (*body)(), const unsigned *grid, const unsigned 
     }
     for (int i = 0; i < 3; i++) sigaction(signals[i], &old[i], nullptr);
     sigaltstack(&old_stack, nullptr);
+    emulated_previous(true);
+    emulated_pages.clear();
     free(emulated.stacks);
     return status;
 }
