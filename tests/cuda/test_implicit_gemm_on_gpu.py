@@ -18,7 +18,7 @@ from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.implicit_gemm import TILES, deepest
+from tamis.kernels.cuda.implicit_gemm import TILES, deepest, line_tiles
 
 CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS)
 LARGE = (
@@ -43,6 +43,7 @@ def check(case: GemmCase, *, sparse: bool, only: int | None = None) -> None:
     (first, *_) = tactic.choices(layer, cuda_info(), CONFIG)
     tiles = [deepest(*sizes, sparse=sparse) for sizes in TILES]
     tiles = [tile for tile in tiles if tile.split <= shape_of(layer).steps]
+    tiles += line_tiles(shape_of(layer), sparse=sparse)
     for tile in tiles if only is None else [tiles[only % len(tiles)]]:
         for precision in PRECISIONS:
             numbers = dataclasses.asdict(tile)

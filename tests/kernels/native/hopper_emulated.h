@@ -57,12 +57,13 @@ inline void barrier_wait(unsigned address, unsigned parity) {
 }
 inline void threads_meet(int number, int threads) { emulated_meet(number, threads); }
 
-// What the tests give in place of the driver's map. `image` 0: a matrix [rows, channels] of 16-bit elements. Else an image
-// [n, h, w, channels], whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`.
+// What the tests give in place of the driver's map. `mode` 0: a matrix [rows, channels] of 16-bit elements, 1: an image
+// [n, h, w, channels], whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`; 2: an image of which
+// `lines` lines of `box` pixels are copied.
 struct alignas(64) TensorMap {
     const unsigned char *base;
-    int image, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h;
-    unsigned char rest[128 - 8 - 12 * 4];
+    int mode, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h, lines;
+    unsigned char rest[128 - 8 - 13 * 4];
 };
 static_assert(sizeof(TensorMap) == 128, "");
 inline void fetch_map(const TensorMap &) {}
@@ -92,14 +93,14 @@ template <class Copy> void emulated_everywhere(unsigned barrier, unsigned bytes,
     }
 }
 inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
-    if (map.image || map.channels % 8) __builtin_trap();
+    if (map.mode != 0 || map.channels % 8) __builtin_trap();
     emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
         for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, row + i < map.n, row + i, channel);
     });
 }
 inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
                         unsigned barrier) {
-    if (!map.image || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
+    if (map.mode != 1 || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
     emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
         int base_w = w, base_h = h, base_n = n;
         for (int i = 0; i < map.box; i++) {
@@ -111,6 +112,23 @@ inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int
             if (base_h > map.h - 1 + map.high_h) base_h = map.low_h, base_n++;
         }
     });
+}
+
+inline void copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier) {
+    if (map.mode != 2 || map.channels % 8 || map.box > 256 || map.lines > 256) __builtin_trap();
+    emulated_everywhere(barrier, map.lines * map.box * 128, [&](unsigned rank) {
+        for (int i = 0; i < map.lines * map.box; i++) {
+            const int x = w + i % map.box, y = h + i / map.box;
+            const bool inside = n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
+            emulated_row(rank, address, i, map, inside, ((long long)n * map.h + y) * map.w + x, channel);
+        }
+    });
+}
+// Reads the first and the last byte: they must be there.
+inline void fetch_to_cache(const void *from, unsigned bytes) {
+    if (bytes % 16 || (uintptr_t)from % 16) __builtin_trap();
+    const volatile unsigned char *at = static_cast<const unsigned char *>(from);
+    (void)at[0], (void)at[bytes - 1];
 }
 
 template <int count> inline void take_registers() {}
@@ -140,7 +158,7 @@ inline unsigned short emulated_element(unsigned long long operand, int row, int 
 template <int N> struct Product {
     // A thread's own part: rows 16 w + q and + 8 of its warp w and quad q, two neighbouring columns of every eight.
     template <class Sum> static void each(float (&d)[N / 2], int keep, Sum sum) {
-        const int thread = emulated.current % 128, row = thread / 32 * 16 + thread % 32 / 4;
+        const int thread = threadIdx.x % 128, row = thread / 32 * 16 + thread % 32 / 4;
         for (int i = 0; i < N / 2; i++) {
             const int column = i / 4 * 8 + thread % 4 * 2 + i % 2, high = i / 2 % 2;
             d[i] = (keep ? d[i] : 0.0f) + sum(row + high * 8, column, high);

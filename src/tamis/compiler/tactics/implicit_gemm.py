@@ -24,7 +24,15 @@ from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.compile import NO_COMPILER
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import (
+    TILES,
+    Convolution,
+    Epilogue,
+    Tile,
+    deepest,
+    implicit_gemm_hopper,
+    line_tiles,
+)
 from tamis.kernels.cuda.pointwise import PointwiseStep
 
 PRECISIONS = (DType.FLOAT16, DType.BFLOAT16)
@@ -121,6 +129,10 @@ def tiles_for(shape: Convolution, multiprocessors: int, *, sparse: bool) -> list
         if tile.split > 1 and (2 * tile.count(shape) > multiprocessors or shape.steps < 2 * tile.split):
             continue
         if use >= _LEAST_USE or sizes == TILES[0]:
+            found.append(tile)
+    wide = shape.output[1]
+    for tile in line_tiles(shape, sparse=sparse):
+        if min(_use(shape.filters, tile.filters), _use(shape.output[0], tile.lines) * tile.lines * wide / tile.pixels) >= _LEAST_USE:
             found.append(tile)
     return found
 
