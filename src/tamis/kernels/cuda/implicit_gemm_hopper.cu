@@ -3,17 +3,20 @@
 // Mathematics: out[pixel, filter] = sum over taps and channels of W[filter, tap, channel] X[pixel seen by tap, channel].
 //   Weights are operand A (64 rows of filters), pixels operand B, sums are float32 registers. The sum runs over `steps`:
 //   tap by tap, 64 channels at a time. With 2:4 weights a step is two wgmma.sp of 32 channels, else four wgmma of 16.
+//   In 8 bits (EIGHT_BITS) it is all twice as many channels, and the same bytes; sums of int8 are int32 (INTEGERS).
 // Layouts: X is NHWC, or a matrix [pixels, channels]. The copy engine brings PIXELS x 64 channels (128 bytes a pixel, in
 //   the 128-byte swizzle); for a convolution its im2col mode finds the pixels and fills the padding with zeros. The
 //   weights lie as their step reads them, one block of bytes for each tile of filters and step, packed by
-//   tamis.formats.hopper: for every 64 filters the core matrices (8 rows x 16 bytes), then all metadata.
+//   tamis.formats.hopper: for every 64 filters the core matrices (8 rows x 16 bytes), then all metadata. `bias` is as
+//   gemm_epilogue.h has it, with scales before it if SCALED.
 //   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
 // Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
 //   steps ahead. Blocks stay, and take every gridDim.x-th tile; tiles of the same pixels follow each other. The blocks
 //   of a CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of them. Or, if
 //   SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
-// Limits: channels a multiple of 8 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels, filters and pixels
-//   past the end are zeros that the copy engine or the packing puts there.
+// Limits: channels a multiple of 8, in 8 bits of 16 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels,
+//   filters and pixels past the end are zeros that the copy engine or the packing puts there.
+// Accuracy: sums of int8 are exact up to 2^31. Inside the tensor cores those of e4m3 keep fewer bits than float32 has.
 // Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4. Not measured yet.
 //
 // Constants: KERNEL (its name), SPARSE, IM2COL, BLOCKS, GROUPS, PIXELS, STAGES, and those of the two headers.
@@ -21,16 +24,18 @@
 #include "hopper.h"
 
 constexpr int THREADS = 128;  // of a warpgroup
+constexpr int CHANNELS = EIGHT_BITS ? 128 : 64;  // of a step
+constexpr int WORDS = EIGHT_BITS ? 2 : 1;  // of metadata that a thread has for both products of 64 filters
 constexpr int FILTERS = GROUPS * BLOCKS * 64;
 constexpr int MATRIX_BYTES = SPARSE ? 64 * 64 : 64 * 128;  // of 64 filters in one step
-constexpr int PLACES_BYTES = SPARSE ? 512 : 0;
+constexpr int PLACES_BYTES = SPARSE ? 512 * WORDS : 0;
 constexpr int WEIGHT_BYTES = GROUPS * BLOCKS * (MATRIX_BYTES + PLACES_BYTES);
 constexpr int PIXEL_BYTES = PIXELS * 128;
 constexpr int ABREAST = SPLIT ? 1 : CLUSTER;  // tiles of a cluster
 constexpr int SHARE = PIXELS / ABREAST;       // of the pixels, that a block copies
 constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
 constexpr int STRIP = 32;  // pixels that leave by shared memory at a time
-constexpr int PITCH = BLOCKS * 64 + 4;  // floats between them: writes of a warp go to 32 banks
+constexpr int PITCH = BLOCKS * 64 + 4;  // sums between them: writes of a warp go to 32 banks
 constexpr int STRIP_BYTES = STRIP * PITCH * 4;
 constexpr int BARRIERS = STAGES * STAGE_BYTES + GROUPS * STRIP_BYTES;
 
@@ -49,15 +54,16 @@ struct Ring {
 };
 
 // Starts one step's products of a warpgroup, once its operands are there. `places` is their metadata.
-TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOCKS], const Ring &ring,
+TAMIS_DEVICE void start(Sum (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOCKS * WORDS], const Ring &ring,
                         const unsigned char *memory, int group, int thread, bool first) {
     const unsigned weights = ring.weights() + group * BLOCKS * MATRIX_BYTES;
     barrier_wait(ring.full(), ring.round);
 #pragma unroll
     for (int block = 0; block < BLOCKS; block++) {
         const unsigned at = ring.weights() - ring.memory + GROUPS * BLOCKS * MATRIX_BYTES +
-                            (group * BLOCKS + block) * PLACES_BYTES + thread * 4;
-        places[block] = SPARSE ? *reinterpret_cast<const unsigned *>(memory + at) : 0;
+                            (group * BLOCKS + block) * PLACES_BYTES + thread * 4 * WORDS;
+        const auto *words = reinterpret_cast<const unsigned *>(memory + at);
+        if constexpr (SPARSE) load_words<WORDS>(words, places + block * WORDS);
     }
     products_begin();
 #pragma unroll
@@ -70,9 +76,9 @@ TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BL
             if constexpr (!SPARSE)
                 Product<PIXELS>::dense(sums[block], a, b, keep);
             else if (part == 0)
-                Product<PIXELS>::template sparse<0>(sums[block], a, b, places[block], keep);
+                Product<PIXELS>::template sparse<0>(sums[block], a, b, places[block * WORDS], keep);
             else
-                Product<PIXELS>::template sparse<1>(sums[block], a, b, places[block], keep);
+                Product<PIXELS>::template sparse<2 - WORDS>(sums[block], a, b, places[block * WORDS + WORDS - 1], keep);
         }
     }
     products_commit();
@@ -89,9 +95,9 @@ TAMIS_DEVICE void give_back(unsigned empty, int thread) {
 
 // All steps of a tile. One step's products run while the next one's operands are awaited; only then are its own given
 // back. Its metadata stays in registers of its own meanwhile, for which reason steps come in pairs.
-TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const unsigned char *memory, int group,
+TAMIS_DEVICE void multiply(Sum (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const unsigned char *memory, int group,
                            int thread, int steps) {
-    unsigned even[BLOCKS], odd[BLOCKS] = {};
+    unsigned even[BLOCKS * WORDS] = {}, odd[BLOCKS * WORDS] = {};
     unsigned used = 0;  // the barrier of the step whose products may still run
     auto started = [&] {
         const unsigned before = used;
@@ -126,22 +132,25 @@ TAMIS_DEVICE void strips_meet(int group) {
 }
 
 // Eight sums of a strip; with SPLIT those of all blocks together, always in the same order.
-TAMIS_DEVICE void load_sums(const float *from, float (&values)[8]) {
+TAMIS_DEVICE void load_sums(const Sum *from, float (&values)[8]) {
     if constexpr (!SPLIT) {
         load<8>(from, values);
     } else {
+        Sum sums[8];
 #pragma unroll
         for (int rank = 0; rank < CLUSTER; rank++) {
-            float more[8];
+            Sum more[8];
             load_from(rank, shared_address(from), more);
 #pragma unroll
-            for (int j = 0; j < 8; j++) values[j] = rank ? values[j] + more[j] : more[j];
+            for (int j = 0; j < 8; j++) sums[j] = rank ? sums[j] + more[j] : more[j];
         }
+#pragma unroll
+        for (int j = 0; j < 8; j++) values[j] = (float)sums[j];
     }
 }
 
 // The sums of a warpgroup's filters through shared memory, where they turn from filters x pixels to pixels x filters.
-TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, int group, int thread, int rank,
+TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int group, int thread, int rank,
                         int filter, int pixel, const float *bias, const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels,
                         int pitch, int offset, int residual_pitch) {
     constexpr int ACROSS = BLOCKS * 8, ROWS = THREADS / ACROSS;  // threads of a pixel, pixels of a pass
@@ -149,8 +158,8 @@ TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, i
     const int count = filters - channel < 8 ? filters - channel : 8;
     constexpr int LINES = SPLIT ? STRIP / CLUSTER : STRIP;  // that are this block's to finish
     const int line_from = SPLIT ? rank * LINES : 0;
-    float biases[8];
-    load_bias(bias, channel, filters, biases);
+    Channels own;
+    load_channels(bias, channel, filters, own);
 #pragma unroll
     for (int part = 0; part < PIXELS / STRIP; part++) {
 #pragma unroll
@@ -166,7 +175,7 @@ TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, i
             float values[8], residuals[8];
             load_sums(strip + line * PITCH + thread % ACROSS * 8, values);
             if constexpr (RESIDUAL) load_residual(residual + (long long)here * residual_pitch + channel, count, residuals);
-            finish(values, biases, residuals, count, out + (long long)here * pitch + offset + channel);
+            finish(values, own, residuals, count, out + (long long)here * pitch + offset + channel);
         }
         strips_meet(group);
     }
@@ -211,7 +220,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
                 for (int step = first; step < end; step++) {
                     barrier_wait(ring.empty(), ring.round ^ 1);
                     barrier_expect(ring.full(), PIXEL_BYTES + WEIGHT_BYTES);
-                    const int channel = step % chunks * 64, tap = step / chunks;
+                    const int channel = step % chunks * CHANNELS, tap = step / chunks;
                     const unsigned share = ring.pixels() + place * SHARE * 128;
                     if constexpr (IM2COL)
                         copy_pixels(share, map, channel, w, h, n, tap % across * dilation_w,
@@ -228,9 +237,9 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
         }
     } else {
         if constexpr (GROUPS == 2) take_registers<232>();
-        float *strip = reinterpret_cast<float *>(memory + STAGES * STAGE_BYTES + group * STRIP_BYTES);
+        Sum *strip = reinterpret_cast<Sum *>(memory + STAGES * STAGE_BYTES + group * STRIP_BYTES);
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
-            float sums[BLOCKS][PIXELS / 2];
+            Sum sums[BLOCKS][PIXELS / 2];
             multiply(sums, ring, memory, group, thread, end - first);
             const int row = tile % across_filters * ABREAST + place;
             leave(sums, strip, group, thread, rank, row * FILTERS + group * BLOCKS * 64,
