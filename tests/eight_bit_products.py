@@ -98,7 +98,8 @@ def assert_rounded(result: np.ndarray, exact: np.ndarray, out: DType, error: flo
     """
     mine = result.astype(np.float64)
     assert np.isfinite(mine).all(), "not finite"
-    allowed = error if isinstance(error, np.ndarray) else np.full(exact.shape, error * max(1.0, float(np.abs(exact).max())))
+    largest = max(1.0, float(np.abs(exact).max()))
+    allowed = error if isinstance(error, np.ndarray) else np.full(exact.shape, error * largest)
     if out == DType.INT8:
         exact, unit = np.clip(exact, -128, 127), np.ones(exact.shape)
     else:

@@ -12,11 +12,19 @@ from test_cuda_implicit_gemm import convolved
 
 from eight_bit_products import FUSED, Quantised, Values, assert_rounded, random_values
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, Tile, channel_constants, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import (
+    Convolution,
+    Epilogue,
+    Tile,
+    channel_constants,
+    deepest,
+    implicit_gemm_hopper,
+)
 from tamis.kernels.cuda.implicit_gemm_ampere import AmpereTile, implicit_gemm_ampere
 
 INT8, E4M3 = DType.INT8, DType.FLOAT8_E4M3
-ALONE, PAIR, SPLIT, LARGE = (Tile(*sizes, 2) for sizes in ((1, 1, 64, 1, 1), (1, 1, 64, 2, 1), (1, 1, 64, 1, 2), (2, 2, 64, 1, 1)))
+ALONE, PAIR, SPLIT = Tile(1, 1, 64, 1, 1, 2), Tile(1, 1, 64, 2, 1, 2), Tile(1, 1, 64, 1, 2, 2)
+LARGE = Tile(2, 2, 64, 1, 1, 2)
 CONVOLUTIONS = {
     "same": Convolution(2, 5, 7, 128, 64, (3, 3), pads=(1, 1, 1, 1)),
     "strided": Convolution(1, 8, 7, 144, 64, (3, 3), (2, 2), (1, 1, 1, 1)),
@@ -47,7 +55,8 @@ def check(layer: Quantised, tile: Tile = ALONE, multiprocessors: int = 2) -> Non
 @pytest.mark.parametrize("dtype", [INT8, E4M3], ids=str)
 def test_convolutions_within_a_concat(dtype: DType, sparse: bool) -> None:
     for shape in CONVOLUTIONS.values():
-        check(Quantised(shape, dtype, dtype, sparse, pitch=96, offset=16) if sparse else Quantised(shape, dtype, dtype, sparse))
+        pitch, offset = (96, 16) if sparse else (99, 3)  # vectors, or single elements
+        check(Quantised(shape, dtype, dtype, sparse, pitch=pitch, offset=offset))
 
 
 def test_halves_are_rounded_to_even_and_large_values_saturate() -> None:

@@ -96,7 +96,7 @@ class Epilogue:
     def defines(self, filters: int, product: DType) -> dict[str, str | int | float]:
         """The constants of ``gemm_epilogue.h``."""
         return {
-            "OUT_TYPE": (ELEMENTS | EIGHT_BITS)[self.dtype or product], "PROGRAM": program_text(self.steps),
+            "OUT_TYPE": {**ELEMENTS, **EIGHT_BITS}[self.dtype or product], "PROGRAM": program_text(self.steps),
             "BIAS": int(self.bias), "SCALED": int(self.scaled), "RESIDUAL": int(self.residual),
             "VECTORS": int(not any(number % 8 for number in self.places(filters))),
         }  # fmt: skip

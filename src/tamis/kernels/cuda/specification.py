@@ -34,7 +34,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How Hopper's copy engine finds 128 bytes of ``box`` pixels, in the 128-byte swizzle: 64 channels, or 128 of 8 bits.
+    """How Hopper's copy engine finds 128 bytes of ``box`` pixels, swizzled: 64 channels, or 128 in 8 bits.
 
     Attributes:
         tensor: which of the step's inputs; NHWC or [pixels, channels].
