@@ -99,7 +99,8 @@ inline void copy_rows(unsigned address, const TensorMap &map, int channel, int r
 }
 inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
                         unsigned barrier) {
-    if (!map.image || map.channels * EMULATED_SIZE % 16 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
+    if (!map.image || map.channels * EMULATED_SIZE % 16) __builtin_trap();
+    if (right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
     emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
         int base_w = w, base_h = h, base_n = n;
         for (int i = 0; i < map.box; i++) {
@@ -150,8 +151,10 @@ template <int N> struct Product {
             for (int i = 0; i < N / 2; i++) {
                 const int column = i / 4 * 8 + thread % 4 * 2 + i % 2, high = i / 2 % 2;
                 Sum total = 0;
-                for (int k = 0; k < KEPT; k++)
-                    total += (Sum)(emulated_element(a, row + high * 8, k) * emulated_element(b, column, place_of(high, k)));
+                for (int k = 0; k < KEPT; k++) {
+                    const float other = emulated_element(b, column, place_of(high, k));
+                    total += (Sum)(emulated_element(a, row + high * 8, k) * other);
+                }
                 d[i] = (keep ? d[i] : (Sum)0) + total;
             }
         });
