@@ -17,7 +17,6 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape_of
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
-from tamis.formats.dtype import DType
 from tamis.kernels.cuda.implicit_gemm import TILES, deepest, line_tiles
 
 CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS)

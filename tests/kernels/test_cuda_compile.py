@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,19 @@ def hopper_kernels(dtype: DType) -> list[Kernel]:
     ]
 
 
+def eight_bit_kernels() -> list[Kernel]:
+    """A 2:4 convolution of int8 and a dense product of e4m3, each with results of its type."""
+    return [
+        implicit_gemm_hopper(
+            shape, deepest(*tile, sparse=sparse, itemsize=1), dtype, 132, replace(FUSED, scaled=True), sparse=sparse
+        )
+        for shape, tile, dtype, sparse in (
+            (GEMMS[0], (2, 2, 128), DType.INT8, True),
+            (GEMMS[1], (1, 2, 256), DType.FLOAT8_E4M3, False),
+        )
+    ]
+
+
 def ampere_kernels(dtype: DType) -> list[Kernel]:
     """Those for tensor cores with 16-bit types."""
     return [
@@ -82,6 +97,27 @@ def test_the_list_is_complete():
 def test_every_hopper_kernel_compiles(dtype):
     for kernel in hopper_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 5]:
         assert kernel.function.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, "sm_90a")
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_products_of_eight_bits_compile():
+    for kernel in eight_bit_kernels():
+        assert kernel.function.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, "sm_90a")
+
+
+def test_products_of_eight_bits_overlap(tmp_path):
+    """The assembler says so when it makes each product wait for the one before, and goes on."""
+    nvcc = toolchain._find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc is not installed")
+    unit = tmp_path / "unit.cu"
+    for kernel in eight_bit_kernels():
+        unit.write_text(translation_unit(f"{kernel.family}.cu", kernel.defines))
+        command = [nvcc, "-cubin", "-std=c++17", "-arch=sm_90a", f"-I{toolchain.FOLDER}", "-Xptxas", "-v", str(unit)]
+        words = subprocess.run([*command, "-o", str(tmp_path / "cubin")], capture_output=True, text=True, check=True)
+        assert "registers" in words.stderr and "serialized" not in words.stderr
+        assert "0 bytes spill" in words.stderr
 
 
 @needs_compiler

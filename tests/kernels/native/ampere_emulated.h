@@ -73,6 +73,6 @@ inline void multiply_sparse(float (&d)[4], const unsigned *a, const unsigned *b,
     const unsigned words[9] = {a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], places};
     emulated_product(d, words, [](const unsigned *const *quad, int high, int k) {
         const int group = k / 2;
-        return group * 4 + emulated_place(quad[2 * selector + group / 4][8], high, group % 4, k % 2);
+        return group * 4 + emulated_place(quad[2 * selector + group / 4][8], 4 * high + group % 4, k % 2);
     });
 }

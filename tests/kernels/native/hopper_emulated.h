@@ -37,7 +37,7 @@ inline void barrier_arrive_in(unsigned rank, unsigned address) {
     emulated_barrier_in(rank, address).settle();
 }
 inline unsigned rank_in_cluster() { return emulated_rank(); }
-inline void load_from(unsigned rank, unsigned address, float (&values)[8]) {
+inline void load_from(unsigned rank, unsigned address, Sum (&values)[8]) {
     if (address % 16) __builtin_trap();
     memcpy(values, emulated_in(rank, address, 32), 32);
 }
@@ -57,9 +57,11 @@ inline void barrier_wait(unsigned address, unsigned parity) {
 }
 inline void threads_meet(int number, int threads) { emulated_meet(number, threads); }
 
-// What the tests give in place of the driver's map. `mode` 0: a matrix [rows, channels] of 16-bit elements, 1: an image
-// [n, h, w, channels], whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`; 2: an image of which
-// `lines` lines of `box` pixels are copied.
+constexpr int EMULATED_SIZE = EIGHT_BITS ? 1 : 2;  // bytes of an element
+
+// What the tests give in place of the driver's map. `mode` 0: a matrix [rows, channels], 1: an image [n, h, w, channels],
+// whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`; 2: an image of which `lines` lines of
+// `box` pixels are copied.
 struct alignas(64) TensorMap {
     const unsigned char *base;
     int mode, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h, lines;
@@ -73,16 +75,15 @@ inline void copy_bytes(unsigned address, const void *from, unsigned bytes, unsig
     memcpy(emulated_at(address, bytes), from, bytes);
     emulated_came(emulated_rank(), barrier, bytes);
 }
-// 64 channels of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
+// 128 bytes of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
 inline void emulated_row(unsigned rank, unsigned address, int row, const TensorMap &map, bool inside, long long pixel,
                          int channel) {
     if (address % 1024) __builtin_trap();
-    for (int byte = 0; byte < 128; byte += 2) {
-        const int here = channel + byte / 2;
+    const long long first = (pixel * map.channels + channel) * EMULATED_SIZE;
+    for (int byte = 0; byte < 128; byte++) {
         const unsigned at = address + row * 128 + byte, swizzled = at ^ (at >> 7 & 7) << 4;
-        unsigned short *to = reinterpret_cast<unsigned short *>(emulated_in(rank, swizzled, 2));
-        const unsigned short *from = reinterpret_cast<const unsigned short *>(map.base);
-        *to = inside && here < map.channels ? from[pixel * map.channels + here] : 0;
+        const bool exists = inside && channel + byte / EMULATED_SIZE < map.channels;
+        *emulated_in(rank, swizzled, 1) = exists ? map.base[first + byte] : 0;
     }
 }
 // A copy goes to the same place in each block of the cluster, and completes on each one's barrier; with SPLIT to its own.
@@ -93,14 +94,15 @@ template <class Copy> void emulated_everywhere(unsigned barrier, unsigned bytes,
     }
 }
 inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
-    if (map.mode != 0 || map.channels % 8) __builtin_trap();
+    if (map.mode != 0 || map.channels * EMULATED_SIZE % 16) __builtin_trap();
     emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
         for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, row + i < map.n, row + i, channel);
     });
 }
 inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
                         unsigned barrier) {
-    if (map.mode != 1 || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
+    if (map.mode != 1 || map.channels * EMULATED_SIZE % 16) __builtin_trap();
+    if (right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
     emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
         int base_w = w, base_h = h, base_n = n;
         for (int i = 0; i < map.box; i++) {
@@ -115,7 +117,7 @@ inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int
 }
 
 inline void copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier) {
-    if (map.mode != 2 || map.channels % 8 || map.box > 256 || map.lines > 256) __builtin_trap();
+    if (map.mode != 2 || map.channels * EMULATED_SIZE % 16 || map.box > 256 || map.lines > 256) __builtin_trap();
     emulated_everywhere(barrier, map.lines * map.box * 128, [&](unsigned rank) {
         for (int i = 0; i < map.lines * map.box; i++) {
             const int x = w + i % map.box, y = h + i / map.box;
@@ -141,8 +143,9 @@ inline void products_commit() { emulated_commit(); }
 template <int pending> inline void products_wait() { emulated_finish(pending); }
 template <int count> inline void hold_registers(const unsigned (&)[count]) {}
 
-// 16 bits of an operand in K-major order: row and byte within the instruction's part of it.
-inline unsigned short emulated_element(unsigned long long operand, int row, int byte) {
+// An element of an operand in K-major order: row and column within the instruction's part of it.
+inline float emulated_element(unsigned long long operand, int row, int column) {
+    const int byte = column * EMULATED_SIZE;
     const unsigned start = (operand & 0x3fff) << 4, leading = (operand >> 16 & 0x3fff) << 4;
     const unsigned stride = (operand >> 32 & 0x3fff) << 4, swizzle = operand >> 62;
     unsigned at = start + row / 8 * stride;
@@ -152,44 +155,43 @@ inline unsigned short emulated_element(unsigned long long operand, int row, int 
         at += row % 8 * 128 + byte, at ^= (at >> 7 & 7) << 4;
     else
         __builtin_trap();
-    return *reinterpret_cast<const unsigned short *>(emulated_at(at, 2));
+    if (EIGHT_BITS) return emulated_number(*emulated_at(at, 1));
+    return emulated_number(*reinterpret_cast<const unsigned short *>(emulated_at(at, 2)));
 }
 
 template <int N> struct Product {
+    static constexpr int KEPT = 32 / EMULATED_SIZE;  // elements of a row of A
     // A thread's own part: rows 16 w + q and + 8 of its warp w and quad q, two neighbouring columns of every eight.
-    template <class Sum> static void each(float (&d)[N / 2], int keep, Sum sum) {
-        const int thread = threadIdx.x % 128, row = thread / 32 * 16 + thread % 32 / 4;
-        for (int i = 0; i < N / 2; i++) {
-            const int column = i / 4 * 8 + thread % 4 * 2 + i % 2, high = i / 2 % 2;
-            d[i] = (keep ? d[i] : 0.0f) + sum(row + high * 8, column, high);
-        }
-    }
-    static void dense(float (&d)[N / 2], unsigned long long a, unsigned long long b, int keep) {
+    // `place_of` tells which row of B meets an element of A.
+    template <class PlaceOf>
+    static void issue(Sum (&d)[N / 2], unsigned long long a, unsigned long long b, int keep, PlaceOf place_of) {
         emulated_issue([=, &d] {
-            each(d, keep, [=](int row, int column, int) {
-                float total = 0.0f;
-                for (int byte = 0; byte < 32; byte += 2)
-                    total += emulated_number(emulated_element(a, row, byte)) *
-                             emulated_number(emulated_element(b, column, byte));
-                return total;
-            });
+            const int thread = threadIdx.x % 128, row = thread / 32 * 16 + thread % 32 / 4;
+            for (int i = 0; i < N / 2; i++) {
+                const int column = i / 4 * 8 + thread % 4 * 2 + i % 2, high = i / 2 % 2;
+                Sum total = 0;
+                for (int k = 0; k < KEPT; k++) {
+                    const float other = emulated_element(b, column, place_of(high, k));
+                    total += (Sum)(emulated_element(a, row + high * 8, k) * other);
+                }
+                d[i] = (keep ? d[i] : (Sum)0) + total;
+            }
         });
     }
+    static void dense(Sum (&d)[N / 2], unsigned long long a, unsigned long long b, int keep) {
+        issue(d, a, b, keep, [](int, int k) { return k; });
+    }
     template <int selector>
-    static void sparse(float (&d)[N / 2], unsigned long long a, unsigned long long b, unsigned places, int keep) {
-        std::array<unsigned, 2> words;  // of the quad's two threads that the selector names
-        for (int h = 0; h < 2; h++) words[h] = emulated_from_lane(places, (emulated_lane() & ~3u) + 2 * selector + h);
-        emulated_issue([=, &d] {
-            each(d, keep, [=](int row, int column, int high) {
-                float total = 0.0f;
-                for (int kept = 0; kept < 16; kept++) {
-                    const int group = kept / 2;
-                    const int k = group * 4 + emulated_place(words[group / 4], high, group % 4, kept % 2);
-                    total += emulated_number(emulated_element(a, row, 2 * kept)) *
-                             emulated_number(emulated_element(b, column, 2 * k));
-                }
-                return total;
-            });
+    static void sparse(Sum (&d)[N / 2], unsigned long long a, unsigned long long b, unsigned places, int keep) {
+        static_assert(selector == 0 || !EIGHT_BITS, "in 8 bits all threads of a quad are read");
+        std::array<unsigned, EIGHT_BITS ? 4 : 2> words;  // of the quad's threads that are read
+        for (unsigned h = 0; h < words.size(); h++)
+            words[h] = emulated_from_lane(places, (emulated_lane() & ~3u) + 2 * selector + h);
+        issue(d, a, b, keep, [=](int high, int k) {
+            const int group = k / 2;
+            const int place = EIGHT_BITS ? emulated_place(words[group / 8 * 2 + high], group % 8, k % 2)
+                                         : emulated_place(words[group / 4], 4 * high + group % 4, k % 2);
+            return group * 4 + place;
         });
     }
 };

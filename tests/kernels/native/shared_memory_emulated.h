@@ -59,13 +59,15 @@ static const bool emulated_starts = (emulated_start_of_block = emulated_start, e
 
 // An element of an operand.
 inline float emulated_number(unsigned short bits) {
+    if (PRODUCT_TYPE[0] == 's') return (float)(signed char)bits;
+    if (PRODUCT_TYPE[0] == 'e') return emulated_e4m3_to_float(bits);
     return PRODUCT_TYPE[0] == 'b' ? __uint_as_float((unsigned)bits << 16) : emulated_half_to_float(bits);
 }
 
 // Where in its group of four channels a kept value was: the first (i = 0) or second of a group, whose nibble is one of
-// four in the low or high half of a metadata word. The places must ascend.
-inline int emulated_place(unsigned word, int high, int group, int i) {
-    const unsigned nibble = word >> (16 * high + 4 * group) & 15;
+// eight in a metadata word. The places must ascend.
+inline int emulated_place(unsigned word, int nibble_at, int i) {
+    const unsigned nibble = word >> (4 * nibble_at) & 15;
     if ((nibble & 3) >= nibble >> 2) __builtin_trap();
     return i ? nibble >> 2 : nibble & 3;
 }
