@@ -133,6 +133,36 @@ inline void fetch_to_cache(const void *from, unsigned bytes) {
     (void)at[0], (void)at[bytes - 1];
 }
 
+inline void copy(unsigned address, const void *from) {
+    if (address % 16 || (uintptr_t)from % 16) __builtin_trap();
+    emulated_issue([=] { memcpy(emulated_at(address, 16), from, 16); });
+}
+inline void copies_commit() { emulated_commit(); }
+template <int pending> inline void copies_wait() { emulated_finish(pending); }
+
+// Element (row, column) of a lane's words: which lane has the address of its column, and the byte there.
+template <class Move> inline void emulated_turn(unsigned address, Move move) {
+    if (address % 16) __builtin_trap();
+    const unsigned lane = emulated_lane();
+    for (unsigned matrix = 0; matrix < 4; matrix++)
+        for (unsigned half = 0; half < 2; half++) {
+            const unsigned column = emulated_from_lane(address, 8 * matrix + lane % 4 * 2 + half);
+            move(matrix, half, reinterpret_cast<unsigned short *>(emulated_at(column + lane / 4 * 2, 2)));
+        }
+}
+inline void load_turned(unsigned address, unsigned (&words)[4]) {
+    unsigned found[4] = {};
+    emulated_turn(address, [&](unsigned matrix, unsigned half, const unsigned short *at) {
+        found[matrix] |= (unsigned)*at << (16 * half);
+    });
+    memcpy(words, found, sizeof found);
+}
+inline void store_turned(unsigned address, const unsigned (&words)[4]) {
+    emulated_turn(address, [&](unsigned matrix, unsigned half, unsigned short *at) {
+        *at = (unsigned short)(words[matrix] >> (16 * half));
+    });
+}
+
 template <int count> inline void take_registers() {}
 template <int count> inline void give_registers() {}
 

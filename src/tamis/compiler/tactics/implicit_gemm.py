@@ -130,11 +130,14 @@ def tiles_for(shape: Convolution, multiprocessors: int, *, sparse: bool) -> list
             continue
         if use >= _LEAST_USE or sizes == TILES[0]:
             found.append(tile)
-    wide = shape.output[1]
-    for tile in line_tiles(shape, sparse=sparse):
-        if min(_use(shape.filters, tile.filters), _use(shape.output[0], tile.lines) * tile.lines * wide / tile.pixels) >= _LEAST_USE:
-            found.append(tile)
-    return found
+    return found + [tile for tile in line_tiles(shape, sparse=sparse) if _line_use(shape, tile) >= _LEAST_USE]
+
+
+def _line_use(shape: Convolution, tile: Tile) -> float:
+    """The smaller part of filters and pixels of a tile of whole lines that has a place in the result."""
+    high, wide = shape.output
+    pixels = _use(high, tile.lines) * tile.lines * wide / tile.pixels
+    return min(_use(shape.filters, tile.filters), pixels)
 
 
 def _use(size: int, tile: int) -> float:

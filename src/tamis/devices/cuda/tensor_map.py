@@ -49,9 +49,7 @@ def encode(target: ctypes.Array[ctypes.c_char], described: Mapping[str, Any], ad
         )  # fmt: skip
     else:
         box = (width_of_box, described["box"], *(() if mode == "rows" else (described["lines"], 1)))
-        status = driver.cuTensorMapEncodeTiled(
-            *head, _array(c_uint32, box), _array(c_uint32, [1] * len(box)), *common
-        )
+        status = driver.cuTensorMapEncodeTiled(*head, _array(c_uint32, box), _array(c_uint32, [1] * len(box)), *common)
     check(driver, status, "encoding a tensor map", layer)
 
 
