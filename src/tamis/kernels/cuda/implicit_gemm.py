@@ -214,8 +214,8 @@ def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> in
     raise ValueError(f"two stages of the tile take {shared_bytes(2)} bytes, and do not fit into shared memory")
 
 
-# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has up to 192
-# sums.
+# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has 192 sums
+# or fewer.
 TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (1, 1, 64, 1, 1, 1), (1, 1, 128, 1, 1, 1), (1, 2, 64, 1, 1, 1), (1, 2, 128, 1, 1, 1), (1, 2, 256, 1, 1, 1),
     (2, 2, 64, 1, 1, 1), (2, 2, 128, 1, 1, 1), (1, 2, 192, 1, 1, 1), (2, 2, 192, 1, 1, 1),
@@ -246,6 +246,7 @@ def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2) -> list[T
         # A single stage is given back behind the last step of a tile only.
         if wide > most or lines < 1 or (line_stages == 1 and shape.steps_in(itemsize) > taps):
             continue
+        lines = ceil_divide(high, ceil_divide(high, lines))  # as many tiles, of equal lines
         used = (lines - 1) * line + wide
         pixels = min(width for width in WIDTHS if width >= used)
         numbers = (lines, (lines + reach[0]) * line * STEP_BYTES, (pixels - used) * STEP_BYTES, line_stages)
