@@ -40,9 +40,10 @@ def check(case: GemmCase, *, sparse: bool, only: int | None = None) -> None:
         pytest.skip(reason)
     expected = torch.from_numpy(case.expected(layer, arrays)).cuda()
     (first, *_) = tactic.choices(layer, cuda_info(), CONFIG)
-    tiles = [deepest(*sizes, sparse=sparse) for sizes in TILES]
+    residual = any(step.operand is not None for step in layer.op.epilogue)
+    tiles = [deepest(*sizes, sparse=sparse, residual=residual) for sizes in TILES]
     tiles = [tile for tile in tiles if tile.split <= shape_of(layer).steps]
-    tiles += line_tiles(shape_of(layer), sparse=sparse)
+    tiles += line_tiles(shape_of(layer), sparse=sparse, residual=residual)
     for tile in tiles if only is None else [tiles[only % len(tiles)]]:
         for precision in PRECISIONS:
             numbers = dataclasses.asdict(tile)

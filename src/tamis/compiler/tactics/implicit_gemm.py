@@ -79,12 +79,13 @@ class ImplicitGemm:
         """Each allowed 16-bit precision, each tile that is not mostly padding."""
         channels_last = isinstance(layer.op, Conv)
         sparsity: Any = "2:4" if self.sparse else "dense"
+        residual = _split(layer).residual is not None
         for precision in config.precisions:
             if precision not in PRECISIONS or not runs_in(precision, device):
                 continue
             inputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.node.outputs)
-            for tile in tiles_for(shape_of(layer), device.cores, sparse=self.sparse):
+            for tile in tiles_for(shape_of(layer), device.cores, sparse=self.sparse, residual=residual):
                 parameters = {"architecture": TARGET, "multiprocessors": device.cores, **dataclasses.asdict(tile)}
                 yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
 
@@ -117,20 +118,22 @@ class ImplicitGemm:
         return Lowered((step, after), packed | more, {result: (shape, choice.outputs[0])})
 
 
-def tiles_for(shape: Convolution, multiprocessors: int, *, sparse: bool) -> list[Tile]:
+def tiles_for(shape: Convolution, multiprocessors: int, *, sparse: bool, residual: bool = False) -> list[Tile]:
     """The tiles that race, the smallest first; each is as deep as shared memory allows.
 
     Steps are divided only where the tiles leave most of the GPU idle, and each block gets two of them at least.
     """
     found = []
     for sizes in TILES:
-        tile = deepest(*sizes, sparse=sparse)
+        tile = deepest(*sizes, sparse=sparse, residual=residual)
         use = min(_use(shape.filters, tile.filters * tile.cluster), _use(shape.pixels, tile.pixels))
         if tile.split > 1 and (2 * tile.count(shape) > multiprocessors or shape.steps < 2 * tile.split):
             continue
         if use >= _LEAST_USE or sizes == TILES[0]:
             found.append(tile)
-    return found + [tile for tile in line_tiles(shape, sparse=sparse) if _line_use(shape, tile) >= _LEAST_USE]
+    return found + [
+        tile for tile in line_tiles(shape, sparse=sparse, residual=residual) if _line_use(shape, tile) >= _LEAST_USE
+    ]
 
 
 def _line_use(shape: Convolution, tile: Tile) -> float:
