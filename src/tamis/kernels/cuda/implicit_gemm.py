@@ -281,6 +281,19 @@ def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2, residual:
     return found
 
 
+def _band(shape: Convolution, tile: Tile, dtype: DType, clusters: int, *, sparse: bool) -> int:
+    """How many tiles of filters follow each other before the next pixels.
+
+    ``clusters`` of tiles run at a time. With ``band`` tiles of filters and ``clusters / band`` of pixels they read the
+    fewest bytes where both take as many.
+    """
+    size = dtype.size_bytes
+    weights = shape.steps_in(size) * rows_bytes(tile.filters * tile.cluster, sparse=sparse, itemsize=size)
+    pixels = tile.pixels * shape.channels * size
+    across = ceil_divide(shape.filters, tile.filters * tile.cluster)
+    return max(min(across, round((clusters * pixels / weights) ** 0.5)), 1)
+
+
 def implicit_gemm_hopper(
     shape: Convolution,
     tile: Tile,
@@ -326,7 +339,8 @@ def implicit_gemm_hopper(
     clusters = min(tile.count(shape), max(multiprocessors * tile.resident // tile.together, 1))
     numbers = (
         shape.filters, shape.pixels, steps, chunks, across, wide, high, stride_w, stride_h, left, top,
-        dilation_w, dilation_h, tile.lines, line, tile.line_bytes, *epilogue.places(shape.filters),
+        dilation_w, dilation_h, tile.lines, line, tile.line_bytes,
+        _band(shape, tile, dtype, clusters, sparse=sparse), *epilogue.places(shape.filters),
     )  # fmt: skip
     return Kernel(
         "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (tile.threads, 1, 1),

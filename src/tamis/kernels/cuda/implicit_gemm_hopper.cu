@@ -14,8 +14,8 @@
 //   gemm_epilogue.h has it, with scales before it if SCALED.
 //   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
 // Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
-//   steps ahead. Blocks stay, RESIDENT on each multiprocessor, and take every gridDim.x-th tile; tiles of the same pixels
-//   follow each other. The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the
+//   steps ahead. Blocks stay, RESIDENT on each multiprocessor, and take every gridDim.x-th tile: `band` tiles of filters
+//   of the same pixels follow each other, then those of the next pixels, so that what runs at a time reads little twice. The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the
 //   pixels, to all of them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its
 //   part of the pixels.
 // Limits: channels a multiple of 8, in 8 bits of 16 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels,
@@ -182,6 +182,11 @@ struct Target {
         const int y = p * inverse >> 16, x = p - y * line, at = pixel + y * width + x;
         return x < width && at < end ? at : -1;
     }
+};
+
+// Which pixels and which filters a tile has: numbers of tiles.
+struct Spot {
+    int column, row;
 };
 
 // Where and how a warpgroup's results of a tile leave.
@@ -378,7 +383,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
            const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks, int across,
            int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
-           int dilation_h, int lines, int line, int line_bytes, int pitch, int offset, int residual_pitch) {
+           int dilation_h, int lines, int line, int line_bytes, int band, int pitch, int offset, int residual_pitch) {
     next_may_start();
     SHARED_MEMORY(memory);
     const unsigned base = shared_address(memory);
@@ -391,7 +396,13 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     const int last = (filters - 1) / FILTERS;  // tile of filters
     const int area = out_width * out_height, per_image = HALO ? (out_height + lines - 1) / lines : 1;
     const int across_filters = last / ABREAST + 1;
-    const int tiles = across_filters * (HALO ? pixels / area * per_image : (pixels + PIXELS - 1) / PIXELS);
+    const int across_pixels = HALO ? pixels / area * per_image : (pixels + PIXELS - 1) / PIXELS;
+    const int tiles = across_filters * across_pixels;
+    const auto spot_of = [&](int tile) {
+        const int before = tile / (band * across_pixels) * band, rest = tile - before * across_pixels;
+        const int wide = across_filters - before < band ? across_filters - before : band;
+        return Spot{rest / wide, (before + rest % wide) * ABREAST + place};
+    };
     if (threadIdx.x == 0) {
         ring.make(GROUPS * 4 * ABREAST);
         if constexpr (HALO) halo.make(GROUPS * 4);
@@ -407,7 +418,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
         if constexpr (GIVES) give_registers<40>();
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
             if (thread == 0) {
-                const int column = tile / across_filters, row = tile % across_filters * ABREAST + place;
+                const auto [column, row] = spot_of(tile);
                 const int pixel = column * PIXELS + place * SHARE;
                 // Past the last filters a block computes them once more, for no one.
                 const unsigned char *block = weights + (long long)(row < last ? row : last) * steps * WEIGHT_BYTES;
@@ -463,7 +474,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
         unsigned char *strips = memory + STRIPS + group * STRIP_BYTES;
         Walk walk = {line, across, steps / chunks / across, dilation_w, dilation_h, 0, 0};
         const auto exit_of = [&](int tile) {
-            const int column = tile / across_filters, row = tile % across_filters * ABREAST + place;
+            const auto [column, row] = spot_of(tile);
             const int image = column / per_image * area, top = column % per_image * lines;
             const int bottom = out_height < top + lines ? out_height : top + lines;
             const Target target = HALO ? Target{image + top * out_width, image + bottom * out_width, line, out_width,
