@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ def ampere_kernels(dtype: DType) -> list[Kernel]:
     ]
 
 
+def compiled(some: list[Kernel], architecture: str) -> list[tuple[Kernel, bytes]]:
+    """Each with its cubin. nvcc is a process of its own: two of them run beside each other."""
+
+    def compile_one(kernel: Kernel) -> bytes:
+        return compile_source(f"{kernel.family}.cu", kernel.defines, architecture)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(zip(some, pool.map(compile_one, some), strict=True))
+
+
 def test_the_list_is_complete():
     listed = kernels(DType.FLOAT16) + hopper_kernels(DType.FLOAT16) + ampere_kernels(DType.FLOAT16)
     assert {f"{kernel.family}.cu" for kernel in listed} == set(sources())
@@ -80,8 +91,9 @@ def test_the_list_is_complete():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
 def test_every_hopper_kernel_compiles(dtype):
-    for kernel in hopper_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 5]:
-        assert kernel.function.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, "sm_90a")
+    some = hopper_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 5]
+    for kernel, cubin in compiled(some, "sm_90a"):
+        assert kernel.function.encode() in cubin
 
 
 @needs_compiler
@@ -89,8 +101,9 @@ def test_every_hopper_kernel_compiles(dtype):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
 def test_every_ampere_kernel_compiles(architecture, dtype):
-    for kernel in ampere_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 7]:
-        assert kernel.function.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, architecture)
+    some = ampere_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 7]
+    for kernel, cubin in compiled(some, architecture):
+        assert kernel.function.encode() in cubin
 
 
 @needs_compiler
@@ -100,8 +113,7 @@ def test_every_ampere_kernel_compiles(architecture, dtype):
 def test_every_kernel_compiles(architecture, dtype):
     if load_nvrtc() is None and dtype != DType.BFLOAT16:
         pytest.skip("nvcc is slow: with it, one type must do")
-    for kernel in kernels(dtype):
-        cubin = compile_source(f"{kernel.family}.cu", kernel.defines, architecture)
+    for kernel, cubin in compiled(kernels(dtype), architecture):
         assert cubin[:4] == b"\x7fELF"
         assert kernel.family.encode() in cubin  # the C name under which the driver finds it
 

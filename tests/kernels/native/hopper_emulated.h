@@ -1,60 +1,22 @@
 // Hopper's asynchronous machinery on the CPU, as hopper.h declares it; included behind cuda_emulated.h.
 //
-// Copies happen at once, products as shared_memory_emulated.h says.
+// Copies happen at once, products as emulation.h says.
 #pragma once
 
 #define __grid_constant__
 
 #define CLUSTER_OF(blocks)
 
-// A barrier's phase ends when no arrival and no byte is missing.
-struct EmulatedBarrier {
-    short arrivals, missing;
-    int bytes_and_phase;  // bytes that are still to come, twice, plus the phase
-    void settle() {
-        if (missing < 0) __builtin_trap();
-        if (missing == 0 && bytes_and_phase >> 1 == 0) {
-            missing = arrivals;
-            bytes_and_phase ^= 1;
-        }
-    }
-};
-inline EmulatedBarrier &emulated_barrier_in(unsigned rank, unsigned address) {
-    if (address % 8) __builtin_trap();
-    return *reinterpret_cast<EmulatedBarrier *>(emulated_in(rank, address, 8));
-}
-inline EmulatedBarrier &emulated_barrier(unsigned address) { return emulated_barrier_in(emulated_rank(), address); }
-inline void barrier_make(unsigned address, unsigned arrivals) {
-    emulated_barrier(address) = {(short)arrivals, (short)arrivals, 0};
-}
+void barrier_make(unsigned address, unsigned arrivals);
 inline void barriers_made() {}
-inline void barrier_arrive(unsigned address) {
-    emulated_barrier(address).missing--;
-    emulated_barrier(address).settle();
-}
-inline void barrier_arrive_in(unsigned rank, unsigned address) {
-    emulated_barrier_in(rank, address).missing--;
-    emulated_barrier_in(rank, address).settle();
-}
-inline unsigned rank_in_cluster() { return emulated_rank(); }
-inline void load_from(unsigned rank, unsigned address, float (&values)[8]) {
-    if (address % 16) __builtin_trap();
-    memcpy(values, emulated_in(rank, address, 32), 32);
-}
-inline void cluster_meets() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
-inline void barrier_expect(unsigned address, unsigned bytes) {
-    emulated_barrier(address).bytes_and_phase += 2 * (int)bytes;
-    barrier_arrive(address);
-}
-inline void emulated_came(unsigned rank, unsigned address, unsigned bytes) {
-    emulated_barrier_in(rank, address).bytes_and_phase -= 2 * (int)bytes;
-    emulated_barrier_in(rank, address).settle();
-}
-inline void barrier_wait(unsigned address, unsigned parity) {
-    if (parity > 1) __builtin_trap();
-    emulated_wait_until([=] { return (unsigned)(emulated_barrier(address).bytes_and_phase & 1) != parity; });
-}
-inline void threads_meet(int number, int threads) { emulated_meet(number, threads); }
+void barrier_arrive(unsigned address);
+void barrier_arrive_in(unsigned rank, unsigned address);
+void barrier_expect(unsigned address, unsigned bytes);
+void barrier_wait(unsigned address, unsigned parity);
+void threads_meet(int number, int threads);
+unsigned rank_in_cluster();
+void cluster_meets();
+void load_from(unsigned rank, unsigned address, float (&values)[8]);
 
 // What the tests give in place of the driver's map. `image` 0: a matrix [rows, channels] of 16-bit elements. Else an image
 // [n, h, w, channels], whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`.
@@ -66,111 +28,41 @@ struct alignas(64) TensorMap {
 static_assert(sizeof(TensorMap) == 128, "");
 inline void fetch_map(const TensorMap &) {}
 
-inline void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned barrier) {
-    if (address % 16 || bytes % 16 || (uintptr_t)from % 16) __builtin_trap();
-    memcpy(emulated_at(address, bytes), from, bytes);
-    emulated_came(emulated_rank(), barrier, bytes);
-}
-// 64 channels of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
-inline void emulated_row(unsigned rank, unsigned address, int row, const TensorMap &map, bool inside, long long pixel,
-                         int channel) {
-    if (address % 1024) __builtin_trap();
-    for (int byte = 0; byte < 128; byte += 2) {
-        const int here = channel + byte / 2;
-        const unsigned at = address + row * 128 + byte, swizzled = at ^ (at >> 7 & 7) << 4;
-        unsigned short *to = reinterpret_cast<unsigned short *>(emulated_in(rank, swizzled, 2));
-        const unsigned short *from = reinterpret_cast<const unsigned short *>(map.base);
-        *to = inside && here < map.channels ? from[pixel * map.channels + here] : 0;
-    }
-}
-// A copy goes to the same place in each block of the cluster, and completes on each one's barrier; with SPLIT to its own.
-template <class Copy> void emulated_everywhere(unsigned barrier, unsigned bytes, Copy copy) {
-    for (unsigned rank = SPLIT ? emulated_rank() : 0; rank < (SPLIT ? emulated_rank() + 1 : CLUSTER); rank++) {
-        copy(rank);
-        emulated_came(rank, barrier, bytes);
-    }
-}
-inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
-    if (map.image || map.channels % 8) __builtin_trap();
-    emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
-        for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, row + i < map.n, row + i, channel);
-    });
-}
-inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
-                        unsigned barrier) {
-    if (!map.image || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
-    emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
-        int base_w = w, base_h = h, base_n = n;
-        for (int i = 0; i < map.box; i++) {
-            const int x = base_w + right, y = base_h + down;
-            const bool inside = base_n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
-            emulated_row(rank, address, i, map, inside, ((long long)base_n * map.h + y) * map.w + x, channel);
-            base_w += map.step_w;
-            if (base_w > map.w - 1 + map.high_w) base_w = map.low_w, base_h += map.step_h;
-            if (base_h > map.h - 1 + map.high_h) base_h = map.low_h, base_n++;
-        }
-    });
-}
+void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned barrier);
+// To each block of the cluster, or to their own alone.
+void emulated_copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier, bool alone);
+void emulated_copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
+                          unsigned barrier, bool alone);
 
 template <int count> inline void take_registers() {}
 template <int count> inline void give_registers() {}
 
-// --- wgmma ---
-
 inline void products_begin() {}
-inline void products_commit() { emulated_commit(); }
-template <int pending> inline void products_wait() { emulated_finish(pending); }
+void products_commit();
+void emulated_products_wait(int pending);
+template <int pending> inline void products_wait() { emulated_products_wait(pending); }
 template <int count> inline void hold_registers(const unsigned (&)[count]) {}
 
-// 16 bits of an operand in K-major order: row and byte within the instruction's part of it.
-inline unsigned short emulated_element(unsigned long long operand, int row, int byte) {
-    const unsigned start = (operand & 0x3fff) << 4, leading = (operand >> 16 & 0x3fff) << 4;
-    const unsigned stride = (operand >> 32 & 0x3fff) << 4, swizzle = operand >> 62;
-    unsigned at = start + row / 8 * stride;
-    if (swizzle == 0)
-        at += byte / 16 * leading + row % 8 * 16 + byte % 16;
-    else if (swizzle == 1)
-        at += row % 8 * 128 + byte, at ^= (at >> 7 & 7) << 4;
-    else
-        __builtin_trap();
-    return *reinterpret_cast<const unsigned short *>(emulated_at(at, 2));
-}
+// A thread's part of a product with N columns.
+void emulated_dense(float *d, int columns, unsigned long long a, unsigned long long b, int keep, bool bfloat);
+void emulated_sparse(float *d, int columns, unsigned long long a, unsigned long long b, unsigned places, int selector,
+                     int keep, bool bfloat);
 
+#ifdef PRODUCT_TYPE  // what depends on a kernel's constants
+inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
+    emulated_copy_rows(address, map, channel, row, barrier, SPLIT);
+}
+inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
+                        unsigned barrier) {
+    emulated_copy_pixels(address, map, channel, w, h, n, right, down, barrier, SPLIT);
+}
 template <int N> struct Product {
-    // A thread's own part: rows 16 w + q and + 8 of its warp w and quad q, two neighbouring columns of every eight.
-    template <class Sum> static void each(float (&d)[N / 2], int keep, Sum sum) {
-        const int thread = emulated.current % 128, row = thread / 32 * 16 + thread % 32 / 4;
-        for (int i = 0; i < N / 2; i++) {
-            const int column = i / 4 * 8 + thread % 4 * 2 + i % 2, high = i / 2 % 2;
-            d[i] = (keep ? d[i] : 0.0f) + sum(row + high * 8, column, high);
-        }
-    }
     static void dense(float (&d)[N / 2], unsigned long long a, unsigned long long b, int keep) {
-        emulated_issue([=, &d] {
-            each(d, keep, [=](int row, int column, int) {
-                float total = 0.0f;
-                for (int byte = 0; byte < 32; byte += 2)
-                    total += emulated_number(emulated_element(a, row, byte)) *
-                             emulated_number(emulated_element(b, column, byte));
-                return total;
-            });
-        });
+        emulated_dense(d, N, a, b, keep, PRODUCT_TYPE[0] == 'b');
     }
     template <int selector>
     static void sparse(float (&d)[N / 2], unsigned long long a, unsigned long long b, unsigned places, int keep) {
-        std::array<unsigned, 2> words;  // of the quad's two threads that the selector names
-        for (int h = 0; h < 2; h++) words[h] = emulated_from_lane(places, (emulated_lane() & ~3u) + 2 * selector + h);
-        emulated_issue([=, &d] {
-            each(d, keep, [=](int row, int column, int high) {
-                float total = 0.0f;
-                for (int kept = 0; kept < 16; kept++) {
-                    const int group = kept / 2;
-                    const int k = group * 4 + emulated_place(words[group / 4], high, group % 4, kept % 2);
-                    total += emulated_number(emulated_element(a, row, 2 * kept)) *
-                             emulated_number(emulated_element(b, column, 2 * k));
-                }
-                return total;
-            });
-        });
+        emulated_sparse(d, N, a, b, places, selector, keep, PRODUCT_TYPE[0] == 'b');
     }
 };
+#endif

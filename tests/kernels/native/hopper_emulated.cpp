@@ -1,0 +1,165 @@
+// Hopper's barriers, copy engine and products: see hopper_emulated.h.
+#include "hopper_emulated.h"
+
+#include "emulation.h"
+
+// --- barriers ---
+
+// A barrier's phase ends when no arrival and no byte is missing.
+struct EmulatedBarrier {
+    short arrivals, missing;
+    int bytes_and_phase;  // bytes that are still to come, twice, plus the phase
+    void settle() {
+        if (missing < 0) __builtin_trap();
+        if (missing == 0 && bytes_and_phase >> 1 == 0) {
+            missing = arrivals;
+            bytes_and_phase ^= 1;
+        }
+    }
+};
+static EmulatedBarrier &emulated_barrier_in(unsigned rank, unsigned address) {
+    if (address % 8) __builtin_trap();
+    return *reinterpret_cast<EmulatedBarrier *>(emulated_in(rank, address, 8));
+}
+static EmulatedBarrier &emulated_barrier(unsigned address) { return emulated_barrier_in(emulated_rank(), address); }
+void barrier_make(unsigned address, unsigned arrivals) {
+    emulated_barrier(address) = {(short)arrivals, (short)arrivals, 0};
+}
+void barrier_arrive(unsigned address) { barrier_arrive_in(emulated_rank(), address); }
+void barrier_arrive_in(unsigned rank, unsigned address) {
+    emulated_barrier_in(rank, address).missing--;
+    emulated_barrier_in(rank, address).settle();
+}
+void barrier_expect(unsigned address, unsigned bytes) {
+    emulated_barrier(address).bytes_and_phase += 2 * (int)bytes;
+    barrier_arrive(address);
+}
+static void emulated_came(unsigned rank, unsigned address, unsigned bytes) {
+    emulated_barrier_in(rank, address).bytes_and_phase -= 2 * (int)bytes;
+    emulated_barrier_in(rank, address).settle();
+}
+void barrier_wait(unsigned address, unsigned parity) {
+    if (parity > 1) __builtin_trap();
+    emulated_wait_until([=] { return (unsigned)(emulated_barrier(address).bytes_and_phase & 1) != parity; });
+}
+void threads_meet(int number, int threads) { emulated_meet(number, threads); }
+
+// --- clusters ---
+
+unsigned rank_in_cluster() { return emulated_rank(); }
+void cluster_meets() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
+void load_from(unsigned rank, unsigned address, float (&values)[8]) {
+    if (address % 16) __builtin_trap();
+    memcpy(values, emulated_in(rank, address, 32), 32);
+}
+
+// --- copies ---
+
+void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned barrier) {
+    if (address % 16 || bytes % 16 || (uintptr_t)from % 16) __builtin_trap();
+    memcpy(emulated_at(address, bytes), from, bytes);
+    emulated_came(emulated_rank(), barrier, bytes);
+}
+// 64 channels of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
+static void emulated_row(unsigned rank, unsigned address, int row, const TensorMap &map, bool inside, long long pixel,
+                         int channel) {
+    if (address % 1024) __builtin_trap();
+    const unsigned short *from = reinterpret_cast<const unsigned short *>(map.base);
+    for (int byte = 0; byte < 128; byte += 2) {
+        const int here = channel + byte / 2;
+        const unsigned at = address + row * 128 + byte, swizzled = at ^ (at >> 7 & 7) << 4;
+        unsigned short *to = reinterpret_cast<unsigned short *>(emulated_in(rank, swizzled, 2));
+        *to = inside && here < map.channels ? from[pixel * map.channels + here] : 0;
+    }
+}
+// A copy goes to the same place in each block of the cluster, and completes on each one's barrier.
+template <class Copy> static void emulated_everywhere(unsigned barrier, unsigned bytes, bool alone, Copy copy) {
+    const unsigned own = emulated_rank();
+    for (unsigned rank = alone ? own : 0; rank < (alone ? own + 1 : emulated.cluster); rank++) {
+        copy(rank);
+        emulated_came(rank, barrier, bytes);
+    }
+}
+void emulated_copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier, bool alone) {
+    if (map.image || map.channels % 8) __builtin_trap();
+    emulated_everywhere(barrier, map.box * 128, alone, [&](unsigned rank) {
+        for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, row + i < map.n, row + i, channel);
+    });
+}
+void emulated_copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
+                          unsigned barrier, bool alone) {
+    if (!map.image || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
+    emulated_everywhere(barrier, map.box * 128, alone, [&](unsigned rank) {
+        int base_w = w, base_h = h, base_n = n;
+        for (int i = 0; i < map.box; i++) {
+            const int x = base_w + right, y = base_h + down;
+            const bool inside = base_n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
+            emulated_row(rank, address, i, map, inside, ((long long)base_n * map.h + y) * map.w + x, channel);
+            base_w += map.step_w;
+            if (base_w > map.w - 1 + map.high_w) base_w = map.low_w, base_h += map.step_h;
+            if (base_h > map.h - 1 + map.high_h) base_h = map.low_h, base_n++;
+        }
+    });
+}
+
+// --- wgmma ---
+
+void products_commit() { emulated_commit(); }
+void emulated_products_wait(int pending) { emulated_finish(pending); }
+
+// `count` elements of a row of an operand in K-major order.
+static void emulated_elements(unsigned long long operand, int row, int count, bool bfloat, float *elements) {
+    const unsigned start = (operand & 0x3fff) << 4, leading = (operand >> 16 & 0x3fff) << 4;
+    const unsigned stride = (operand >> 32 & 0x3fff) << 4, swizzle = operand >> 62;
+    for (int i = 0; i < count; i++) {
+        const int byte = 2 * i;
+        unsigned at = start + row / 8 * stride;
+        if (swizzle == 0)
+            at += byte / 16 * leading + row % 8 * 16 + byte % 16;
+        else if (swizzle == 1)
+            at += row % 8 * 128 + byte, at ^= (at >> 7 & 7) << 4;
+        else
+            __builtin_trap();
+        elements[i] = emulated_number(*reinterpret_cast<const unsigned short *>(emulated_at(at, 2)), bfloat);
+    }
+}
+
+// A thread's own part: rows 16 w + q and + 8 of its warp w and quad q, two neighbouring columns of every eight. Kept
+// half k of row `high` meets element `meets[high][k]` of the `wide` ones of a column.
+static void emulated_product(float *d, int columns, unsigned long long a, unsigned long long b, int keep, bool bfloat,
+                             int wide, const int (&meets)[2][16]) {
+    const int thread = emulated.current % 128, row = thread / 32 * 16 + thread % 32 / 4;
+    float rows[2][16], column[32];
+    for (int high = 0; high < 2; high++) emulated_elements(a, row + high * 8, 16, bfloat, rows[high]);
+    for (int i = 0; i < columns / 2; i += 4) {
+        for (int j = 0; j < 2; j++) {
+            emulated_elements(b, i / 4 * 8 + thread % 4 * 2 + j, wide, bfloat, column);
+            for (int high = 0; high < 2; high++) {
+                float total = 0.0f, &sum = d[i + 2 * high + j];
+                for (int k = 0; k < 16; k++) total += rows[high][k] * column[meets[high][k]];
+                sum = (keep ? sum : 0.0f) + total;
+            }
+        }
+    }
+}
+void emulated_dense(float *d, int columns, unsigned long long a, unsigned long long b, int keep, bool bfloat) {
+    emulated_issue([=] {
+        int meets[2][16];
+        for (int k = 0; k < 32; k++) meets[k / 16][k % 16] = k % 16;
+        emulated_product(d, columns, a, b, keep, bfloat, 16, meets);
+    });
+}
+void emulated_sparse(float *d, int columns, unsigned long long a, unsigned long long b, unsigned places, int selector,
+                     int keep, bool bfloat) {
+    unsigned words[2];  // of the quad's two threads that the selector names
+    for (int h = 0; h < 2; h++) words[h] = emulated_from_lane(places, (emulated_lane() & ~3u) + 2 * selector + h);
+    emulated_issue([=, low = words[0], high = words[1]] {
+        int meets[2][16];
+        for (int k = 0; k < 32; k++) {
+            const int group = k % 16 / 2;
+            meets[k / 16][k % 16] =
+                group * 4 + emulated_place(group / 4 ? high : low, k / 16, group % 4, k % 2);
+        }
+        emulated_product(d, columns, a, b, keep, bfloat, 32, meets);
+    });
+}
