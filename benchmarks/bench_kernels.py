@@ -28,8 +28,7 @@ from tamis.compiler.ir.infer import infer
 from tamis.compiler.ir.ops import Conv, Linear, Op, Pointwise
 from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.tactics import tactics_of
-from tamis.compiler.tactics.base import Tactic, flops_of, layer_of, moved_bytes_of
-from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
+from tamis.compiler.tactics.base import flops_of, layer_of, moved_bytes_of
 from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.race import Entry, LayerRace, race_layer
 from tamis.compiler.tuner.timing import Clock
@@ -38,7 +37,6 @@ from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
 from tamis.runtime import open_device
 
-OURS: tuple[Tactic, ...] = (ImplicitGemm(sparse=False), ImplicitGemm(sparse=True))
 BUDGET_SECONDS = 600.0
 
 
@@ -114,8 +112,7 @@ def raced(case: Case, precision: DType, device: Device, level: int) -> LayerRace
         precisions=(precision,) if kind == "cuda" else (DType.FLOAT32, precision), optimization_level=level, budget_seconds=BUDGET_SECONDS,
     )  # fmt: skip
     track = replace(open_track(graph, device, config), clock=Clock(device, cold=True))
-    ours = OURS if kind == "cuda" else ()
-    return race_layer(layer_of(graph, graph.nodes[0]), (*tactics_of(kind), *ours), track)
+    return race_layer(layer_of(graph, graph.nodes[0]), tactics_of(kind), track)
 
 
 def graph_of(case: Case) -> Graph:

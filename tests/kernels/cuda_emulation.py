@@ -1,7 +1,8 @@
 """Our CUDA kernels on the CPU: compiled by the C++ compiler against ``native/cuda_emulated.h``.
 
 Tensors lie against a page that must not be touched, at the end in one run and at the beginning in another, so a
-kernel that reads or writes outside them fails. Outputs are filled with NaN first.
+kernel that reads or writes outside them fails. Outputs are filled with NaN first. Inputs and outputs are closed until
+the kernel waits for the one before it (``overlap.h``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ from tamis.kernels.cuda.pointwise import physical_order
 from tamis.kernels.cuda.specification import Kernel, TensorMap
 
 NATIVE = Path(__file__).parent / "native"
-FAILURES = {1: "threads wait for each other for ever", 2: "an access outside of the tensors, or a misaligned one"}
+FAILURES = {
+    1: "threads wait for each other for ever",
+    2: "an access outside of the tensors, or a misaligned one",
+    4: "an input or output is touched before the kernel in front has finished",
+    5: "nobody waited for the kernel in front",
+}
 _FLAGS = (
     "-std=c++17", "-fPIC", "-fvisibility-inlines-hidden", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-psabi",
     "-Wno-unknown-pragmas", "-fsanitize=alignment,bounds,shift", "-fsanitize-undefined-trap-on-error",
@@ -89,6 +95,11 @@ class Guarded:
     def address(self) -> int:
         return self._base + self._offset
 
+    @property
+    def pages(self) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
+        """The pages between the forbidden ones: where they begin, and their bytes."""
+        return ctypes.c_void_p(self._base + mmap.PAGESIZE), ctypes.c_size_t(len(self._map) - 2 * mmap.PAGESIZE)
+
     def read(self) -> np.ndarray:
         data = self._map[self._offset : self._offset + self._nbytes]
         return np.frombuffer(data, self._dtype).reshape(self._shape)
@@ -127,6 +138,8 @@ def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndar
             values.append(ctypes.c_void_p(places[argument.kind][argument.value].address))
     packed = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     grid, block = (ctypes.c_uint * 3)(*kernel.grid), (ctypes.c_uint * 3)(*kernel.block)
+    for place in (*places["in"], *places["out"]):
+        library.emulated_close(*place.pages)
     status = library.emulated_run(grid, block, packed)
     assert status == 0, f"{kernel.family}: {FAILURES.get(status, status)}"
     return tuple(place.read() for place in places["out"])

@@ -7,9 +7,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cuda_emulation import compiled, run
+from cuda_emulation import Guarded, compiled, run
 
 from tamis.formats.dtype import DType
+from tamis.kernels.cuda.compile import FOLDER, sources
 from tamis.kernels.cuda.pointwise import Operand, pointwise
 from tamis.kernels.cuda.specification import Argument
 
@@ -46,3 +47,30 @@ def test_threads_that_do_not_meet():
     assert launch("() { __syncthreads(); }", 64) == 0
     assert launch("() { if (threadIdx.x == 3) return; __syncthreads(); }", 64) == 1
     assert launch("() { if (threadIdx.x != 3) __shfl_xor_sync(~0u, 1.0f, 1); }", 32) == 1
+
+
+def test_the_kernel_in_front_must_have_finished():
+    """Results may be written once it has, by any thread that met one that waited."""
+    include, memory = '#include "overlap.h"\n', Guarded(np.zeros(32, np.float32), True)
+    for body, status in (
+        ("previous_finished(); p[threadIdx.x] = 1.0f;", 0),
+        ("if (threadIdx.x == 3) previous_finished(); __syncthreads(); p[threadIdx.x] = 1.0f;", 0),
+        ("p[threadIdx.x] = 1.0f; previous_finished();", 4),
+        ("if (threadIdx.x != 3) previous_finished(); p[threadIdx.x] = 1.0f;", 4),
+        ("", 5),
+    ):
+        library = compiled(f'{include}extern "C" void probe(float *p) {{ {body} }}\nEMULATED_KERNEL(probe)\n')
+        packed = (ctypes.c_void_p * 1)(ctypes.addressof(value := ctypes.c_void_p(memory.address)))
+        library.emulated_close(*memory.pages)
+        assert library.emulated_run(THREE(2, 1, 1), THREE(32, 1, 1), packed) == status, (body, value)
+    assert (memory.read() == 1.0).all()
+
+
+@pytest.mark.parametrize("source", sources())
+def test_every_kernel_lets_the_next_one_come(source: str):
+    """And begins with that; that it waits for the one before is what the emulation finds out."""
+    text = (FOLDER / source).read_text()
+    body = text[text.index("__global__") :]
+    start = body.index("{\n") + 2
+    assert body[start:].lstrip().startswith("next_may_start();")
+    assert "previous_finished();" in body

@@ -6,7 +6,7 @@ launches with the addresses that it is given, as a GPU's would.
 
 from __future__ import annotations
 
-import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import kernels, module, tensor_map
+from tamis.devices.cuda.overlap import Overlap
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
@@ -50,6 +51,7 @@ class PlayedDriver:
         self.contexts: list[int] = []
         self.allowed: dict[int, int] = {}
         self.encoded = 0
+        self.early: list[bool] = []  # of each launch, whether it may start before the kernel in front ends
 
     def cuModuleLoadData(self, handle, cubin):
         self.loaded += 1
@@ -69,14 +71,16 @@ class PlayedDriver:
         self.functions[function._obj.value] = compiled(f"{source}EMULATED_KERNEL({name.decode()})\n")
         return 0
 
-    def cuLaunchKernel(self, function, *numbers):
-        *launch, shared, stream, packed, extra = numbers
-        assert (stream, extra) == (77, None)
-        assert shared <= self.allowed.get(function.value, 48 * 1024)
+    def cuLaunchKernelEx(self, place, function, packed, extra):
+        config = place._obj
+        assert (config.stream, extra) == (77, None)
+        assert config.shared_bytes <= self.allowed.get(function.value, 48 * 1024)
+        attributes = [config.attributes[index] for index in range(config.count)]
+        assert all((each.id, each.value) == (6, 1) for each in attributes)
+        self.early.append(bool(attributes))
         if self.failures:
             return self.failures.pop(0)
-        three = ctypes.c_uint * 3
-        return 700 * self.functions[function.value].emulated_run(three(*launch[:3]), three(*launch[3:]), packed)
+        return 700 * self.functions[function.value].emulated_run(config.grid, config.block, packed)
 
     def cuFuncSetAttribute(self, function, attribute, value):
         assert attribute == 8
@@ -135,6 +139,8 @@ def driver(monkeypatch):
     monkeypatch.setattr(cuda_kernels, "compiler_name", lambda: "nvrtc 13.0")
     monkeypatch.setattr(kernels, "current_stream", lambda device: 77)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(kernels, "can_overlap", lambda device: True)
+    monkeypatch.setattr(module, "OVERLAP", Overlap())
     for user in (module, tensor_map):
         monkeypatch.setattr(user, "load_driver", lambda: played)
     return played
@@ -251,7 +257,7 @@ def test_what_the_binder_refuses(driver):
 def test_failing_launches_name_the_layer_and_the_reason(driver):
     x = torch.randn(4, 8)
     run, slots = bound_conversion(x, PLAIN)
-    driver.failures = [700]
+    driver.failures = [700, 700]
     with pytest.raises(DeviceError, match=r"'convert y': launching the kernel 'pointwise' failed: CUDA_ERROR_ILLEGAL"):
         run(slots)
     before = len(driver.contexts)
@@ -262,6 +268,52 @@ def test_failing_launches_name_the_layer_and_the_reason(driver):
     assert len(driver.sources) == 1
     del run
     assert not driver.sources  # the module went with its runner
+
+
+def test_who_may_start_early(driver, monkeypatch):
+    x = torch.randn(4, 8)
+    step, binaries = conversion_step("x", "y", (4, 8), PLAIN, PLAIN, H200)
+    old = {name: value for name, value in step.attributes.items() if name != "overlaps"}
+    bindable = (step, replace(step, waits=(3,)), replace(step, attributes=old))
+    runners = [bound(each, uploaded(binaries), [(x, PLAIN)], [((4, 8), PLAIN)]) for each in bindable]
+    monkeypatch.setattr(kernels, "can_overlap", lambda device: False)
+    runners.append(bound(step, uploaded(binaries), [(x, PLAIN)], [((4, 8), PLAIN)]))
+    for run, slots in runners:
+        run(slots)
+    # Not behind another stream's event, not with a binary that does not wait, not on an older GPU.
+    assert driver.early == [True, False, False, False]
+    with module.OVERLAP.off():
+        runners[0][0](runners[0][1])
+    runners[0][0](runners[0][1])
+    assert driver.early[4:] == [False, True]
+
+
+def test_a_driver_that_refuses_early_starts(driver):
+    x = torch.randn(4, 8)
+    run, slots = bound_conversion(x, PLAIN)
+    driver.failures = [801]
+    with pytest.warns(UserWarning, match="without overlap: CUDA_ERROR"):
+        run(slots)
+    assert torch.equal(slots[1], x)
+    run(slots)
+    assert driver.early == [True, False, False]
+    assert not module.OVERLAP.on
+    with module.OVERLAP.off():
+        pass
+    assert not module.OVERLAP.on
+
+
+def test_a_recording_that_the_refusal_ended(driver):
+    run, slots = bound_conversion(torch.randn(4, 8), PLAIN)
+    driver.failures = [801, 901]
+    with pytest.warns(UserWarning, match="without overlap"), pytest.raises(DeviceError, match="launching"):
+        run(slots)
+    assert not module.OVERLAP.on
+    module.OVERLAP = Overlap()
+    driver.failures = [901]  # ended before: by something else
+    with pytest.raises(DeviceError, match="launching"):
+        run(slots)
+    assert module.OVERLAP.on
 
 
 def test_a_function_that_the_binary_lacks(driver):

@@ -1,6 +1,7 @@
 // Threads as fibres, and launches: see cuda_emulated.h.
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "emulation.h"
 
@@ -16,7 +17,14 @@ static const bool emulated_halves_known = [] {
 }();
 unsigned short emulated_float_to_half(float x) { return emulated_bits<unsigned short>((_Float16)x); }
 
-enum { EMULATED_OK = 0, EMULATED_DEADLOCK = 1, EMULATED_FAULT = 2, EMULATED_NO_MEMORY = 3 };
+enum {
+    EMULATED_OK = 0,
+    EMULATED_DEADLOCK = 1,
+    EMULATED_FAULT = 2,
+    EMULATED_NO_MEMORY = 3,
+    EMULATED_EARLY = 4,
+    EMULATED_NEVER_WAITED = 5
+};
 static const size_t EMULATED_STACK = 1 << 16;
 
 // --- where threads wait ---
@@ -64,6 +72,26 @@ void emulated_wait_until(std::function<bool()> condition) {
     emulated.fibres[emulated.current].until = std::move(condition);
     emulated_wait(EmulatedFibre::UNTIL);
 }
+
+// --- the kernel before this one ---
+
+// It still uses the memory that is told by emulated_close: whole pages, that no one may touch. For each cluster anew it
+// finishes as late as may be: when no thread has anything to do but to wait for it.
+struct EmulatedPages {
+    void *start;
+    size_t bytes;
+};
+static std::vector<EmulatedPages> emulated_pages;
+static bool emulated_previous_over;
+static void emulated_previous(bool over) {
+    for (const EmulatedPages &pages : emulated_pages)
+        mprotect(pages.start, pages.bytes, over ? PROT_READ | PROT_WRITE : PROT_NONE);
+    emulated_previous_over = over;
+}
+void emulated_previous_finished() {
+    if (!emulated_previous_over) emulated_wait(EmulatedFibre::FOR_PREVIOUS);
+}
+extern "C" void emulated_close(void *start, size_t bytes) { emulated_pages.push_back({start, bytes}); }
 
 // --- who runs ---
 
@@ -117,6 +145,7 @@ static bool emulated_run(unsigned from, unsigned to) {
 
 // Runs the blocks from `first` on that make up a cluster, which are neighbours along x.
 static int emulated_cluster(EmulatedIndex first) {
+    emulated_previous(false);
     const unsigned size = blockDim.x * blockDim.y * blockDim.z, threads = size * emulated.cluster;
     ucontext_t start;
     getcontext(&start);
@@ -140,12 +169,17 @@ static int emulated_cluster(EmulatedIndex first) {
             while (end == warp + 32 && emulated_release(warp, end, EmulatedFibre::AT_SHUFFLE));
         }
         for (const EmulatedFibre &fibre : emulated.fibres) done = done && fibre.state == EmulatedFibre::DONE;
-        if (done) return EMULATED_OK;
+        if (done) return emulated_previous_over || emulated_pages.empty() ? EMULATED_OK : EMULATED_NEVER_WAITED;
         for (unsigned block = 0; block < threads; block += size) {
             ran = emulated_release(block, block + size, EmulatedFibre::AT_BARRIER) || ran;
             ran = emulated_go_on(block, block + size) || ran;
         }
         ran = emulated_release(0, threads, EmulatedFibre::AT_CLUSTER) || ran;
+        if (!ran && !emulated_previous_over) {
+            emulated_previous(true);
+            for (EmulatedFibre &fibre : emulated.fibres)
+                if (fibre.state == EmulatedFibre::FOR_PREVIOUS) fibre.state = EmulatedFibre::READY, ran = true;
+        }
         if (!ran) return EMULATED_DEADLOCK;
     }
 }
@@ -153,7 +187,7 @@ static int emulated_cluster(EmulatedIndex first) {
 // --- launches ---
 
 static sigjmp_buf emulated_escape;
-static void emulated_fault(int) { siglongjmp(emulated_escape, 1); }
+static void emulated_fault(int signal) { siglongjmp(emulated_escape, signal); }
 
 int emulated_launch(EmulatedUnit &unit, void (*body)(), const unsigned *grid, const unsigned *block, void **arguments) {
     if (unit.cluster > EMULATED_MOST_BLOCKS) return EMULATED_NO_MEMORY;
@@ -176,8 +210,9 @@ int emulated_launch(EmulatedUnit &unit, void (*body)(), const unsigned *grid, co
     action.sa_flags = SA_ONSTACK;
     for (int i = 0; i < 3; i++) sigaction(signals[i], &action, &old[i]);
     volatile int status = EMULATED_OK;
-    if (sigsetjmp(emulated_escape, 1)) {
-        status = EMULATED_FAULT;
+    if (const int signal = sigsetjmp(emulated_escape, 1)) {
+        const bool early = signal == SIGSEGV && !emulated_previous_over && !emulated_pages.empty();
+        status = early ? EMULATED_EARLY : EMULATED_FAULT;
     } else {
         for (unsigned z = 0; z < grid[2] && !status; z++)
             for (unsigned y = 0; y < grid[1] && !status; y++)
@@ -188,6 +223,8 @@ int emulated_launch(EmulatedUnit &unit, void (*body)(), const unsigned *grid, co
     }
     for (int i = 0; i < 3; i++) sigaction(signals[i], &old[i], nullptr);
     sigaltstack(&old_stack, nullptr);
+    emulated_previous(true);
+    emulated_pages.clear();
     free(emulated.stacks);
     return status;
 }

@@ -4,7 +4,8 @@
 // in a warp shuffle (the 32 lanes), at a barrier of some threads, and for a condition. Clusters of blocks run one
 // after the other, the blocks of a cluster (one if nothing is said) together. Wrong programs are found out: a thread that
 // leaves while others wait at a barrier, a shuffle with lanes missing, a misaligned or outside access (through the
-// caller's guard pages and the compiler's alignment checks) end the launch with a code and not the process.
+// caller's guard pages and the compiler's alignment checks), or one before the kernel in front has finished, end the
+// launch with a code and not the process.
 //
 // Kernels are compiled one by one, and quickly, without optimisation. What they call lies in one library, compiled
 // once and optimised (*_emulated.cpp): so the headers that kernels see declare, and hold what depends on a kernel's
@@ -52,6 +53,7 @@ inline unsigned short emulated_float_to_bfloat(float x) {
 
 void __syncthreads();
 float __shfl_xor_sync(unsigned, float value, int mask);
+void emulated_previous_finished();
 
 // What a kernel's library tells of itself.
 struct EmulatedUnit {

@@ -15,7 +15,7 @@ struct EmulatedFibre {
     jmp_buf here;        // where it goes on
     bool begun;
     EmulatedIndex index, block;
-    enum { READY, AT_BARRIER, AT_CLUSTER, AT_SHUFFLE, AT_MEETING, UNTIL, DONE } state;
+    enum { READY, AT_BARRIER, AT_CLUSTER, AT_SHUFFLE, AT_MEETING, UNTIL, FOR_PREVIOUS, DONE } state;
     unsigned shuffled;
     int meeting, expected;  // which barrier, of how many threads
     std::function<bool()> until;

@@ -47,6 +47,7 @@ void threads_meet(int number, int threads) { emulated_meet(number, threads); }
 // --- clusters ---
 
 unsigned rank_in_cluster() { return emulated_rank(); }
+void cluster_gathers() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
 void cluster_meets() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
 void load_from(unsigned rank, unsigned address, float (&values)[8]) {
     if (address % 16) __builtin_trap();

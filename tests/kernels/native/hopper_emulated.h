@@ -15,6 +15,7 @@ void barrier_expect(unsigned address, unsigned bytes);
 void barrier_wait(unsigned address, unsigned parity);
 void threads_meet(int number, int threads);
 unsigned rank_in_cluster();
+void cluster_gathers();
 void cluster_meets();
 void load_from(unsigned rank, unsigned address, float (&values)[8]);
 

@@ -10,6 +10,7 @@ from tamis.compiler.tactics.cublaslt import CublasLt
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.compiler.tactics.cudnn import CudnnConv, CudnnTorch
 from tamis.compiler.tactics.cusparselt import CusparseLt
+from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
 from tamis.compiler.tactics.linear import TamisLinear
 from tamis.compiler.tactics.onednn import OneDnn
 from tamis.compiler.tactics.openvino import OpenVino
@@ -18,7 +19,8 @@ from tamis.compiler.tactics.region import RegionTactic
 CPU_TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn(), TamisLinear())
 CPU_REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(), TamisChain())
 CUDA_TACTICS: tuple[Tactic, ...] = (
-    Aten(), CudnnTorch(), CudnnConv(), CudnnAttention(), CublasLt(), CusparseLt(), TamisCuda()
+    Aten(), CudnnTorch(), CudnnConv(), CudnnAttention(), CublasLt(), CusparseLt(), ImplicitGemm(sparse=False),
+    ImplicitGemm(sparse=True), TamisCuda(),
 )  # fmt: skip
 
 

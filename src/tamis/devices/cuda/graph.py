@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from tamis.devices.cuda.module import create_stream
+from tamis.devices.cuda.overlap import OVERLAP
+from tamis.errors import DeviceError
 
 # Runs before a recording: libraries choose algorithms and allocate on first use.
 _WARMUPS = 2
@@ -46,18 +48,13 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
     """A function that repeats what ``run`` gives to the GPU, on the same addresses.
 
     Where the work cannot be recorded (a kernel that waits for the host), ``run`` itself is returned, with a warning.
+    Where it can be recorded only if kernels do not overlap, they do not from then on.
     """
-    graph = torch.cuda.CUDAGraph()
     try:
-        for _ in range(_WARMUPS):
-            run()
-        torch.cuda.synchronize()
-        place = _take_place()
-        with torch.cuda.graph(graph, pool=place.pool.id, stream=place.stream):  # type: ignore[arg-type]
-            run()
+        graph, place = _graph_of(run)
     except RuntimeError as error:
         torch.cuda.synchronize()
-        warnings.warn(f"the engine runs step by step, not as a CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
+        warnings.warn(f"the engine runs step by step, not as a CUDA graph: {_first_line(error)}", stacklevel=2)
         return run
 
     def replay(_keep: object = run) -> None:  # what the graph works on lives as long as the graph
@@ -68,11 +65,40 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
     return replay
 
 
+def _graph_of(run: Callable[[], None]) -> tuple[torch.cuda.CUDAGraph, _Place]:
+    if not OVERLAP.on:
+        return _capture(run)
+    try:
+        return _capture(run)
+    except (RuntimeError, DeviceError) as error:
+        torch.cuda.synchronize()
+        with OVERLAP.off():
+            recorded = _capture(run)
+        if not OVERLAP.reason:
+            OVERLAP.refuse(f"a recording with it failed: {_first_line(error)}")
+        return recorded
+
+
+def _capture(run: Callable[[], None]) -> tuple[torch.cuda.CUDAGraph, _Place]:
+    for _ in range(_WARMUPS):
+        run()
+    torch.cuda.synchronize()
+    graph, place = torch.cuda.CUDAGraph(), _take_place()
+    with torch.cuda.graph(graph, pool=place.pool.id, stream=place.stream):  # type: ignore[arg-type]
+        run()
+    return graph, place
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
 def part_timer(parts: Sequence[Callable[[], None]], *, recorded: bool) -> Callable[[], list[float]]:
     """A function that runs the parts, recorded as one graph or each time anew, and returns the microseconds of each.
 
-    Events between the parts are nodes of the graph, so the times are those of a replay. Run anew, a part that is
-    shorter than its launch takes as long as the host does.
+    Events between the parts are nodes of the graph, so the times are those of a replay, but for the overlap of kernels,
+    which there is none of behind an event. Run anew, a part that is shorter than its launch takes as long as the host
+    does.
     """
     events = [
         torch.cuda.Event(enable_timing=True, external=True)  # type: ignore[no-untyped-call]
@@ -85,7 +111,8 @@ def part_timer(parts: Sequence[Callable[[], None]], *, recorded: bool) -> Callab
             part()
             event.record()
 
-    replay = record(run) if recorded else run
+    with OVERLAP.off():
+        replay = record(run) if recorded else run
 
     def timed() -> list[float]:
         replay()

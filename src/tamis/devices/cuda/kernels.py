@@ -3,7 +3,8 @@
 The first constant of such a step is the cubin (uint8). Its attributes say how to launch it: ``function``, ``grid``,
 ``block``, ``shared_bytes`` if any, and ``arguments``, a list of [kind, number] as in
 ``tamis.kernels.cuda.specification.Argument``; tensors are numbered among the step's inputs, outputs, and constants
-after the cubin, maps among the attribute ``maps``.
+after the cubin, maps among the attribute ``maps``. ``overlaps`` says that the kernel waits for the one before it by
+itself; binaries of older engines do not.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
 from tamis.devices.cuda import tensor_map
 from tamis.devices.cuda.module import Module
+from tamis.devices.cuda.overlap import can_overlap
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError
 
@@ -57,7 +59,11 @@ def bind(
             raise DeviceError(f"an argument of kind '{kind}' is unknown", layer=layer)
     module = Module(binary.cpu().numpy().tobytes(), device, layer)
     shape = attributes["grid"], attributes["block"]
-    launch = module.launcher(attributes["function"], *shape, arguments, attributes.get("shared_bytes", 0))
+    # Behind an event of another stream a launch is a plain one: that waits for all that is in front of it.
+    overlaps = bool(attributes.get("overlaps")) and not step.waits and can_overlap(device)
+    launch = module.launcher(
+        attributes["function"], *shape, arguments, attributes.get("shared_bytes", 0), overlaps=overlaps
+    )
 
     def run(slots: Slots, _keep: object = tensors) -> None:
         together = 0

@@ -8,21 +8,42 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_uint32, c_void_p
+from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int, c_uint, c_uint32, c_void_p, pointer
 from typing import Any
 
+from tamis.devices.cuda.overlap import OVERLAP
 from tamis.devices.cuda.shared_library import Signature, load_first
 from tamis.errors import DeviceError
 
 _INVALID_CONTEXT = 201
+_NO_BINARY_FOR_GPU = 209
+_CAPTURE_INVALIDATED = 901
+_PROGRAMMATIC_STREAM_SERIALIZATION = 6
 # Of a tensor map: target, type, rank, address, extents and strides; at the end how the box lies and what is outside.
 _MAP_HEAD = (c_void_p, c_int, c_uint32, c_void_p, c_void_p, c_void_p)
 _MAP_TAIL = (c_int, c_int, c_int, c_int)
+
+
+class LaunchAttribute(Structure):
+    """``CUlaunchAttribute``, whose value is a union of 64 bytes."""
+
+    _fields_ = (("id", c_int), ("pad", c_char * 4), ("value", c_int), ("rest", c_char * 60))
+
+
+class LaunchConfig(Structure):
+    """``CUlaunchConfig``; ``count`` says how many attributes there are."""
+
+    _fields_ = (
+        ("grid", c_uint * 3), ("block", c_uint * 3), ("shared_bytes", c_uint), ("stream", c_void_p),
+        ("attributes", POINTER(LaunchAttribute)), ("count", c_uint),
+    )  # fmt: skip
+
+
 _SIGNATURES: tuple[Signature, ...] = (
     ("cuModuleLoadData", c_int, (POINTER(c_void_p), c_char_p)),
     ("cuModuleUnload", c_int, (c_void_p,)),
     ("cuModuleGetFunction", c_int, (POINTER(c_void_p), c_void_p, c_char_p)),
-    ("cuLaunchKernel", c_int, (c_void_p, *(c_uint,) * 7, c_void_p, c_void_p, c_void_p)),
+    ("cuLaunchKernelEx", c_int, (c_void_p, c_void_p, c_void_p, c_void_p)),
     ("cuGetErrorName", c_int, (c_int, POINTER(c_char_p))),
     ("cuGetErrorString", c_int, (c_int, POINTER(c_char_p))),
     ("cuDeviceGet", c_int, (POINTER(c_int), c_int)),
@@ -48,12 +69,17 @@ def check(driver: Any, status: int, what: str, layer: str) -> None:
     """Raise ``DeviceError`` with the driver's words for a result that is not success."""
     if not status:
         return
+    remedy = "build the engine for this GPU" if status == _NO_BINARY_FOR_GPU else None
+    raise DeviceError(f"{what} failed: {words(driver, status)}", layer=layer, remedy=remedy)
+
+
+def words(driver: Any, status: int) -> str:
+    """The name of a result and what the driver says about it."""
     name, text = c_char_p(), c_char_p()
     driver.cuGetErrorName(status, byref(name))
     driver.cuGetErrorString(status, byref(text))
-    words = [(part.value or b"").decode(errors="replace") for part in (name, text)]
-    remedy = "build the engine for this GPU" if words[0] == "CUDA_ERROR_NO_BINARY_FOR_GPU" else None
-    raise DeviceError(f"{what} failed: {words[0] or status} ({words[1]})", layer=layer, remedy=remedy)
+    first, second = ((part.value or b"").decode(errors="replace") for part in (name, text))
+    return f"{first or status} ({second})"
 
 
 def use_device(driver: Any, index: int, layer: str) -> None:
@@ -88,12 +114,21 @@ class Module:
             self._driver.cuModuleUnload(self._handle)
 
     def launcher(
-        self, name: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[int], shared_bytes: int = 0
+        self,
+        name: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[int],
+        shared_bytes: int = 0,
+        *,
+        overlaps: bool = False,
     ) -> Callable[[int], None]:
         """A function that launches a kernel on a stream (its address).
 
         ``arguments`` are addresses of what each parameter gets by then; a kernel reads as many bytes as it has. The
-        caller keeps them. ``DeviceError`` for a kernel that is not there, or more shared memory than the GPU has.
+        caller keeps them. ``overlaps``: the kernel itself waits for the one before it on the stream, so it may be
+        started while that one runs. ``DeviceError`` for a kernel that is not there, or more shared memory than the GPU
+        has.
         """
         driver, layer, device = self._driver, self._layer, self._device
         function = c_void_p()
@@ -103,13 +138,23 @@ class Module:
             status = driver.cuFuncSetAttribute(function, _SHARED_MEMORY, shared_bytes)
             check(driver, status, f"{shared_bytes} bytes of shared memory for '{name}'", layer)
         packed = (c_void_p * len(arguments))(*arguments)
-        launch = driver.cuLaunchKernel
+        attribute = pointer(LaunchAttribute(_PROGRAMMATIC_STREAM_SERIALIZATION, value=1))
+        config = LaunchConfig((c_uint * 3)(*grid), (c_uint * 3)(*block), shared_bytes, None, attribute)
+        place, launch = byref(config), driver.cuLaunchKernelEx
 
         def run(stream: int, _keep: object = self) -> None:
-            status = launch(function, *grid, *block, shared_bytes, stream, packed, None)
+            config.stream = stream
+            config.count = overlaps and OVERLAP.on
+            status = launch(place, function, packed, None)
             if status == _INVALID_CONTEXT:  # the first launch of this thread
                 use_device(driver, device, layer)
-                status = launch(function, *grid, *block, shared_bytes, stream, packed, None)
+                status = launch(place, function, packed, None)
+            if status and config.count and status != _CAPTURE_INVALIDATED:
+                refused, config.count = status, 0
+                status = launch(place, function, packed, None)
+                # A recording that the refusal has ended is made again by whoever records.
+                if status in (0, _CAPTURE_INVALIDATED):
+                    OVERLAP.refuse(words(driver, refused))
             if status:
                 check(driver, status, f"launching the kernel '{name}'", layer)
 

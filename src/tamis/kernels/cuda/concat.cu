@@ -8,7 +8,7 @@
 // Roof: memory. 2 * bytes of the whole over 4.29 TB/s on an H200; fraction not measured yet.
 //
 // Constants: BYTES, PIECES, SPLIT.
-#include "element.h"
+#include "overlap.h"
 
 #if BYTES == 16
 typedef FourWords Unit;
@@ -25,8 +25,8 @@ extern "C" __global__ void __launch_bounds__(256)
     concat(void *whole, unsigned units, unsigned row_units, void *piece0, void *piece1, void *piece2, void *piece3,
            void *piece4, void *piece5, void *piece6, void *piece7, unsigned end0, unsigned end1, unsigned end2,
            unsigned end3, unsigned end4, unsigned end5, unsigned end6, unsigned end7) {
+    next_may_start();
     const unsigned place = blockIdx.x * blockDim.x + threadIdx.x;
-    if (place >= units) return;
     void *const pieces[] = {piece0, piece1, piece2, piece3, piece4, piece5, piece6, piece7};
     const unsigned ends[] = {end0, end1, end2, end3, end4, end5, end6, end7};
     const unsigned row = place / row_units, column = place % row_units;
@@ -37,6 +37,8 @@ extern "C" __global__ void __launch_bounds__(256)
         if (column >= ends[k - 1]) piece = pieces[k], start = ends[k - 1], end = ends[k];
     }
     Unit *inside = (Unit *)piece + row * (end - start) + column - start;
+    previous_finished();
+    if (place >= units) return;
 #if SPLIT
     *inside = ((const Unit *)whole)[place];
 #else

@@ -21,6 +21,7 @@
 // PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.
 #include "ampere.h"
 #include "gemm_epilogue.h"
+#include "overlap.h"
 
 constexpr int THREADS = DOWN * ACROSS * 32;
 constexpr int FILTERS = DOWN * MATRICES * 16, PIXELS = ACROSS * COLUMNS * 8;
@@ -185,6 +186,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
            OUT_TYPE *out, int filters, int pixels, int steps, int channels, int height, int width, int across,
            int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
            int dilation_h, int pitch, int offset, int residual_pitch) {
+    next_may_start();
     SHARED_MEMORY(memory);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int across_filters = (filters + FILTERS - 1) / FILTERS;
@@ -207,6 +209,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         copies_commit();  // one group a step: what is waited for is counted
     };
+    previous_finished();
     for (int stage = 0; stage < STAGES; stage++) fetch(stage * STAGE_BYTES);
 
     float sums[MATRICES][COLUMNS][4] = {};

@@ -19,6 +19,7 @@
 // Constants: KERNEL (its name), SPARSE, IM2COL, BLOCKS, GROUPS, PIXELS, STAGES, and those of the two headers.
 #include "gemm_epilogue.h"
 #include "hopper.h"
+#include "overlap.h"
 
 constexpr int THREADS = 128;  // of a warpgroup
 constexpr int FILTERS = GROUPS * BLOCKS * 64;
@@ -177,6 +178,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
            const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks, int across,
            int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
            int dilation_h, int pitch, int offset, int residual_pitch) {
+    next_may_start();
     SHARED_MEMORY(memory);
     Ring ring = {shared_address(memory), 0, 0};
     const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
@@ -193,7 +195,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
         fetch_map(map);
     }
     if constexpr (CLUSTER > 1)
-        cluster_meets();
+        cluster_gathers();
     else
         __syncthreads();
 
@@ -208,9 +210,12 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
                 const int w = pixel % out_width * stride_w - pad_left;
                 const int h = pixel / out_width % out_height * stride_h - pad_top;
                 const int n = pixel / out_width / out_height;
-                for (int step = first; step < end; step++) {
-                    barrier_wait(ring.empty(), ring.round ^ 1);
-                    barrier_expect(ring.full(), PIXEL_BYTES + WEIGHT_BYTES);
+                // All that a stage expects, and its weights; then its pixels.
+                const auto fill = [&](const Ring &to, int step) {
+                    barrier_expect(to.full(), PIXEL_BYTES + WEIGHT_BYTES);
+                    copy_bytes(to.weights(), block + (long long)step * WEIGHT_BYTES, WEIGHT_BYTES, to.full());
+                };
+                const auto follow = [&](int step) {
                     const int channel = step % chunks * 64, tap = step / chunks;
                     const unsigned share = ring.pixels() + place * SHARE * 128;
                     if constexpr (IM2COL)
@@ -218,8 +223,18 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
                                     tap / across * dilation_h, ring.full());
                     else
                         copy_rows(share, map, channel, pixel, ring.full());
-                    copy_bytes(ring.weights(), block + (long long)step * WEIGHT_BYTES, WEIGHT_BYTES, ring.full());
                     ring.next();
+                };
+                int filled = first;
+                if (tile == blockIdx.x / CLUSTER) {  // the first weights need not wait for the kernel before
+                    for (Ring to = ring; filled < end && filled < first + STAGES; to.next()) fill(to, filled++);
+                    previous_finished();
+                    for (int step = first; step < filled; step++) follow(step);
+                }
+                for (int step = filled; step < end; step++) {
+                    barrier_wait(ring.empty(), ring.round ^ 1);
+                    fill(ring, step);
+                    follow(step);
                 }
             }
             // All threads of a cluster meet where its strips do.
@@ -228,6 +243,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
         }
     } else {
         if constexpr (GROUPS == 2) take_registers<232>();
+        previous_finished();
         float *strip = reinterpret_cast<float *>(memory + STAGES * STAGE_BYTES + group * STRIP_BYTES);
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
             float sums[BLOCKS][PIXELS / 2];
@@ -237,5 +253,5 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
                   tile / across_filters * PIXELS, bias, residual, out, filters, pixels, pitch, offset, residual_pitch);
         }
     }
-    if constexpr (CLUSTER > 1) cluster_meets();  // others may still copy to this block, and arrive at its barriers
+    if constexpr (CLUSTER > 1) cluster_gathers();  // others may still copy to this block, and arrive at its barriers
 }

@@ -15,6 +15,7 @@
 //   nominal): 0.80 to 0.90 of it for GELU, SiLU and residual + ReLU on large tensors in float16.
 //
 // Constants: WIDTH, RANK, EXTENTS, OPERANDS, TYPE_k, MODE_k, STRIDES_k, OUT_TYPE, PROGRAM.
+#include "overlap.h"
 #include "pointwise_steps.h"
 
 enum Mode { FLAT, SPLAT, VECTOR, ELEMENT };
@@ -88,7 +89,9 @@ STRIDES(7)
 extern "C" __global__ void __launch_bounds__(256)
     pointwise(void *out, unsigned elements, const void *in0, const void *in1, const void *in2, const void *in3,
               const void *in4, const void *in5, const void *in6, const void *in7) {
+    next_may_start();
     const unsigned i = (blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;
+    previous_finished();
     if (i >= elements) return;
     const unsigned count = elements - i < WIDTH ? elements - i : WIDTH;
     float operands[OPERANDS][WIDTH];

@@ -12,7 +12,7 @@
 //
 // Constants: TYPE, WIDTH, CHANNELS, IMAGE_HEIGHT, IMAGE_WIDTH, OUT_HEIGHT, OUT_WIDTH, KERNEL_Y, KERNEL_X, STRIDE_Y,
 //   STRIDE_X, DILATION_Y, DILATION_X, TOP, LEFT, BOTTOM, RIGHT, AVERAGE, COUNT_PADS.
-#include "element.h"
+#include "overlap.h"
 
 constexpr int UNROLL_Y = KERNEL_Y > 3 ? 1 : KERNEL_Y, UNROLL_X = KERNEL_X > 7 ? 1 : KERNEL_X;
 
@@ -24,14 +24,16 @@ TAMIS_DEVICE int counted(int start, int kernel, int dilation, int low, int high)
 }
 
 extern "C" __global__ void __launch_bounds__(256) pool(void *out, const void *in, unsigned vectors) {
+    next_may_start();
     const unsigned place = blockIdx.x * blockDim.x + threadIdx.x;
-    if (place >= vectors) return;
     constexpr unsigned per_pixel = CHANNELS / WIDTH;
     const unsigned channel = place % per_pixel * WIDTH, pixel = place / per_pixel;
     const int top = (int)(pixel / OUT_WIDTH % OUT_HEIGHT) * STRIDE_Y - TOP;
     const int left = (int)(pixel % OUT_WIDTH) * STRIDE_X - LEFT;
     const unsigned image = pixel / OUT_WIDTH / OUT_HEIGHT;
     const TYPE *from = (const TYPE *)in + image * (IMAGE_HEIGHT * IMAGE_WIDTH * CHANNELS) + channel;
+    previous_finished();
+    if (place >= vectors) return;
 
     float result[WIDTH];
 #pragma unroll

@@ -8,11 +8,14 @@
 //   rows of 384 in float16.
 //
 // Constants: TYPE, COLUMNS, WIDTH, WARPS, CACHED, LOG.
+#include "overlap.h"
 #include "rows.h"
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS * (WARPS == 1 ? 4 : 1))
     softmax(void *out, const void *x, unsigned rows) {
+    next_may_start();
     const unsigned row = blockIdx.x * blockDim.y + threadIdx.y;
+    previous_finished();
     if (row >= rows) return;
     const unsigned start = row * COLUMNS;
     const TYPE *from = (const TYPE *)x + start;

@@ -15,16 +15,18 @@
 //
 // Constants: IN_TYPE, OUT_TYPE, CHANNELS_IN, CHANNELS_OUT, IN_HEIGHT, IN_WIDTH, OUT_HEIGHT, OUT_WIDTH, BLOCK,
 //   IN_CHANNELS_LAST, PART, RUN, WIDTH.
-#include "element.h"
+#include "overlap.h"
 
 extern "C" __global__ void __launch_bounds__(256) space_to_depth(void *out, const void *in, unsigned parts) {
+    next_may_start();
     const unsigned place = blockIdx.x * blockDim.x + threadIdx.x;
-    if (place >= parts) return;
     constexpr unsigned per_pixel = CHANNELS_OUT / PART;
     const unsigned pixel = place / per_pixel, first = place % per_pixel * PART;
     const unsigned left = pixel % OUT_WIDTH * BLOCK, top = pixel / OUT_WIDTH % OUT_HEIGHT * BLOCK;
     const unsigned image = pixel / OUT_WIDTH / OUT_HEIGHT;
     const IN_TYPE *from = (const IN_TYPE *)in + image * (CHANNELS_IN * IN_HEIGHT * IN_WIDTH);
+    previous_finished();
+    if (place >= parts) return;
     float values[PART];
 #pragma unroll
     for (unsigned j = 0; j < PART; j += RUN) {

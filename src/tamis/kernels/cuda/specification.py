@@ -91,6 +91,7 @@ class Kernel:
             "grid": list(self.grid),
             "block": list(self.block),
             "arguments": [[argument.kind, argument.value] for argument in self.arguments],
+            "overlaps": True,  # as every source of this folder does, see overlap.h
         }
         if self.shared_bytes:
             attributes["shared_bytes"] = self.shared_bytes

@@ -10,13 +10,14 @@
 //   0.68 of it for ResNet-50's images in float16.
 //
 // Constants: IN_TYPE, OUT_TYPE, WIDTH_IN, WIDTH_OUT.
-#include "element.h"
+#include "overlap.h"
 
 #define TILE 64
 #define THREADS 256
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     transpose(void *out, const void *in, unsigned rows, unsigned columns) {
+    next_may_start();
     __shared__ float tile[TILE][TILE + 1];
     const unsigned tiles_across = (columns + TILE - 1) / TILE, tiles_down = (rows + TILE - 1) / TILE;
     const unsigned across = blockIdx.x % tiles_across * TILE;
@@ -26,6 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     OUT_TYPE *to = (OUT_TYPE *)out + start;
 
     constexpr unsigned per_row = TILE / WIDTH_IN;
+    previous_finished();
 #pragma unroll
     for (unsigned pass = 0; pass < TILE * per_row / THREADS; pass++) {
         const unsigned place = pass * THREADS + threadIdx.x;
