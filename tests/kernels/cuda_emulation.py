@@ -71,8 +71,9 @@ def compiled(text: str) -> ctypes.CDLL:
     stem = folder / f"kernel{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     source, library = stem.with_suffix(".cpp"), stem.with_suffix(".so")
     source.write_text(text)
-    header = ("-include", str(folder / "cuda_emulated.h"))
-    _compile(["-O0", *_FLAGS, "-shared", *header, str(source), str(folder / _EMULATION), "-o", str(library)])
+    # Standard libraries come with the emulation: the linker need not read them each time.
+    around = ("-include", str(folder / "cuda_emulated.h"), "-shared", "-nostdlib", str(folder / _EMULATION))
+    _compile(["-O0", *_FLAGS, str(source), *around, "-o", str(library)])
     return ctypes.CDLL(str(library))
 
 
