@@ -21,6 +21,7 @@ from tamis.compiler.tactics import cuda_kernels, cuda_steps, implicit_gemm
 from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
+from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.base import BoundShape
@@ -166,10 +167,11 @@ def test_layers(driver, case: Case):
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("case", GEMM_CASES, ids=[case.name for case in GEMM_CASES])
-def test_layers_on_tensor_cores(driver, case: GemmCase, sparse: bool):
+@pytest.mark.parametrize("generation", [HOPPER, AMPERE], ids=lambda generation: generation.name)
+def test_layers_on_tensor_cores(driver, generation: Generation, case: GemmCase, sparse: bool):
     layer, arrays = case.layer()
-    tactic = ImplicitGemm(sparse=sparse)
-    assert tactic.refuses(layer, H200, CONFIG) is None
+    tactic = ImplicitGemm(generation, sparse=sparse)
+    assert tactic.refuses(layer, H200, replace(CONFIG, optimization_level=4)) is None
     found = {choice.precision: choice for choice in reversed(list(tactic.choices(layer, H200, CONFIG)))}
     assert set(found) == {DType.BFLOAT16, DType.FLOAT16}
     expected = case.expected(layer, arrays)
