@@ -178,7 +178,9 @@ def described(entry: Entry) -> str:
     parameters: dict[str, Any] = dict(entry.choice.parameters)
     if "blocks" in parameters:
         filters = 64 * parameters["blocks"] * parameters["groups"]
-        return f"{filters} x {parameters['pixels']}, cluster {parameters['cluster']}, split {parameters['split']}"
+        more = [f"{name} {parameters[name]}" for name in ("cluster", "split", "resident") if parameters[name] > 1]
+        more += [f"{parameters['lines']} lines"] if parameters["lines"] else []
+        return " ".join([f"{filters} x {parameters['pixels']} by {parameters['groups']}", *more])
     if "matrices" in parameters:
         tile = AMPERE.tile(parameters)
         return f"{tile.filters} x {tile.pixels}, warps {tile.down} x {tile.across}"

@@ -20,7 +20,7 @@ from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape_of
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, line_tiles
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, shared_bytes_on
 
 # At this level the kernels for all GPUs run on Hopper too.
@@ -38,7 +38,7 @@ def all_tiles(generation: Generation, shape: Convolution, *, sparse: bool) -> Se
     """Also those that would be mostly padding; for all GPUs as deep as this one allows, then as any allows."""
     if generation is HOPPER:
         tiles = [deepest(*sizes, sparse=sparse) for sizes in TILES]
-        return [tile for tile in tiles if tile.split <= shape.steps]
+        return [tile for tile in tiles if tile.split <= shape.steps] + line_tiles(shape, sparse=sparse)
     limits = [shared_bytes_on(number) for number in (generation_of(cuda_info()), 0)]
     return list(dict.fromkeys(deepest_ampere(*s, sparse=sparse, limit=limit) for limit in limits for s in AMPERE_TILES))
 

@@ -150,14 +150,15 @@ def emulated_map(map_: TensorMap, address: int) -> ctypes.Array:
     """A tensor map as ``hopper_emulated.h`` has it."""
     result = room()
     result.raw = packed_map(
-        address, int(map_.sliding), map_.channels, *map_.image, map_.box, *map_.low, *map_.high, *map_.strides
-    )
+        address, ("rows", "taps", "lines").index(map_.mode), map_.channels, *map_.image, map_.box, *map_.low, *map_.high,
+        *map_.strides, map_.lines,
+    )  # fmt: skip
     return result
 
 
 def packed_map(address: int, *numbers: int) -> bytes:
-    """The bytes of a map: image or not, channels, n, h, w, box, and w and h of low, high and steps."""
-    return struct.pack("Q12i", address, *numbers).ljust(BYTES, b"\0")
+    """The bytes of a map: mode, channels, n, h, w, box, w and h of low, high and steps, lines."""
+    return struct.pack("Q13i", address, *numbers).ljust(BYTES, b"\0")
 
 
 def in_memory(array: np.ndarray, dtype: np.dtype, channels_last: bool) -> np.ndarray:

@@ -15,7 +15,15 @@ from tamis.formats.ampere import pack_ampere
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
 from tamis.formats.steps import StepWeights
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import (
+    TILES,
+    Convolution,
+    Epilogue,
+    Tile,
+    deepest,
+    implicit_gemm_hopper,
+    line_tiles,
+)
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.pointwise import PointwiseStep
 from tamis.kernels.cuda.specification import Kernel
@@ -131,6 +139,25 @@ def test_every_tile(family: Family, sizes: tuple[int, ...], sparse: bool) -> Non
     tile = family.deepest(*sizes, sparse=sparse, most=3)
     shape = Convolution(1, 1, tile.pixels + 9, 64 * getattr(tile, "split", 1) + 8, tile.filters + 8)
     check(family, shape, DType.FLOAT16, sparse=sparse, tile=tile, bias=True, steps=(RELU,))
+
+
+LINES = {
+    "two images": Convolution(2, 6, 30, 72, 72, (3, 3), pads=(1, 1, 1, 1)),
+    "a line at a time": Convolution(1, 3, 100, 16, 64, (3, 3), pads=(1, 1, 1, 1)),
+    "uneven": Convolution(1, 9, 28, 128, 64, (3, 2), pads=(0, 1, 2, 0)),
+    "dilated": Convolution(2, 14, 14, 64, 136, (3, 3), pads=(2, 2, 2, 2), dilations=(2, 2)),
+    "tall": Convolution(1, 12, 5, 64, 64, (5, 1), pads=(2, 0, 2, 0)),
+}
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize("name", LINES)
+def test_whole_lines(name: str, sparse: bool) -> None:
+    shape = LINES[name]
+    tiles = line_tiles(shape, sparse=sparse)
+    assert tiles
+    for tile in tiles[:: 3 if sparse else 4]:
+        check(HOPPER, shape, DType.FLOAT16, sparse=sparse, tile=tile, bias=True, residual=True, steps=(ADD, RELU))
 
 
 CONVOLUTIONS = {

@@ -1,7 +1,7 @@
 // Copies, operands and products of a warp: see ampere_emulated.h.
-#include "ampere_emulated.h"
-
 #include "emulation.h"
+
+#include "ampere_emulated.h"
 
 // --- copies ---
 

@@ -1,7 +1,7 @@
 // Hopper's barriers, copy engine and products: see hopper_emulated.h.
-#include "hopper_emulated.h"
-
 #include "emulation.h"
+
+#include "hopper_emulated.h"
 
 // --- barriers ---
 
@@ -82,14 +82,14 @@ template <class Copy> static void emulated_everywhere(unsigned barrier, unsigned
     }
 }
 void emulated_copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier, bool alone) {
-    if (map.image || map.channels % 8) __builtin_trap();
+    if (map.mode != 0 || map.channels % 8) __builtin_trap();
     emulated_everywhere(barrier, map.box * 128, alone, [&](unsigned rank) {
         for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, row + i < map.n, row + i, channel);
     });
 }
 void emulated_copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
                           unsigned barrier, bool alone) {
-    if (!map.image || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
+    if (map.mode != 1 || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
     emulated_everywhere(barrier, map.box * 128, alone, [&](unsigned rank) {
         int base_w = w, base_h = h, base_n = n;
         for (int i = 0; i < map.box; i++) {
@@ -99,6 +99,18 @@ void emulated_copy_pixels(unsigned address, const TensorMap &map, int channel, i
             base_w += map.step_w;
             if (base_w > map.w - 1 + map.high_w) base_w = map.low_w, base_h += map.step_h;
             if (base_h > map.h - 1 + map.high_h) base_h = map.low_h, base_n++;
+        }
+    });
+}
+
+void emulated_copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier,
+                         bool alone) {
+    if (map.mode != 2 || map.channels % 8 || map.box > 256 || map.lines > 256) __builtin_trap();
+    emulated_everywhere(barrier, map.lines * map.box * 128, alone, [&](unsigned rank) {
+        for (int i = 0; i < map.lines * map.box; i++) {
+            const int x = w + i % map.box, y = h + i / map.box;
+            const bool inside = n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
+            emulated_row(rank, address, i, map, inside, ((long long)n * map.h + y) * map.w + x, channel);
         }
     });
 }
@@ -129,7 +141,7 @@ static void emulated_elements(unsigned long long operand, int row, int count, bo
 // half k of row `high` meets element `meets[high][k]` of the `wide` ones of a column.
 static void emulated_product(float *d, int columns, unsigned long long a, unsigned long long b, int keep, bool bfloat,
                              int wide, const int (&meets)[2][16]) {
-    const int thread = emulated.current % 128, row = thread / 32 * 16 + thread % 32 / 4;
+    const int thread = threadIdx.x % 128, row = thread / 32 * 16 + thread % 32 / 4;
     float rows[2][16], column[32];
     for (int high = 0; high < 2; high++) emulated_elements(a, row + high * 8, 16, bfloat, rows[high]);
     for (int i = 0; i < columns / 2; i += 4) {

@@ -19,12 +19,13 @@ void cluster_gathers();
 void cluster_meets();
 void load_from(unsigned rank, unsigned address, float (&values)[8]);
 
-// What the tests give in place of the driver's map. `image` 0: a matrix [rows, channels] of 16-bit elements. Else an image
-// [n, h, w, channels], whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`.
+// What the tests give in place of the driver's map. `mode` 0: a matrix [rows, channels] of 16-bit elements, 1: an image
+// [n, h, w, channels], whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`; 2: an image of which
+// `lines` lines of `box` pixels are copied.
 struct alignas(64) TensorMap {
     const unsigned char *base;
-    int image, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h;
-    unsigned char rest[128 - 8 - 12 * 4];
+    int mode, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h, lines;
+    unsigned char rest[128 - 8 - 13 * 4];
 };
 static_assert(sizeof(TensorMap) == 128, "");
 inline void fetch_map(const TensorMap &) {}
@@ -34,6 +35,14 @@ void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned bar
 void emulated_copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier, bool alone);
 void emulated_copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
                           unsigned barrier, bool alone);
+void emulated_copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier,
+                         bool alone);
+// Reads the first and the last byte: they must be there.
+inline void fetch_to_cache(const void *from, unsigned bytes) {
+    if (bytes % 16 || (uintptr_t)from % 16) __builtin_trap();
+    const volatile unsigned char *at = static_cast<const unsigned char *>(from);
+    (void)at[0], (void)at[bytes - 1];
+}
 
 template <int count> inline void take_registers() {}
 template <int count> inline void give_registers() {}
@@ -56,6 +65,9 @@ inline void copy_rows(unsigned address, const TensorMap &map, int channel, int r
 inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
                         unsigned barrier) {
     emulated_copy_pixels(address, map, channel, w, h, n, right, down, barrier, SPLIT);
+}
+inline void copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier) {
+    emulated_copy_lines(address, map, channel, w, h, n, barrier, SPLIT);
 }
 template <int N> struct Product {
     static void dense(float (&d)[N / 2], unsigned long long a, unsigned long long b, int keep) {

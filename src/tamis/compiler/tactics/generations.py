@@ -13,7 +13,15 @@ from tamis.compiler.tactics.cuda_steps import generation_of
 from tamis.engine.plan import DeviceInfo
 from tamis.formats import ampere, hopper
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import (
+    TILES,
+    Convolution,
+    Epilogue,
+    Tile,
+    deepest,
+    implicit_gemm_hopper,
+    line_tiles,
+)
 from tamis.kernels.cuda.implicit_gemm_ampere import (
     AMPERE_TILES,
     MOST_SIDE,
@@ -96,6 +104,11 @@ class Hopper:
             if tile.split > 1 and (2 * tile.count(shape) > device.cores or shape.steps < 2 * tile.split):
                 continue
             if sizes == TILES[0] or _is_of_use(shape, tile.filters * tile.cluster, tile.pixels):
+                found.append(tile)
+        high, wide = shape.output
+        for tile in line_tiles(shape, sparse=sparse):
+            pixels = _use(high, tile.lines) * tile.lines * wide / tile.pixels
+            if min(_use(shape.filters, tile.filters), pixels) >= _LEAST_USE:
                 found.append(tile)
         return found
 

@@ -33,21 +33,21 @@ def encode(target: ctypes.Array[ctypes.c_char], described: Mapping[str, Any], ad
     driver, channels = load_driver(), described["channels"]
     common = (_NO_INTERLEAVE, _SWIZZLE_128, _PROMOTION_256, _ZEROS_OUTSIDE)
     batch, height, width = described["image"]
-    extents = [channels, width, height, batch] if described["sliding"] else [channels, batch]
+    mode = described["mode"]
+    extents = [channels, batch] if mode == "rows" else [channels, width, height, batch]
     strides = [2 * channels]
     for extent in extents[1:-1]:
         strides.append(strides[-1] * extent)
     head = (target, _TYPES[described["dtype"]], len(extents), address, _array(c_uint64, extents),
             _array(c_uint64, strides))  # fmt: skip
-    if described["sliding"]:
+    if mode == "taps":
         status = driver.cuTensorMapEncodeIm2col(
             *head, _array(c_int, described["low"]), _array(c_int, described["high"]), _CHANNELS, described["box"],
             _array(c_uint32, (1, *described["strides"], 1)), *common,
         )  # fmt: skip
     else:
-        status = driver.cuTensorMapEncodeTiled(
-            *head, _array(c_uint32, (_CHANNELS, described["box"])), _array(c_uint32, (1, 1)), *common
-        )
+        box = (_CHANNELS, described["box"]) if mode == "rows" else (_CHANNELS, described["box"], described["lines"], 1)
+        status = driver.cuTensorMapEncodeTiled(*head, _array(c_uint32, box), _array(c_uint32, [1] * len(box)), *common)
     check(driver, status, "encoding a tensor map", layer)
 
 

@@ -128,6 +128,18 @@ TAMIS_DEVICE void copy_pixels(unsigned address, const TensorMap &map, int channe
         "h"((unsigned short)down), TAMIS_EVERY_BLOCK
         : "memory");
 }
+// A box of an image [n, h, w, channels]: lines from (w, h, n) on, which may begin before the image; what lies outside is zero.
+TAMIS_DEVICE void copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(address),
+        "l"(&map), "r"(channel), "r"(w), "r"(h), "r"(n), "r"(barrier)
+        : "memory");
+}
+// Contiguous bytes, a multiple of 16, into the L2 cache.
+TAMIS_DEVICE void fetch_to_cache(const void *from, unsigned bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 TAMIS_DEVICE void fetch_map(const TensorMap &map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }

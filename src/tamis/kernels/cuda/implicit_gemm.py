@@ -17,6 +17,9 @@ from tamis.kernels.cuda.specification import ELEMENTS, Argument, Kernel, TensorM
 _WARPGROUP = 128
 _STRIP_PIXELS = 32
 _SHARED_BYTES = 232448  # that a block may have: 227 KiB
+_MULTIPROCESSOR_BYTES, _RESERVED_BYTES = 233472, 1024  # for all its blocks, and what each of them costs beside
+_PIXEL_BYTES = CHANNELS * 2  # in a step
+_BARRIER_BYTES, _LINE_STAGES, _LONGEST_LINE = 256, 2, 256
 _PRODUCT_TYPES = {DType.FLOAT16: '"f16"', DType.BFLOAT16: '"bf16"'}
 
 
@@ -96,7 +99,9 @@ class Tile:
     """What a block computes at a time: ``64 * blocks * groups`` filters by ``pixels``, ``stages`` steps ahead.
 
     ``cluster`` blocks compute different filters of the same pixels, and share what is copied of these. Or ``split``
-    blocks divide the steps of one tile among them. One of the two is 1.
+    blocks divide the steps of one tile among them. One of the two is 1. ``resident`` blocks share a multiprocessor.
+    With ``lines`` a tile is so many lines of the result, and whole lines of the padded image are copied, ``line_bytes``
+    at a time, instead of the pixels that each tap sees.
     """
 
     blocks: int
@@ -105,6 +110,9 @@ class Tile:
     cluster: int
     split: int
     stages: int
+    resident: int = 1
+    lines: int = 0
+    line_bytes: int = 0
 
     @property
     def filters(self) -> int:
@@ -116,27 +124,46 @@ class Tile:
         """Blocks that run at the same time and reach into each other's shared memory."""
         return max(self.cluster, self.split)
 
+    @property
+    def threads(self) -> int:
+        """Threads of a block: one warp copies, or a warpgroup where it has registers to give away."""
+        return _WARPGROUP * self.groups + (_WARPGROUP if self.groups == 2 and self.resident == 1 else 32)
+
     def count(self, shape: Convolution) -> int:
         """How many tiles cover a convolution; those of a cluster count as one."""
-        return ceil_divide(shape.filters, self.filters * self.cluster) * ceil_divide(shape.pixels, self.pixels)
+        if self.lines:
+            across_pixels = shape.batch * ceil_divide(shape.output[0], self.lines)
+        else:
+            across_pixels = ceil_divide(shape.pixels, self.pixels)
+        return ceil_divide(shape.filters, self.filters * self.cluster) * across_pixels
 
     def shared_bytes(self, *, sparse: bool) -> int:
-        """Shared memory of a block: the stages, a strip of results for each group, two barriers for each stage."""
-        weights = rows_bytes(self.filters, sparse=sparse)
-        stage = ceil_divide(self.pixels * CHANNELS * 2 + weights, 1024) * 1024
-        strip = _STRIP_PIXELS * (self.blocks * ROWS + 4) * 4
-        return self.stages * stage + self.groups * strip + self.stages * 16
+        """Shared memory of a block: barriers, a strip of results for each group, stages of steps and of lines.
+
+        Behind the lines lies what the pixels without a place in the result may read.
+        """
+        strip = (self.pixels if self.split > 1 else _STRIP_PIXELS) * (self.blocks * ROWS + 4) * 4
+        stage = rows_bytes(self.filters, sparse=sparse) + (0 if self.lines else self.pixels * _PIXEL_BYTES)
+        lines = _LINE_STAGES * _whole(self.line_bytes) + self.pixels * _PIXEL_BYTES if self.lines else 0
+        return _whole(_BARRIER_BYTES + self.groups * strip) + self.stages * _whole(stage) + lines
+
+
+def _whole(size: int) -> int:
+    """Rounded up to what a swizzled tile's address is a multiple of."""
+    return ceil_divide(size, 1024) * 1024
 
 
 def deepest(
-    blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, *, sparse: bool, most: int = 8
-) -> Tile:
+    blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, resident: int = 1, *, sparse: bool,
+    most: int = 8, lines: int = 0, line_bytes: int = 0,
+) -> Tile:  # fmt: skip
     """The tile with as many stages as fit. ``ValueError`` when two do not."""
 
-    def shared_bytes(stages: int) -> int:
-        return Tile(blocks, groups, pixels, cluster, split, stages).shared_bytes(sparse=sparse)
+    def tile(stages: int) -> Tile:
+        return Tile(blocks, groups, pixels, cluster, split, stages, resident, lines, line_bytes)
 
-    return Tile(blocks, groups, pixels, cluster, split, most_stages(shared_bytes, _SHARED_BYTES, most))
+    limit = _SHARED_BYTES if resident == 1 else _MULTIPROCESSOR_BYTES // resident - _RESERVED_BYTES
+    return tile(most_stages(lambda stages: tile(stages).shared_bytes(sparse=sparse), limit, most))
 
 
 def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> int:
@@ -150,14 +177,44 @@ def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> in
     raise ValueError(f"two stages of the tile take {shared_bytes(2)} bytes, and do not fit into shared memory")
 
 
-# Blocks of 64 filters, groups, pixels, cluster and split of the tiles that race. 128 float32 sums a thread at most.
-TILES: tuple[tuple[int, int, int, int, int], ...] = (
-    (1, 1, 64, 1, 1), (1, 1, 128, 1, 1), (1, 2, 64, 1, 1), (1, 2, 128, 1, 1), (1, 2, 256, 1, 1), (2, 2, 64, 1, 1),
-    (2, 2, 128, 1, 1),
-    (1, 2, 192, 1, 1), (2, 2, 192, 1, 1),
-    (1, 2, 128, 2, 1), (1, 2, 256, 2, 1), (2, 2, 128, 2, 1), (2, 2, 192, 2, 1),
-    (1, 1, 64, 1, 2), (1, 1, 64, 1, 4), (1, 1, 64, 1, 8), (1, 2, 64, 1, 2), (1, 2, 64, 1, 4), (1, 2, 64, 1, 8),
+# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has 192 float32
+# sums at most.
+TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
+    (1, 1, 64, 1, 1, 1), (1, 1, 128, 1, 1, 1), (1, 2, 64, 1, 1, 1), (1, 2, 128, 1, 1, 1), (1, 2, 256, 1, 1, 1),
+    (2, 2, 64, 1, 1, 1), (2, 2, 128, 1, 1, 1), (1, 2, 192, 1, 1, 1), (2, 2, 192, 1, 1, 1),
+    (1, 2, 256, 2, 1, 1), (2, 2, 128, 2, 1, 1),
+    (1, 1, 64, 1, 1, 3), (1, 1, 128, 1, 1, 2), (1, 1, 128, 1, 1, 3), (2, 1, 128, 1, 1, 2), (1, 2, 128, 1, 1, 2),
+    (1, 2, 64, 1, 1, 2),
+    (1, 1, 64, 1, 2, 1), (1, 1, 64, 1, 4, 1), (1, 1, 64, 1, 8, 1), (1, 2, 64, 1, 2, 1), (1, 2, 64, 1, 4, 1),
+    (1, 2, 64, 1, 8, 1),
 )  # fmt: skip
+# Blocks of 64 filters, groups, most pixels and resident blocks of the tiles of whole lines.
+LINE_TILES = ((1, 1, 128, 1), (1, 1, 256, 1), (1, 1, 128, 2), (1, 1, 256, 2), (1, 2, 128, 1), (1, 2, 256, 1),
+              (1, 2, 128, 2), (2, 2, 128, 1), (2, 2, 192, 1))  # fmt: skip
+WIDTHS = (64, 128, 192, 208, 224, 232, 256)  # pixels for which the kernel has its instruction
+
+
+def line_tiles(shape: Convolution, *, sparse: bool) -> list[Tile]:
+    """The tiles of whole lines of a convolution that fit; none where a tap's pixels do not lie side by side."""
+    (high, wide), (down, across) = shape.output, shape.kernel
+    reach = [(size - 1) * dilation for size, dilation in zip(shape.kernel, shape.dilations, strict=True)]
+    line = wide + reach[1]
+    found = []
+    if shape.strides != (1, 1) or down * across == 1 or line > _LONGEST_LINE:
+        return []
+    for blocks, groups, most, resident in LINE_TILES:
+        lines = min((most - wide) // line + 1, high, _LONGEST_LINE - reach[0])
+        if wide > most or lines < 1:
+            continue
+        pixels = min(width for width in WIDTHS if width >= (lines - 1) * line + wide)
+        line_bytes = (lines + reach[0]) * line * _PIXEL_BYTES
+        try:
+            tile = deepest(blocks, groups, pixels, 1, 1, resident, sparse=sparse, lines=lines, line_bytes=line_bytes)
+        except ValueError:
+            continue
+        if tile not in found:
+            found.append(tile)
+    return found
 
 
 def implicit_gemm_hopper(
@@ -179,30 +236,35 @@ def implicit_gemm_hopper(
     down, across = shape.kernel
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     top, left, bottom, right = shape.pads
-    sliding = not shape.is_product
-    if sliding:
-        high_corner = (right - (across - 1) * dilation_w, bottom - (down - 1) * dilation_h)
-        image = (shape.batch, shape.height, shape.width)
-        map_ = TensorMap(0, dtype, shape.channels, image, tile.pixels // tile.cluster, True, (-left, -top), high_corner,
-                         (stride_w, stride_h))  # fmt: skip
+    image = (shape.batch, shape.height, shape.width)
+    line = wide + (across - 1) * dilation_w
+    if tile.lines:
+        lines = tile.lines + (down - 1) * dilation_h
+        if tile.line_bytes != lines * line * _PIXEL_BYTES or shape.strides != (1, 1) or tile.together > 1:
+            raise ValueError("a tile of other lines")
+        map_ = TensorMap("lines", 0, dtype, shape.channels, image, line, lines=lines)
+    elif shape.is_product:
+        map_ = TensorMap("rows", 0, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster)
     else:
-        map_ = TensorMap(0, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster)
+        high_corner = (right - (across - 1) * dilation_w, bottom - (down - 1) * dilation_h)
+        map_ = TensorMap("taps", 0, dtype, shape.channels, image, tile.pixels // tile.cluster, (-left, -top),
+                         high_corner, (stride_w, stride_h))  # fmt: skip
     defines = common_defines(shape, dtype, epilogue, sparse=sparse)
     defines |= {
         # Profilers show this name: it proves that the sparse form runs.
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm",
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
-        "CLUSTER": tile.together, "SPLIT": int(tile.split > 1),
+        "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
     }  # fmt: skip
     if tile.split > shape.steps:
         raise ValueError(f"{shape.steps} steps cannot be split among {tile.split} blocks")
-    clusters = min(tile.count(shape), max(multiprocessors // tile.together, 1))
+    clusters = min(tile.count(shape), max(multiprocessors * tile.resident // tile.together, 1))
     numbers = (
         shape.filters, shape.pixels, shape.steps, chunks, across, wide, high, stride_w, stride_h, left, top,
-        dilation_w, dilation_h, *epilogue.places(shape.filters),
+        dilation_w, dilation_h, tile.lines, line, tile.line_bytes, *epilogue.places(shape.filters),
     )  # fmt: skip
     return Kernel(
-        "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (_WARPGROUP * (tile.groups + 1), 1, 1),
+        "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (tile.threads, 1, 1),
         common_arguments(Argument("map", 0), numbers, epilogue), tile.shared_bytes(sparse=sparse),
         (map_,),
     )  # fmt: skip

@@ -171,7 +171,8 @@ TAMIS_DEVICE void leave(const float (&sums)[MATRICES][COLUMNS][4], float *strip,
         for (int line = lane / LANES; line < STRIP; line += 32 / LANES) {
             const int here = pixel + part * STRIP + line;
             if (here >= pixels || count <= 0) continue;
-            float values[8], residuals[8];
+            float values[8];
+            Eight residuals;
             load<8>(strip + line * PITCH + lane % LANES * 8, values);
             if constexpr (RESIDUAL)
                 load_residual(residual + (long long)here * residual_pitch + channel, count, residuals);

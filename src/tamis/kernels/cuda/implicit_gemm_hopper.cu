@@ -3,20 +3,25 @@
 // Mathematics: out[pixel, filter] = sum over taps and channels of W[filter, tap, channel] X[pixel seen by tap, channel].
 //   Weights are operand A (64 rows of filters), pixels operand B, sums are float32 registers. The sum runs over `steps`:
 //   tap by tap, 64 channels at a time. With 2:4 weights a step is two wgmma.sp of 32 channels, else four wgmma of 16.
-// Layouts: X is NHWC, or a matrix [pixels, channels]. The copy engine brings PIXELS x 64 channels (128 bytes a pixel, in
-//   the 128-byte swizzle); for a convolution its im2col mode finds the pixels and fills the padding with zeros. The
-//   weights lie as their step reads them, one block of bytes for each tile of filters and step, packed by
+// Layouts: X is NHWC, or a matrix [pixels, channels]. The copy engine brings 64 channels (128 bytes a pixel, in the 128-byte
+//   swizzle) of PIXELS pixels; for a convolution its im2col mode finds those that a tap sees and fills the padding with
+//   zeros. With HALO it brings whole lines of the padded image instead, once for all taps: pixel p of the tile is at
+//   (p / line, p % line) of these, a tap sees the one a fixed number of rows of shared memory further, and the pixels at
+//   the end of each line, which have no place in the result, are computed for no one.
+//   The weights lie as their step reads them, one block of bytes for each tile of filters and step, packed by
 //   tamis.formats.hopper: for every 64 filters the core matrices (8 rows x 16 bytes), then all metadata.
 //   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
 // Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
-//   steps ahead. Blocks stay, and take every gridDim.x-th tile; tiles of the same pixels follow each other. The blocks
-//   of a CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of them. Or, if
-//   SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
+//   steps ahead. Blocks stay, RESIDENT on each multiprocessor, and take every gridDim.x-th tile; tiles of the same pixels
+//   follow each other. The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the
+//   pixels, to all of them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its
+//   part of the pixels.
 // Limits: channels a multiple of 8 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels, filters and pixels
-//   past the end are zeros that the copy engine or the packing puts there.
-// Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4. Not measured yet.
+//   past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, no cluster, lines of up to
+//   256 pixels.
+// Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4; see docs/design/0008-hopper-kernels.md.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, BLOCKS, GROUPS, PIXELS, STAGES, and those of the two headers.
+// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, BLOCKS, GROUPS, PIXELS, STAGES, RESIDENT, and those of the headers.
 #include "gemm_epilogue.h"
 #include "hopper.h"
 #include "overlap.h"
@@ -26,37 +31,67 @@ constexpr int FILTERS = GROUPS * BLOCKS * 64;
 constexpr int MATRIX_BYTES = SPARSE ? 64 * 64 : 64 * 128;  // of 64 filters in one step
 constexpr int PLACES_BYTES = SPARSE ? 512 : 0;
 constexpr int WEIGHT_BYTES = GROUPS * BLOCKS * (MATRIX_BYTES + PLACES_BYTES);
-constexpr int PIXEL_BYTES = PIXELS * 128;
-constexpr int ABREAST = SPLIT ? 1 : CLUSTER;  // tiles of a cluster
-constexpr int SHARE = PIXELS / ABREAST;       // of the pixels, that a block copies
+constexpr int PIXEL_BYTES = HALO ? 0 : PIXELS * 128;  // of one step
+constexpr int ABREAST = SPLIT ? 1 : CLUSTER;          // tiles of a cluster
+constexpr int SHARE = PIXELS / ABREAST;               // of the pixels, that a block copies
 constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
-constexpr int STRIP = 32;  // pixels that leave by shared memory at a time
+constexpr int HALO_STAGES = HALO ? 2 : 0;
+// Pixels that leave by shared memory at a time; a split tile leaves at once, since all its blocks must meet.
+constexpr int STRIP = SPLIT ? PIXELS : 32;
 constexpr int PITCH = BLOCKS * 64 + 4;  // floats between them: writes of a warp go to 32 banks
 constexpr int STRIP_BYTES = STRIP * PITCH * 4;
-constexpr int BARRIERS = STAGES * STAGE_BYTES + GROUPS * STRIP_BYTES;
+// Shared memory: barriers, strips, the stages of steps, those of lines.
+constexpr int STRIPS = 256, RING = (STRIPS + GROUPS * STRIP_BYTES + 1023) / 1024 * 1024;
+constexpr int LINES = RING + STAGES * STAGE_BYTES;
+static_assert((STAGES + HALO_STAGES) * 16 <= STRIPS, "barriers");
+// Two warpgroups that compute need more registers than an even share: the one that copies is then a whole warpgroup too,
+// since only such give registers away. Else one warp copies.
+constexpr bool GIVES = GROUPS == 2 && RESIDENT == 1;
+constexpr int COPIERS = GIVES ? THREADS : 32;
+// Residuals are loaded ahead where registers are left for them.
+constexpr bool AHEAD = BLOCKS * PIXELS <= (RESIDENT == 1 ? 256 : GROUPS == 1 ? 128 : 0);
 
-// Which step lies where: full and empty flip with every round through the stages.
-struct Ring {
-    unsigned memory;
+// What lies where in shared memory: full and empty flip with every round through the stages.
+template <int COUNT> struct Ring {
+    unsigned stages, barriers;
+    int bytes;  // of a stage
     int stage;
     unsigned round;
-    __device__ __forceinline__ unsigned pixels() const { return memory + stage * STAGE_BYTES; }
-    __device__ __forceinline__ unsigned weights() const { return pixels() + PIXEL_BYTES; }
-    __device__ __forceinline__ unsigned full() const { return memory + BARRIERS + stage * 16; }
+    __device__ __forceinline__ unsigned at() const { return stages + stage * bytes; }
+    __device__ __forceinline__ unsigned full() const { return barriers + stage * 16; }
     __device__ __forceinline__ unsigned empty() const { return full() + 8; }
     __device__ __forceinline__ void next() {
-        if (++stage == STAGES) stage = 0, round ^= 1;
+        if (++stage == COUNT) stage = 0, round ^= 1;
+    }
+    __device__ __forceinline__ void make(unsigned arrivals) const {
+        for (int i = 0; i < COUNT; i++) {
+            barrier_make(barriers + i * 16, 1);
+            barrier_make(barriers + i * 16 + 8, arrivals);
+        }
+    }
+};
+using Steps = Ring<STAGES>;
+using Lines = Ring<HALO ? HALO_STAGES : 1>;
+
+// A filter's taps, one after the other: how many rows of shared memory further each one's pixels are.
+struct Walk {
+    int line, across, down, dilation_w, dilation_h;
+    int x, y;
+    __device__ __forceinline__ int shift() const { return y * dilation_h * line + x * dilation_w; }
+    __device__ __forceinline__ bool is_first() const { return x == 0 && y == 0; }
+    __device__ __forceinline__ void next() {
+        if (++x == across) x = 0, y = y + 1 == down ? 0 : y + 1;
     }
 };
 
 // Starts one step's products of a warpgroup, once its operands are there. `places` is their metadata.
-TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOCKS], const Ring &ring,
+TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOCKS], const Steps &ring, unsigned pixels,
                         const unsigned char *memory, int group, int thread, bool first) {
-    const unsigned weights = ring.weights() + group * BLOCKS * MATRIX_BYTES;
     barrier_wait(ring.full(), ring.round);
+    const unsigned weights = ring.at() + PIXEL_BYTES;
 #pragma unroll
     for (int block = 0; block < BLOCKS; block++) {
-        const unsigned at = ring.weights() - ring.memory + GROUPS * BLOCKS * MATRIX_BYTES +
+        const unsigned at = weights - ring.stages + RING + GROUPS * BLOCKS * MATRIX_BYTES +
                             (group * BLOCKS + block) * PLACES_BYTES + thread * 4;
         places[block] = SPARSE ? *reinterpret_cast<const unsigned *>(memory + at) : 0;
     }
@@ -65,8 +100,8 @@ TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BL
     for (int block = 0; block < BLOCKS; block++) {
 #pragma unroll
         for (int part = 0; part < (SPARSE ? 2 : 4); part++) {
-            const auto a = operand(weights + block * MATRIX_BYTES + part * 2048, 128, 256, PLAIN);
-            const auto b = operand(ring.pixels() + part * (SPARSE ? 64 : 32), 16, 1024, SWIZZLE_128);
+            const auto a = operand(weights + (group * BLOCKS + block) * MATRIX_BYTES + part * 2048, 128, 256, PLAIN);
+            const auto b = operand(pixels + part * (SPARSE ? 64 : 32), 16, 1024, SWIZZLE_128);
             const int keep = !first || part > 0;
             if constexpr (!SPARSE)
                 Product<PIXELS>::dense(sums[block], a, b, keep);
@@ -90,23 +125,34 @@ TAMIS_DEVICE void give_back(unsigned empty, int thread) {
 
 // All steps of a tile. One step's products run while the next one's operands are awaited; only then are its own given
 // back. Its metadata stays in registers of its own meanwhile, for which reason steps come in pairs.
-TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const unsigned char *memory, int group,
-                           int thread, int steps) {
+TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines &lines, Walk &walk,
+                           const unsigned char *memory, int group, int thread, int steps) {
     unsigned even[BLOCKS], odd[BLOCKS] = {};
-    unsigned used = 0;  // the barrier of the step whose products may still run
+    unsigned used = 0, used_lines = 0;  // the barriers of what running products may still read
+    auto pixels = [&] {
+        if constexpr (!HALO) return ring.at();
+        if (walk.is_first()) barrier_wait(lines.full(), lines.round);
+        return lines.at() + walk.shift() * 128;
+    };
     auto started = [&] {
-        const unsigned before = used;
+        const unsigned before = used, lines_before = used_lines;
         used = ring.empty();
         ring.next();
         if (before) give_back(before, thread);
+        if constexpr (HALO) {
+            walk.next();
+            used_lines = walk.is_first() ? lines.empty() : 0;
+            if (walk.is_first()) lines.next();
+            if (lines_before) give_back(lines_before, thread);
+        }
     };
     for (int step = 0; step < steps; step += 2) {
-        start(sums, even, ring, memory, group, thread, step == 0);
+        start(sums, even, ring, pixels(), memory, group, thread, step == 0);
         products_wait<1>();
         hold_registers(odd);
         started();
         if (step + 1 < steps) {
-            start(sums, odd, ring, memory, group, thread, false);
+            start(sums, odd, ring, pixels(), memory, group, thread, false);
             products_wait<1>();
             hold_registers(even);
             started();
@@ -116,15 +162,20 @@ TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Ring &ring, const 
     hold_registers(even);
     hold_registers(odd);
     give_back(used, thread);
+    if constexpr (HALO) give_back(used_lines, thread);
 }
 
-// Strips are written, or read: this warpgroup goes on, or with SPLIT the whole cluster.
-TAMIS_DEVICE void strips_meet(int group) {
-    if constexpr (SPLIT)
-        cluster_meets();
-    else
-        threads_meet(group + 1, THREADS);
-}
+// Where a tile's pixels are in the result.
+struct Target {
+    int pixel, end;   // the tile's first one, and the first one that does not exist
+    int line, width;  // HALO: pixels from line to line of the tile, and of the result
+    // -1: nowhere.
+    __device__ __forceinline__ int of(int p) const {
+        if constexpr (!HALO) return pixel + p < end ? pixel + p : -1;
+        const int y = p / line, x = p - y * line, at = pixel + y * width + x;
+        return x < width && at < end ? at : -1;
+    }
+};
 
 // Eight sums of a strip; with SPLIT those of all blocks together, always in the same order.
 TAMIS_DEVICE void load_sums(const float *from, float (&values)[8]) {
@@ -141,56 +192,101 @@ TAMIS_DEVICE void load_sums(const float *from, float (&values)[8]) {
     }
 }
 
+// What a warpgroup adds to its sums lies in far memory: bring it nearer while they are computed.
+TAMIS_DEVICE void announce(const OUT_TYPE *residual, const Target &target, int filter, int filters, int thread,
+                           int residual_pitch) {
+    if constexpr (RESIDUAL && VECTORS) {
+        const int channels = filters - filter < BLOCKS * 64 ? filters - filter : BLOCKS * 64;
+        for (int p = thread; p < PIXELS; p += THREADS) {
+            const int here = target.of(p);
+            if (here >= 0 && channels > 0)
+                fetch_to_cache(residual + (long long)here * residual_pitch + filter, channels * sizeof(OUT_TYPE));
+        }
+    }
+}
+
 // The sums of a warpgroup's filters through shared memory, where they turn from filters x pixels to pixels x filters.
 TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, int group, int thread, int rank,
-                        int filter, int pixel, const float *bias, const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels,
-                        int pitch, int offset, int residual_pitch) {
+                        int filter, const Target &target, const float *bias, const OUT_TYPE *residual, OUT_TYPE *out,
+                        int filters, int pitch, int offset, int residual_pitch) {
     constexpr int ACROSS = BLOCKS * 8, ROWS = THREADS / ACROSS;  // threads of a pixel, pixels of a pass
+    constexpr int OWN = SPLIT ? STRIP / CLUSTER : STRIP;         // pixels of a strip that this block finishes
+    constexpr int PASSES = (OWN + ROWS - 1) / ROWS, PARTS = (PIXELS + STRIP - 1) / STRIP;
     const int channel = filter + thread % ACROSS * 8, row = thread / 32 * 16 + thread % 32 / 4;
     const int count = filters - channel < 8 ? filters - channel : 8;
-    constexpr int LINES = SPLIT ? STRIP / CLUSTER : STRIP;  // that are this block's to finish
-    const int line_from = SPLIT ? rank * LINES : 0;
+    const int from = (SPLIT ? rank * OWN : 0) + thread / ACROSS;  // this thread's first pixel of a strip
     float biases[8];
     load_bias(bias, channel, filters, biases);
+    Eight residuals[PASSES];
+    const auto place = [&](int part, int pass) {  // in the result; -1: nothing to do
+        const int p = from + pass * ROWS;
+        return count > 0 && (OWN % ROWS == 0 || p < (SPLIT ? (rank + 1) * OWN : OWN)) && part * STRIP + p < PIXELS
+                   ? target.of(part * STRIP + p) : -1;
+    };
+    const auto load_one = [&](int here, Eight &values) {
+        if (RESIDUAL && here >= 0)
+            load_residual(residual + (long long)here * residual_pitch + channel, count, values);
+    };
+    const auto load_ahead = [&](int part) {
 #pragma unroll
-    for (int part = 0; part < PIXELS / STRIP; part++) {
+        for (int pass = 0; pass < PASSES; pass++)
+            if (AHEAD && part < PARTS) load_one(place(part, pass), residuals[pass]);
+    };
+    load_ahead(0);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
 #pragma unroll
         for (int block = 0; block < BLOCKS; block++)
 #pragma unroll
             for (int i = 0; i < STRIP / 2; i++)
-                strip[(i / 4 * 8 + thread % 4 * 2 + i % 2) * PITCH + block * 64 + row + i / 2 % 2 * 8] =
-                    sums[block][part * STRIP / 2 + i];
-        strips_meet(group);
-        for (int line = line_from + thread / ACROSS; line < line_from + LINES; line += ROWS) {
-            const int here = pixel + part * STRIP + line;
-            if (here >= pixels || count <= 0) continue;
-            float values[8], residuals[8];
-            load_sums(strip + line * PITCH + thread % ACROSS * 8, values);
-            if constexpr (RESIDUAL) load_residual(residual + (long long)here * residual_pitch + channel, count, residuals);
-            finish(values, biases, residuals, count, out + (long long)here * pitch + offset + channel);
+                if (part * STRIP / 2 + i < PIXELS / 2)
+                    strip[(i / 4 * 8 + thread % 4 * 2 + i % 2) * PITCH + block * 64 + row + i / 2 % 2 * 8] =
+                        sums[block][part * STRIP / 2 + i];
+        if constexpr (SPLIT)
+            cluster_meets();
+        else
+            threads_meet(group + 1, THREADS);
+        Eight now[PASSES];
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) now[pass] = residuals[pass];
+        load_ahead(part + 1);
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) {
+            const int here = place(part, pass);
+            if (here < 0) continue;
+            if constexpr (!AHEAD) load_one(here, now[pass]);
+            float values[8];
+            load_sums(strip + (from + pass * ROWS) * PITCH + thread % ACROSS * 8, values);
+            finish(values, biases, now[pass], count, out + (long long)here * pitch + offset + channel);
         }
-        strips_meet(group);
+        if constexpr (SPLIT)
+            cluster_gathers();  // all have read; the block's next strip, or its end, may come
+        else
+            threads_meet(group + 1, THREADS);
     }
 }
 
-extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUPS + 1), 1)
+extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT)
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
            const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks, int across,
            int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
-           int dilation_h, int pitch, int offset, int residual_pitch) {
+           int dilation_h, int lines, int line, int line_bytes, int pitch, int offset, int residual_pitch) {
     next_may_start();
     SHARED_MEMORY(memory);
-    Ring ring = {shared_address(memory), 0, 0};
+    const unsigned base = shared_address(memory);
+    Steps ring = {base + RING, base, STAGE_BYTES, 0, 0};
+    // `lines` of the result are a tile's; they see `line_bytes` of lines of `line` pixels, with what pads them.
+    Lines halo = {base + LINES, base + STAGES * 16, (line_bytes + 1023) / 1024 * 1024, 0, 0};
     const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
     const int rank = CLUSTER > 1 ? rank_in_cluster() : 0, place = SPLIT ? 0 : rank;  // among the cluster's tiles
     const int first = SPLIT ? steps * rank / CLUSTER : 0, end = SPLIT ? steps * (rank + 1) / CLUSTER : steps;
     const int last = (filters - 1) / FILTERS;  // tile of filters
-    const int across_filters = last / ABREAST + 1, tiles = across_filters * ((pixels + PIXELS - 1) / PIXELS);
+    const int area = out_width * out_height, per_image = HALO ? (out_height + lines - 1) / lines : 1;
+    const int across_filters = last / ABREAST + 1;
+    const int tiles = across_filters * (HALO ? pixels / area * per_image : (pixels + PIXELS - 1) / PIXELS);
     if (threadIdx.x == 0) {
-        for (int stage = 0; stage < STAGES; stage++) {
-            barrier_make(ring.memory + BARRIERS + stage * 16, 1);
-            barrier_make(ring.memory + BARRIERS + stage * 16 + 8, GROUPS * 4 * ABREAST);
-        }
+        ring.make(GROUPS * 4 * ABREAST);
+        if constexpr (HALO) halo.make(GROUPS * 4);
         barriers_made();
         fetch_map(map);
     }
@@ -200,34 +296,44 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
         __syncthreads();
 
     if (group == GROUPS) {
-        if constexpr (GROUPS == 2) give_registers<40>();
+        if constexpr (GIVES) give_registers<40>();
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
             if (thread == 0) {
-                const int pixel = tile / across_filters * PIXELS + place * SHARE;
-                const int row = tile % across_filters * ABREAST + place;
+                const int column = tile / across_filters, row = tile % across_filters * ABREAST + place;
+                const int pixel = column * PIXELS + place * SHARE;
                 // Past the last filters a block computes them once more, for no one.
                 const unsigned char *block = weights + (long long)(row < last ? row : last) * steps * WEIGHT_BYTES;
-                const int w = pixel % out_width * stride_w - pad_left;
-                const int h = pixel / out_width % out_height * stride_h - pad_top;
-                const int n = pixel / out_width / out_height;
+                const int taps = steps / chunks;
+                const int w = HALO ? -pad_left : pixel % out_width * stride_w - pad_left;
+                const int h = (HALO ? column % per_image * lines : pixel / out_width % out_height * stride_h) - pad_top;
+                const int n = HALO ? column / per_image : pixel / area;
                 // All that a stage expects, and its weights; then its pixels.
-                const auto fill = [&](const Ring &to, int step) {
+                const auto fill = [&](const Steps &to, int step) {
                     barrier_expect(to.full(), PIXEL_BYTES + WEIGHT_BYTES);
-                    copy_bytes(to.weights(), block + (long long)step * WEIGHT_BYTES, WEIGHT_BYTES, to.full());
+                    const int packed = HALO ? step % taps * chunks + step / taps : step;
+                    copy_bytes(to.at() + PIXEL_BYTES, block + (long long)packed * WEIGHT_BYTES, WEIGHT_BYTES, to.full());
                 };
                 const auto follow = [&](int step) {
-                    const int channel = step % chunks * 64, tap = step / chunks;
-                    const unsigned share = ring.pixels() + place * SHARE * 128;
-                    if constexpr (IM2COL)
+                    const int channel = (HALO ? step / taps : step % chunks) * 64, tap = step / chunks;
+                    const unsigned share = ring.at() + place * SHARE * 128;
+                    if constexpr (HALO) {
+                        if (step % taps == 0) {
+                            barrier_wait(halo.empty(), halo.round ^ 1);
+                            barrier_expect(halo.full(), line_bytes);
+                            copy_lines(halo.at(), map, channel, w, h, n, halo.full());
+                            halo.next();
+                        }
+                    } else if constexpr (IM2COL) {
                         copy_pixels(share, map, channel, w, h, n, tap % across * dilation_w,
                                     tap / across * dilation_h, ring.full());
-                    else
+                    } else {
                         copy_rows(share, map, channel, pixel, ring.full());
+                    }
                     ring.next();
                 };
                 int filled = first;
                 if (tile == blockIdx.x / CLUSTER) {  // the first weights need not wait for the kernel before
-                    for (Ring to = ring; filled < end && filled < first + STAGES; to.next()) fill(to, filled++);
+                    for (Steps to = ring; filled < end && filled < first + STAGES; to.next()) fill(to, filled++);
                     previous_finished();
                     for (int step = first; step < filled; step++) follow(step);
                 }
@@ -238,19 +344,29 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *(GROUP
                 }
             }
             // All threads of a cluster meet where its strips do.
-            if constexpr (SPLIT)
-                for (int meeting = 0; meeting < 2 * PIXELS / STRIP; meeting++) cluster_meets();
+            if constexpr (SPLIT) {
+                cluster_meets();
+                cluster_gathers();
+            }
         }
     } else {
-        if constexpr (GROUPS == 2) take_registers<232>();
+        if constexpr (GIVES) take_registers<232>();
         previous_finished();
-        float *strip = reinterpret_cast<float *>(memory + STAGES * STAGE_BYTES + group * STRIP_BYTES);
+        float *strip = reinterpret_cast<float *>(memory + STRIPS + group * STRIP_BYTES);
+        Walk walk = {line, across, steps / chunks / across, dilation_w, dilation_h, 0, 0};
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+            const int column = tile / across_filters, row = tile % across_filters * ABREAST + place;
+            const int filter = row * FILTERS + group * BLOCKS * 64;
+            const int image = column / per_image * area, top = column % per_image * lines;
+            const Target target = HALO ? Target{image + top * out_width,
+                                                image + (out_height < top + lines ? out_height : top + lines) * out_width,
+                                                line, out_width}
+                                       : Target{column * PIXELS, pixels, 0, 0};
+            announce(residual, target, filter, filters, thread, residual_pitch);
             float sums[BLOCKS][PIXELS / 2];
-            multiply(sums, ring, memory, group, thread, end - first);
-            const int row = tile % across_filters * ABREAST + place;
-            leave(sums, strip, group, thread, rank, row * FILTERS + group * BLOCKS * 64,
-                  tile / across_filters * PIXELS, bias, residual, out, filters, pixels, pitch, offset, residual_pitch);
+            multiply(sums, ring, halo, walk, memory, group, thread, end - first);
+            leave(sums, strip, group, thread, rank, filter, target, bias, residual, out, filters, pitch, offset,
+                  residual_pitch);
         }
     }
     if constexpr (CLUSTER > 1) cluster_gathers();  // others may still copy to this block, and arrive at its barriers

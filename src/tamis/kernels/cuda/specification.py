@@ -32,33 +32,36 @@ class Argument:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How Hopper's copy engine finds 64 channels of ``box`` pixels of a 16-bit tensor, in the 128-byte swizzle.
+    """How Hopper's copy engine finds 64 channels of pixels of a 16-bit tensor, in the 128-byte swizzle.
 
     Attributes:
+        mode: ``rows`` of a matrix; the pixels that ``taps`` of a filter see, in im2col mode; or ``lines`` of an image.
         tensor: which of the step's inputs; NHWC or [pixels, channels].
-        image: (n, h, w) for an image that a filter slides over; a matrix is (pixels, 1, 1).
-        sliding: whether the tensor is walked in im2col mode. The rest is for this mode only.
-        low, high: corners (w, h) of the box in which a filter's first tap lies: its first place, and its last one less
-            the last pixel.
-        strides: of the filter, (w, h).
+        image: (n, h, w); a matrix is (pixels, 1, 1).
+        box: pixels of a copy, or of a line of it.
+        low, high: ``taps``: corners (w, h) of the box in which a filter's first tap lies: its first place, and its last
+            one less the last pixel.
+        strides: ``taps``: of the filter, (w, h).
+        lines: ``lines``: of a copy.
     """
 
+    mode: Literal["rows", "taps", "lines"]
     tensor: int
     dtype: DType
     channels: int
     image: tuple[int, int, int]
     box: int
-    sliding: bool = False
     low: tuple[int, int] = (0, 0)
     high: tuple[int, int] = (0, 0)
     strides: tuple[int, int] = (1, 1)
+    lines: int = 1
 
     def attributes(self) -> dict[str, Any]:
         """The map as JSON."""
         return {
-            "tensor": self.tensor, "dtype": str(self.dtype), "channels": self.channels, "image": list(self.image),
-            "box": self.box, "sliding": self.sliding, "low": list(self.low), "high": list(self.high),
-            "strides": list(self.strides),
+            "mode": self.mode, "tensor": self.tensor, "dtype": str(self.dtype), "channels": self.channels,
+            "image": list(self.image), "box": self.box, "low": list(self.low), "high": list(self.high),
+            "strides": list(self.strides), "lines": self.lines,
         }  # fmt: skip
 
 
