@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
+import pytest
 
+from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.hopper import pack_hopper
 
 
@@ -15,3 +18,36 @@ def test_a_row_lies_where_the_instruction_looks_for_it():
         part, half, element = channel // 16, channel % 16 // 8, channel % 8
         at = part * 2048 + row // 8 * 256 + half * 128 + row % 8 * 16 + element * 2
         assert data[at // 2] == row * 64 + channel
+
+
+def read_by_instructions(step: np.ndarray, dtype: type, *, sparse: bool) -> np.ndarray:
+    """[64, 128]: what the instructions of a step of 64 filters see of it in 8 bits, one element after the other."""
+    matrix = np.zeros((64, 128), dtype)
+    parts, places = (2, step[4096:].view(np.uint32)) if sparse else (4, None)
+    for part in range(parts):
+        for row in range(64):
+            for byte in range(32):
+                at = part * 2048 + row // 8 * 256 + byte // 16 * 128 + row % 8 * 16 + byte % 16
+                value = step[at : at + 1].view(dtype)[0]
+                if places is None:
+                    matrix[row, 32 * part + byte] = value
+                    continue
+                group = byte // 2  # of four channels: a nibble, eight of which are in a lane's word
+                warp, high, quad = row // 16, row % 16 // 8, row % 8
+                lane = 4 * quad + 2 * (group // 8) + high
+                nibble = int(places[2 * (32 * warp + lane) + part]) >> (4 * (group % 8)) & 15
+                matrix[row, 64 * part + 4 * group + (nibble >> 2 if byte % 2 else nibble & 3)] = value
+    return matrix
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn], ids=["int8", "float8_e4m3"])
+def test_instructions_of_8_bits_find_every_value(dtype: type, sparse: bool) -> None:
+    matrix = (np.random.default_rng(0).standard_normal((64, 1, 128)) * 40).astype(dtype)
+    if sparse:
+        matrix = np.where(magnitude_mask(matrix.astype(np.float32), TWO_FOUR), matrix, dtype(0))
+    step = pack_hopper(matrix, 1, sparse=sparse).data[0, 0]
+    assert len(step) == (4096 + 1024 if sparse else 8192)
+    np.testing.assert_array_equal(
+        read_by_instructions(step, dtype, sparse=sparse).view(np.uint8), matrix[:, 0].view(np.uint8)
+    )

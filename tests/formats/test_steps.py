@@ -20,7 +20,9 @@ BOTH = pytest.mark.parametrize(("pack", "unpack", "rows"), [AMPERE, HOPPER], ids
 
 def weight(shape: tuple[int, int, int], dtype: type, *, sparse: bool, seed: int = 0) -> np.ndarray:
     """Random weights, in 2:4 or dense."""
-    dense = np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    random = np.random.default_rng(seed)
+    dense = random.integers(-128, 128, shape) if dtype is np.int8 else random.standard_normal(shape)
+    dense = dense.astype(dtype)
     return np.where(magnitude_mask(dense.astype(np.float32), TWO_FOUR), dense, dtype(0)) if sparse else dense
 
 
@@ -38,6 +40,18 @@ def test_packing_loses_nothing(shape, pack, unpack, rows, blocks, sparse, dtype)
         -(-shape[0] // (rows * blocks)), shape[1] * -(-shape[2] // 64), rows_bytes(rows * blocks, sparse=sparse),
     )  # fmt: skip
     np.testing.assert_array_equal(unpack(packed).view(np.uint16), matrix.view(np.uint16))
+
+
+@pytest.mark.parametrize("shape", [*((a, b, 2 * c) for a, b, c in SHAPES), (64, 3, 16)], ids=str)
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn], ids=["int8", "float8_e4m3"])
+def test_packing_loses_nothing_in_8_bits(shape, blocks, sparse, dtype):
+    matrix = weight(shape, dtype, sparse=sparse)
+    packed = pack_hopper(matrix, blocks, sparse=sparse)
+    step = rows_bytes(64 * blocks, sparse=sparse, itemsize=1)
+    assert packed.data.shape == (-(-shape[0] // (64 * blocks)), shape[1] * -(-shape[2] // 128), step)
+    np.testing.assert_array_equal(unpack_hopper(packed).view(np.uint8), matrix.view(np.uint8))
 
 
 @BOTH
@@ -67,7 +81,7 @@ def test_metadata_of_one_group(pack, unpack, rows, height):
 
 @BOTH
 def test_what_cannot_be_packed_is_refused(pack, unpack, rows):
-    with pytest.raises(FormatError, match="16 bits"):
+    with pytest.raises(FormatError, match="bits is needed"):
         pack(np.zeros((64, 1, 64), np.float32), 1, sparse=False)
     with pytest.raises(FormatError, match="taps"):
         pack(np.zeros((64, 64), np.float16), 1, sparse=False)

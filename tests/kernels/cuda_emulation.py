@@ -1,8 +1,8 @@
 """Our CUDA kernels on the CPU: compiled by the C++ compiler against ``native/cuda_emulated.h``.
 
 Tensors lie against a page that must not be touched, at the end in one run and at the beginning in another, so a
-kernel that reads or writes outside them fails. Outputs are filled with NaN first. Inputs and outputs are closed until
-the kernel waits for the one before it (``overlap.h``).
+kernel that reads or writes outside them fails. Outputs are filled with NaN first, or with an integer that nothing
+explains. Inputs and outputs are closed until the kernel waits for the one before it (``overlap.h``).
 """
 
 from __future__ import annotations
@@ -119,12 +119,17 @@ def run(
     return results[0]
 
 
+def poison(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """What an output holds before a kernel runs."""
+    return np.full(shape, -86 if np.issubdtype(dtype, np.integer) else np.nan, dtype)
+
+
 def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndarray, ...]:
     library = compiled(f"{translation_unit(f'{kernel.family}.cu', kernel.defines)}EMULATED_KERNEL({kernel.function})\n")
     places = {
         "in": [Guarded(array, at_end) for array in inputs],
         "const": [Guarded(array, at_end) for array in constants],
-        "out": [Guarded(np.full(shape, np.nan, dtype), at_end) for shape, dtype in outputs],
+        "out": [Guarded(poison(shape, dtype), at_end) for shape, dtype in outputs],
     }
     values: list[ctypes.c_void_p | ctypes.c_int | ctypes.Array] = []
     for argument in kernel.arguments:

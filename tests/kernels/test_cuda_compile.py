@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,19 @@ def hopper_kernels(dtype: DType) -> list[Kernel]:
     ]
 
 
+def eight_bit_kernels() -> list[Kernel]:
+    """A 2:4 convolution of int8 and a dense product of e4m3, each with results of its type."""
+    return [
+        implicit_gemm_hopper(
+            shape, deepest(*tile, sparse=sparse, itemsize=1), dtype, 132, replace(FUSED, scaled=True), sparse=sparse
+        )
+        for shape, tile, dtype, sparse in (
+            (GEMMS[0], (2, 2, 128), DType.INT8, True),
+            (GEMMS[1], (1, 2, 256), DType.FLOAT8_E4M3, False),
+        )
+    ]
+
+
 def ampere_kernels(dtype: DType) -> list[Kernel]:
     """Those for tensor cores with 16-bit types."""
     return [
@@ -94,6 +109,33 @@ def test_every_hopper_kernel_compiles(dtype):
     some = hopper_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 5]
     for kernel, cubin in compiled(some, "sm_90a"):
         assert kernel.function.encode() in cubin
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_products_of_eight_bits_compile():
+    for kernel, cubin in compiled(eight_bit_kernels(), "sm_90a"):
+        assert kernel.function.encode() in cubin
+
+
+def test_products_of_eight_bits_overlap(tmp_path):
+    """The assembler says so when it makes each product wait for the one before, and goes on."""
+    nvcc = toolchain._find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc is not installed")
+
+    def words_on(number: int, kernel: Kernel) -> str:
+        unit = tmp_path / f"unit{number}.cu"
+        unit.write_text(translation_unit(f"{kernel.family}.cu", kernel.defines))
+        command = [nvcc, "-cubin", "-std=c++17", "-arch=sm_90a", f"-I{toolchain.FOLDER}", "-Xptxas", "-v", str(unit)]
+        output = str(unit.with_suffix(".cubin"))
+        return subprocess.run([*command, "-o", output], capture_output=True, text=True, check=True).stderr
+
+    some = eight_bit_kernels()
+    with ThreadPoolExecutor(2) as pool:
+        for words in pool.map(words_on, range(len(some)), some):
+            assert "registers" in words and "serialized" not in words
+            assert "0 bytes spill" in words
 
 
 @needs_compiler

@@ -32,7 +32,7 @@ from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.compile import translation_unit
-from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, deepest, implicit_gemm_hopper, line_tiles
 
 H200 = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("tf32", "bf16", "fp8"), {"torch": "2.11.0"})
 CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16))
@@ -90,8 +90,13 @@ class PlayedDriver:
 
     def cuTensorMapEncodeTiled(self, target, kind, rank, address, extents, strides, box, steps, *tail):
         assert kind in FLOAT16_OR_BFLOAT16
-        assert (rank, list(steps), list(strides)) == (2, [1, 1], [2 * extents[0]])
-        return self.encode(target, tail, address, 0, extents[0], extents[1], 1, 1, box[1], 0, 0, 0, 0, 1, 1)
+        assert list(steps) == [1] * rank
+        if rank == 2:
+            assert list(strides) == [2 * extents[0]]
+            return self.encode(target, tail, address, 0, extents[0], extents[1], 1, 1, box[1], 0, 0, 0, 0, 1, 1, 0)
+        c, w, h, n = extents
+        assert (list(strides), box[0], box[3]) == ([2 * c, 2 * c * w, 2 * c * w * h], 64, 1)
+        return self.encode(target, tail, address, 2, c, n, h, w, box[1], 0, 0, 0, 0, 1, 1, box[2])
 
     def cuTensorMapEncodeIm2col(
         self, target, kind, rank, address, extents, strides, low, high, channels, box, steps, *tail
@@ -99,7 +104,7 @@ class PlayedDriver:
         c, w, h, n = extents
         assert kind in FLOAT16_OR_BFLOAT16
         assert (rank, channels, list(strides)) == (4, 64, [2 * c, 2 * c * w, 2 * c * w * h])
-        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3])
+        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3], 0)
 
     def encode(self, target, tail, address, *numbers):
         assert tail == (0, 3, 3, 0), "no interleave, 128-byte swizzle, 256-byte promotion, zeros outside"
@@ -215,13 +220,16 @@ def test_conversions_and_padding(driver):
     assert torch.equal(slots[1][:, :12], torch.nn.functional.pixel_unshuffle(x.half(), 2))
 
 
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)], ids=["product", "convolution"])
-def test_tensor_maps_follow_their_tensors(driver, kernel):
+@pytest.mark.parametrize(
+    ("kernel", "lines"), [((1, 1), False), ((3, 3), False), ((3, 3), True)], ids=["product", "convolution", "lines"]
+)
+def test_tensor_maps_follow_their_tensors(driver, kernel, lines):
     """A map holds an address: it is encoded for the first run, and again when the tensor lies elsewhere."""
     around = kernel[0] // 2
     shape = Convolution(1, 5, 4, 64, 64, kernel, pads=(around,) * 4)
     weight = (np.random.default_rng(0).standard_normal((64, kernel[0] * kernel[1], 64)) / 16).astype(np.float16)
-    made = implicit_gemm_hopper(shape, deepest(1, 1, 64, sparse=False), DType.FLOAT16, 2, Epilogue(), sparse=False)
+    tile = line_tiles(shape, sparse=False)[0] if lines else deepest(1, 1, 64, sparse=False)
+    made = implicit_gemm_hopper(shape, tile, DType.FLOAT16, 2, Epilogue(), sparse=False)
     assert made.shared_bytes > 48 * 1024
     choice = Choice("t", DType.FLOAT16, (HALF_LAST,), (HALF_LAST,), parameters={"architecture": "sm_90"})
     step, packed = cuda_steps.kernel_step(

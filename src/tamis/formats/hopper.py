@@ -1,10 +1,10 @@
-"""Weights as Hopper's tensor cores read them (wgmma, 16-bit types), dense and 2:4.
+"""Weights as Hopper's tensor cores read them (wgmma, 16-bit and 8-bit types), dense and 2:4.
 
 Tiles of ``64 * blocks`` filters and their steps as in ``formats.steps``. A step begins, for every 64 filters, with core
 matrices of 8 rows x 16 bytes, ordered by (part, row group, half, row). A part is what one instruction reads of a row:
 32 bytes, two halves. Dense weights have four parts of 16 channels, 2:4 weights two parts of 16 kept values, which stand
-for 32 channels. The 2:4 metadata then has one word for each thread of a warpgroup, warp ``w`` for rows ``16 w`` to
-``16 w + 15``.
+for 32 channels; in 8 bits it is twice as many. The 2:4 metadata then has one word for each thread of a warpgroup, in 8
+bits two, warp ``w`` for rows ``16 w`` to ``16 w + 15``.
 
 Source: PTX ISA 9.0, "Asynchronous warpgroup-level matrix multiply-accumulate", strides without swizzle.
 """
@@ -23,7 +23,7 @@ ROWS = 64  # of one instruction
 
 def pack_hopper(weight: NDArray[Any], blocks: int, *, sparse: bool) -> StepWeights:
     """Pack a matrix [filters, taps, channels] for tiles of ``64 * blocks`` filters, as ``pack_steps`` does."""
-    return pack_steps(weight, ROWS, blocks, _order, sparse=sparse)
+    return pack_steps(weight, ROWS, blocks, _order, sparse=sparse, sizes=(2, 1))
 
 
 def unpack_hopper(packed: StepWeights) -> NDArray[Any]:
@@ -33,8 +33,9 @@ def unpack_hopper(packed: StepWeights) -> NDArray[Any]:
 
 def _order(matrix: NDArray[Any], tiles: int, parts: int) -> NDArray[np.uint8]:
     """[tiles, steps, bytes]: rows are (tile, block, row group, row), columns (step, part, half, element)."""
-    steps = matrix.shape[1] // (parts * 16)
-    cut = matrix.reshape(tiles, -1, 8, 8, steps, parts, 2, 8)
+    wide = 16 // matrix.itemsize
+    steps = matrix.shape[1] // (parts * 2 * wide)
+    cut = matrix.reshape(tiles, -1, 8, 8, steps, parts, 2, wide)
     ordered = np.ascontiguousarray(cut.transpose(0, 4, 1, 5, 2, 6, 3, 7))
     return ordered.reshape(tiles, steps, -1).view(np.uint8)
 
@@ -42,5 +43,5 @@ def _order(matrix: NDArray[Any], tiles: int, parts: int) -> NDArray[np.uint8]:
 def _restore(operands: NDArray[Any], blocks: int, parts: int) -> NDArray[Any]:
     """The inverse of ``_order``."""
     tiles, steps, _ = operands.shape
-    cut = operands.reshape(tiles, steps, blocks, parts, 8, 2, 8, 8)  # part, row group, half, row, element
+    cut = operands.reshape(tiles, steps, blocks, parts, 8, 2, 8, -1)  # part, row group, half, row, element
     return cut.transpose(0, 2, 4, 6, 1, 3, 5, 7).reshape(tiles * blocks * ROWS, -1)

@@ -41,14 +41,14 @@ void load_matrices(unsigned address, unsigned *words) {
 }
 
 // Element `element` of the words of a lane.
-static float emulated_half(const unsigned *words, int element, bool bfloat) {
-    return emulated_number((unsigned short)(words[element / 2] >> (16 * (element % 2))), bfloat);
+static float emulated_half(const unsigned *words, int element, char type) {
+    return emulated_number((unsigned short)(words[element / 2] >> (16 * (element % 2))), type);
 }
 
 // A lane's own sums over 16 columns of A; `row_of_b` tells which row of B meets one: of 4 words of A, those of B, then
 // the metadata, as they lie in `words`.
 template <class RowOfB>
-static void emulated_product(float (&d)[4], const unsigned *words, bool bfloat, RowOfB row_of_b) {
+static void emulated_product(float (&d)[4], const unsigned *words, char type, RowOfB row_of_b) {
     const int lane = emulated_lane();
     emulated_lend(words, [&](const unsigned *const *lanes) {
         for (int i = 0; i < 4; i++) {
@@ -56,24 +56,24 @@ static void emulated_product(float (&d)[4], const unsigned *words, bool bfloat, 
             float total = 0.0f;
             for (int k = 0; k < 16; k++) {
                 const int b = row_of_b(lanes + lane / 4 * 4, high, k);
-                total += emulated_half(lanes[lane / 4 * 4 + k % 8 / 2], 4 * (k / 8) + 2 * high + k % 2, bfloat) *
-                         emulated_half(lanes[column * 4 + b % 8 / 2] + 4, 2 * (b / 8) + b % 2, bfloat);
+                total += emulated_half(lanes[lane / 4 * 4 + k % 8 / 2], 4 * (k / 8) + 2 * high + k % 2, type) *
+                         emulated_half(lanes[column * 4 + b % 8 / 2] + 4, 2 * (b / 8) + b % 2, type);
             }
             d[i] += total;
         }
     });
 }
 
-void emulated_multiply_dense(float (&d)[4], const unsigned *a, const unsigned *b, bool bfloat) {
+void emulated_multiply_dense(float (&d)[4], const unsigned *a, const unsigned *b, char type) {
     const unsigned words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    emulated_product(d, words, bfloat, [](const unsigned *const *, int, int k) { return k; });
+    emulated_product(d, words, type, [](const unsigned *const *, int, int k) { return k; });
 }
 
 void emulated_multiply_sparse(float (&d)[4], const unsigned *a, const unsigned *b, unsigned places, int selector,
-                              bool bfloat) {
+                              char type) {
     const unsigned words[9] = {a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], places};
-    emulated_product(d, words, bfloat, [=](const unsigned *const *quad, int high, int k) {
+    emulated_product(d, words, type, [=](const unsigned *const *quad, int high, int k) {
         const int group = k / 2;
-        return group * 4 + emulated_place(quad[2 * selector + group / 4][8], high, group % 4, k % 2);
+        return group * 4 + emulated_place(quad[2 * selector + group / 4][8], 4 * high + group % 4, k % 2);
     });
 }

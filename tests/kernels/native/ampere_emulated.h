@@ -10,16 +10,16 @@ template <int pending> inline void copies_wait() { emulated_copies_wait(pending)
 void warp_meets();
 
 void load_matrices(unsigned address, unsigned *words);
-void emulated_multiply_dense(float (&d)[4], const unsigned *a, const unsigned *b, bool bfloat);
+void emulated_multiply_dense(float (&d)[4], const unsigned *a, const unsigned *b, char type);
 void emulated_multiply_sparse(float (&d)[4], const unsigned *a, const unsigned *b, unsigned places, int selector,
-                              bool bfloat);
+                              char type);
 
 #ifdef PRODUCT_TYPE  // what depends on a kernel's constants
 inline void multiply_dense(float (&d)[4], const unsigned *a, const unsigned *b) {
-    emulated_multiply_dense(d, a, b, PRODUCT_TYPE[0] == 'b');
+    emulated_multiply_dense(d, a, b, *PRODUCT_TYPE);
 }
 template <int selector>
 inline void multiply_sparse(float (&d)[4], const unsigned *a, const unsigned *b, unsigned places) {
-    emulated_multiply_sparse(d, a, b, places, selector, PRODUCT_TYPE[0] == 'b');
+    emulated_multiply_sparse(d, a, b, places, selector, *PRODUCT_TYPE);
 }
 #endif

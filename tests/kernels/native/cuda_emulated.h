@@ -50,6 +50,32 @@ inline unsigned short emulated_float_to_bfloat(float x) {
     if (x != x) return 0x7fff;
     return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+inline int emulated_float_to_int(float x) {
+    if (x != x) return 0;
+    if (fabsf(x) >= 2147483648.0f) return x < 0 ? -2147483647 - 1 : 2147483647;
+    return (int)nearbyintf(x);
+}
+inline unsigned emulated_saturated(int x) { return (unsigned char)(x < -128 ? -128 : x > 127 ? 127 : x); }
+// e4m3: four bits of exponent with bias 7, three of mantissa; no infinity, and NaN where all seven are ones.
+inline float emulated_e4m3_to_float(unsigned bits) {
+    const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+    const float size = exponent ? ldexpf((float)(8 + mantissa), exponent - 10) : ldexpf((float)mantissa, -9);
+    if ((bits & 127) == 127) return __uint_as_float(0x7fc00000);
+    return bits & 128 ? -size : size;
+}
+// To the nearest, ties to even; what is larger than 448 becomes 448.
+inline unsigned emulated_float_to_e4m3(float x) {
+    const unsigned sign = emulated_bits<unsigned>(x) >> 24 & 128;
+    if (x != x) return 127;
+    if (fabsf(x) >= 448.0f) return sign | 126;
+    if (x == 0.0f) return sign;
+    int exponent;
+    frexpf(x, &exponent);
+    const int unit = exponent - 4 < -9 ? -9 : exponent - 4;  // the power of two of the last bit
+    const int count = (int)nearbyintf(ldexpf(fabsf(x), -unit));
+    // Units of 16 are the next exponent, and units below eight subnormal: both come out by adding.
+    return sign | (unsigned)(count + (unit + 9) * 8);
+}
 
 void __syncthreads();
 float __shfl_xor_sync(unsigned, float value, int mask);

@@ -67,14 +67,18 @@ void emulated_finish(int pending);
 
 // --- operands ---
 
-inline float emulated_number(unsigned short bits, bool bfloat) {
-    return bfloat ? __uint_as_float((unsigned)bits << 16) : emulated_half_to_float(bits);
+// A type is told by the first letter of its name: f16, bf16, s8, e4m3.
+inline int emulated_size(char type) { return type == 's' || type == 'e' ? 1 : 2; }  // in bytes
+inline float emulated_number(unsigned short bits, char type) {
+    if (type == 's') return (float)(signed char)bits;
+    if (type == 'e') return emulated_e4m3_to_float(bits);
+    return type == 'b' ? __uint_as_float((unsigned)bits << 16) : emulated_half_to_float(bits);
 }
 
 // Where in its group of four channels a kept value was: the first (i = 0) or second of a group, whose nibble is one of
-// four in the low or high half of a metadata word. The places must ascend.
-inline int emulated_place(unsigned word, int high, int group, int i) {
-    const unsigned nibble = word >> (16 * high + 4 * group) & 15;
+// eight in a metadata word. The places must ascend.
+inline int emulated_place(unsigned word, int nibble_at, int i) {
+    const unsigned nibble = word >> (4 * nibble_at) & 15;
     if ((nibble & 3) >= nibble >> 2) __builtin_trap();
     return i ? nibble >> 2 : nibble & 3;
 }

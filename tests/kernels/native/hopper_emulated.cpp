@@ -1,4 +1,6 @@
 // Hopper's barriers, copy engine and products: see hopper_emulated.h.
+#include <array>
+
 #include "emulation.h"
 
 #include "hopper_emulated.h"
@@ -49,9 +51,9 @@ void threads_meet(int number, int threads) { emulated_meet(number, threads); }
 unsigned rank_in_cluster() { return emulated_rank(); }
 void cluster_gathers() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
 void cluster_meets() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
-void load_from(unsigned rank, unsigned address, float (&values)[8]) {
+void emulated_load_from(unsigned rank, unsigned address, void *values, unsigned bytes) {
     if (address % 16) __builtin_trap();
-    memcpy(values, emulated_in(rank, address, 32), 32);
+    memcpy(values, emulated_in(rank, address, bytes), bytes);
 }
 
 // --- copies ---
@@ -61,41 +63,44 @@ void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned bar
     memcpy(emulated_at(address, bytes), from, bytes);
     emulated_came(emulated_rank(), barrier, bytes);
 }
-// 64 channels of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
-static void emulated_row(unsigned rank, unsigned address, int row, const TensorMap &map, bool inside, long long pixel,
-                         int channel) {
+// 128 bytes of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
+static void emulated_row(unsigned rank, unsigned address, int row, const TensorMap &map, int size, bool inside,
+                         long long pixel, int channel) {
     if (address % 1024) __builtin_trap();
-    const unsigned short *from = reinterpret_cast<const unsigned short *>(map.base);
-    for (int byte = 0; byte < 128; byte += 2) {
-        const int here = channel + byte / 2;
+    const long long first = (pixel * map.channels + channel) * size;
+    for (int byte = 0; byte < 128; byte++) {
         const unsigned at = address + row * 128 + byte, swizzled = at ^ (at >> 7 & 7) << 4;
-        unsigned short *to = reinterpret_cast<unsigned short *>(emulated_in(rank, swizzled, 2));
-        *to = inside && here < map.channels ? from[pixel * map.channels + here] : 0;
+        const bool exists = inside && channel + byte / size < map.channels;
+        *emulated_in(rank, swizzled, 1) = exists ? map.base[first + byte] : 0;
     }
 }
 // A copy goes to the same place in each block of the cluster, and completes on each one's barrier.
-template <class Copy> static void emulated_everywhere(unsigned barrier, unsigned bytes, bool alone, Copy copy) {
+template <class Copy> static void emulated_everywhere(bool alone, unsigned barrier, unsigned bytes, Copy copy) {
     const unsigned own = emulated_rank();
     for (unsigned rank = alone ? own : 0; rank < (alone ? own + 1 : emulated.cluster); rank++) {
         copy(rank);
         emulated_came(rank, barrier, bytes);
     }
 }
-void emulated_copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier, bool alone) {
-    if (map.mode != 0 || map.channels % 8) __builtin_trap();
-    emulated_everywhere(barrier, map.box * 128, alone, [&](unsigned rank) {
-        for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, row + i < map.n, row + i, channel);
+void emulated_copy_rows(EmulatedCopy how, unsigned address, const TensorMap &map, int channel, int row,
+                        unsigned barrier) {
+    const int size = emulated_size(how.type);
+    if (map.mode != 0 || map.channels * size % 16) __builtin_trap();
+    emulated_everywhere(how.alone, barrier, map.box * 128, [&](unsigned rank) {
+        for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, size, row + i < map.n, row + i, channel);
     });
 }
-void emulated_copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
-                          unsigned barrier, bool alone) {
-    if (map.mode != 1 || map.channels % 8 || right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
-    emulated_everywhere(barrier, map.box * 128, alone, [&](unsigned rank) {
+void emulated_copy_pixels(EmulatedCopy how, unsigned address, const TensorMap &map, int channel, int w, int h, int n,
+                          int right, int down, unsigned barrier) {
+    const int size = emulated_size(how.type);
+    if (map.mode != 1 || map.channels * size % 16) __builtin_trap();
+    if (right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
+    emulated_everywhere(how.alone, barrier, map.box * 128, [&](unsigned rank) {
         int base_w = w, base_h = h, base_n = n;
         for (int i = 0; i < map.box; i++) {
             const int x = base_w + right, y = base_h + down;
             const bool inside = base_n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
-            emulated_row(rank, address, i, map, inside, ((long long)base_n * map.h + y) * map.w + x, channel);
+            emulated_row(rank, address, i, map, size, inside, ((long long)base_n * map.h + y) * map.w + x, channel);
             base_w += map.step_w;
             if (base_w > map.w - 1 + map.high_w) base_w = map.low_w, base_h += map.step_h;
             if (base_h > map.h - 1 + map.high_h) base_h = map.low_h, base_n++;
@@ -103,14 +108,15 @@ void emulated_copy_pixels(unsigned address, const TensorMap &map, int channel, i
     });
 }
 
-void emulated_copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier,
-                         bool alone) {
-    if (map.mode != 2 || map.channels % 8 || map.box > 256 || map.lines > 256) __builtin_trap();
-    emulated_everywhere(barrier, map.lines * map.box * 128, alone, [&](unsigned rank) {
+void emulated_copy_lines(EmulatedCopy how, unsigned address, const TensorMap &map, int channel, int w, int h, int n,
+                         unsigned barrier) {
+    const int size = emulated_size(how.type);
+    if (map.mode != 2 || map.channels * size % 16 || map.box > 256 || map.lines > 256) __builtin_trap();
+    emulated_everywhere(how.alone, barrier, map.lines * map.box * 128, [&](unsigned rank) {
         for (int i = 0; i < map.lines * map.box; i++) {
             const int x = w + i % map.box, y = h + i / map.box;
             const bool inside = n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
-            emulated_row(rank, address, i, map, inside, ((long long)n * map.h + y) * map.w + x, channel);
+            emulated_row(rank, address, i, map, size, inside, ((long long)n * map.h + y) * map.w + x, channel);
         }
     });
 }
@@ -121,11 +127,12 @@ void products_commit() { emulated_commit(); }
 void emulated_products_wait(int pending) { emulated_finish(pending); }
 
 // `count` elements of a row of an operand in K-major order.
-static void emulated_elements(unsigned long long operand, int row, int count, bool bfloat, float *elements) {
+static void emulated_elements(unsigned long long operand, int row, int count, char type, float *elements) {
     const unsigned start = (operand & 0x3fff) << 4, leading = (operand >> 16 & 0x3fff) << 4;
     const unsigned stride = (operand >> 32 & 0x3fff) << 4, swizzle = operand >> 62;
+    const int size = emulated_size(type);
     for (int i = 0; i < count; i++) {
-        const int byte = 2 * i;
+        const int byte = size * i;
         unsigned at = start + row / 8 * stride;
         if (swizzle == 0)
             at += byte / 16 * leading + row % 8 * 16 + byte % 16;
@@ -133,46 +140,53 @@ static void emulated_elements(unsigned long long operand, int row, int count, bo
             at += row % 8 * 128 + byte, at ^= (at >> 7 & 7) << 4;
         else
             __builtin_trap();
-        elements[i] = emulated_number(*reinterpret_cast<const unsigned short *>(emulated_at(at, 2)), bfloat);
+        const unsigned char *from = emulated_at(at, size);
+        elements[i] = emulated_number(size == 1 ? *from : *reinterpret_cast<const unsigned short *>(from), type);
     }
 }
 
-// A thread's own part: rows 16 w + q and + 8 of its warp w and quad q, two neighbouring columns of every eight. Kept
-// half k of row `high` meets element `meets[high][k]` of the `wide` ones of a column.
-static void emulated_product(float *d, int columns, unsigned long long a, unsigned long long b, int keep, bool bfloat,
-                             int wide, const int (&meets)[2][16]) {
-    const int thread = threadIdx.x % 128, row = thread / 32 * 16 + thread % 32 / 4;
-    float rows[2][16], column[32];
-    for (int high = 0; high < 2; high++) emulated_elements(a, row + high * 8, 16, bfloat, rows[high]);
-    for (int i = 0; i < columns / 2; i += 4) {
+// A thread's own part: rows 16 w + q and + 8 of its warp w and quad q, two neighbouring columns of every eight. Element
+// k of row `high` of A meets row `meets[high][k]` of the `deep` ones of B.
+template <class Sum>
+static void emulated_multiply(const EmulatedProduct<Sum> &p, int deep, const int (&meets)[2][32]) {
+    const int thread = threadIdx.x % 128, row = thread / 32 * 16 + thread % 32 / 4, kept = 32 / emulated_size(p.type);
+    float rows[2][32], column[64];
+    for (int high = 0; high < 2; high++) emulated_elements(p.a, row + high * 8, kept, p.type, rows[high]);
+    for (int i = 0; i < p.columns / 2; i += 4) {
         for (int j = 0; j < 2; j++) {
-            emulated_elements(b, i / 4 * 8 + thread % 4 * 2 + j, wide, bfloat, column);
+            emulated_elements(p.b, i / 4 * 8 + thread % 4 * 2 + j, deep, p.type, column);
             for (int high = 0; high < 2; high++) {
-                float total = 0.0f, &sum = d[i + 2 * high + j];
-                for (int k = 0; k < 16; k++) total += rows[high][k] * column[meets[high][k]];
-                sum = (keep ? sum : 0.0f) + total;
+                Sum total = 0, &sum = p.sums[i + 2 * high + j];
+                for (int k = 0; k < kept; k++) total += (Sum)(rows[high][k] * column[meets[high][k]]);
+                sum = (p.keep ? sum : 0) + total;
             }
         }
     }
 }
-void emulated_dense(float *d, int columns, unsigned long long a, unsigned long long b, int keep, bool bfloat) {
+template <class Sum> void emulated_dense(const EmulatedProduct<Sum> &product) {
     emulated_issue([=] {
-        int meets[2][16];
-        for (int k = 0; k < 32; k++) meets[k / 16][k % 16] = k % 16;
-        emulated_product(d, columns, a, b, keep, bfloat, 16, meets);
+        int meets[2][32];
+        for (int k = 0; k < 64; k++) meets[k / 32][k % 32] = k % 32;
+        emulated_multiply(product, 32 / emulated_size(product.type), meets);
     });
 }
-void emulated_sparse(float *d, int columns, unsigned long long a, unsigned long long b, unsigned places, int selector,
-                     int keep, bool bfloat) {
-    unsigned words[2];  // of the quad's two threads that the selector names
-    for (int h = 0; h < 2; h++) words[h] = emulated_from_lane(places, (emulated_lane() & ~3u) + 2 * selector + h);
-    emulated_issue([=, low = words[0], high = words[1]] {
-        int meets[2][16];
-        for (int k = 0; k < 32; k++) {
-            const int group = k % 16 / 2;
-            meets[k / 16][k % 16] =
-                group * 4 + emulated_place(group / 4 ? high : low, k / 16, group % 4, k % 2);
-        }
-        emulated_product(d, columns, a, b, keep, bfloat, 32, meets);
+template <class Sum> void emulated_sparse(const EmulatedProduct<Sum> &product, unsigned places, int selector) {
+    const bool eight = emulated_size(product.type) == 1;
+    std::array<unsigned, 4> words = {};  // of the quad's threads that are read: all, or the two that the selector names
+    for (int h = 0; h < (eight ? 4 : 2); h++)
+        words[h] = emulated_from_lane(places, (emulated_lane() & ~3u) + 2 * selector + h);
+    emulated_issue([=] {
+        int meets[2][32];
+        for (int high = 0; high < 2; high++)
+            for (int k = 0; k < (eight ? 32 : 16); k++) {
+                const int group = k / 2;
+                meets[high][k] = group * 4 + (eight ? emulated_place(words[group / 8 * 2 + high], group % 8, k % 2)
+                                                    : emulated_place(words[group / 4], 4 * high + group % 4, k % 2));
+            }
+        emulated_multiply(product, eight ? 64 : 32, meets);
     });
 }
+template void emulated_dense(const EmulatedProduct<float> &);
+template void emulated_dense(const EmulatedProduct<int> &);
+template void emulated_sparse(const EmulatedProduct<float> &, unsigned, int);
+template void emulated_sparse(const EmulatedProduct<int> &, unsigned, int);

@@ -17,11 +17,11 @@ void threads_meet(int number, int threads);
 unsigned rank_in_cluster();
 void cluster_gathers();
 void cluster_meets();
-void load_from(unsigned rank, unsigned address, float (&values)[8]);
+void emulated_load_from(unsigned rank, unsigned address, void *values, unsigned bytes);
 
-// What the tests give in place of the driver's map. `mode` 0: a matrix [rows, channels] of 16-bit elements, 1: an image
-// [n, h, w, channels], whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`; 2: an image of which
-// `lines` lines of `box` pixels are copied.
+// What the tests give in place of the driver's map. `mode` 0: a matrix [rows, channels], 1: an image [n, h, w, channels],
+// whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`; 2: an image of which `lines` lines of
+// `box` pixels are copied.
 struct alignas(64) TensorMap {
     const unsigned char *base;
     int mode, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h, lines;
@@ -31,12 +31,16 @@ static_assert(sizeof(TensorMap) == 128, "");
 inline void fetch_map(const TensorMap &) {}
 
 void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned barrier);
-// To each block of the cluster, or to their own alone.
-void emulated_copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier, bool alone);
-void emulated_copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
-                          unsigned barrier, bool alone);
-void emulated_copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier,
-                         bool alone);
+// Of elements of a type, to each block of the cluster, or to their own alone.
+struct EmulatedCopy {
+    char type;
+    bool alone;
+};
+void emulated_copy_rows(EmulatedCopy, unsigned address, const TensorMap &map, int channel, int row, unsigned barrier);
+void emulated_copy_pixels(EmulatedCopy, unsigned address, const TensorMap &map, int channel, int w, int h, int n,
+                          int right, int down, unsigned barrier);
+void emulated_copy_lines(EmulatedCopy, unsigned address, const TensorMap &map, int channel, int w, int h, int n,
+                         unsigned barrier);
 // Reads the first and the last byte: they must be there.
 inline void fetch_to_cache(const void *from, unsigned bytes) {
     if (bytes % 16 || (uintptr_t)from % 16) __builtin_trap();
@@ -53,29 +57,39 @@ void emulated_products_wait(int pending);
 template <int pending> inline void products_wait() { emulated_products_wait(pending); }
 template <int count> inline void hold_registers(const unsigned (&)[count]) {}
 
-// A thread's part of a product with N columns.
-void emulated_dense(float *d, int columns, unsigned long long a, unsigned long long b, int keep, bool bfloat);
-void emulated_sparse(float *d, int columns, unsigned long long a, unsigned long long b, unsigned places, int selector,
-                     int keep, bool bfloat);
+// A thread's part of a product of so many columns.
+template <class Sum> struct EmulatedProduct {
+    Sum *sums;
+    int columns, keep;
+    unsigned long long a, b;
+    char type;
+};
+template <class Sum> void emulated_dense(const EmulatedProduct<Sum> &product);
+template <class Sum> void emulated_sparse(const EmulatedProduct<Sum> &product, unsigned places, int selector);
 
 #ifdef PRODUCT_TYPE  // what depends on a kernel's constants
+inline void load_from(unsigned rank, unsigned address, Sum (&values)[8]) {
+    emulated_load_from(rank, address, values, sizeof values);
+}
+static const EmulatedCopy emulated_copy = {*PRODUCT_TYPE, SPLIT};
 inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
-    emulated_copy_rows(address, map, channel, row, barrier, SPLIT);
+    emulated_copy_rows(emulated_copy, address, map, channel, row, barrier);
 }
 inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
                         unsigned barrier) {
-    emulated_copy_pixels(address, map, channel, w, h, n, right, down, barrier, SPLIT);
+    emulated_copy_pixels(emulated_copy, address, map, channel, w, h, n, right, down, barrier);
 }
 inline void copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier) {
-    emulated_copy_lines(address, map, channel, w, h, n, barrier, SPLIT);
+    emulated_copy_lines(emulated_copy, address, map, channel, w, h, n, barrier);
 }
 template <int N> struct Product {
-    static void dense(float (&d)[N / 2], unsigned long long a, unsigned long long b, int keep) {
-        emulated_dense(d, N, a, b, keep, PRODUCT_TYPE[0] == 'b');
+    static void dense(Sum (&d)[N / 2], unsigned long long a, unsigned long long b, int keep) {
+        emulated_dense<Sum>({d, N, keep, a, b, *PRODUCT_TYPE});
     }
     template <int selector>
-    static void sparse(float (&d)[N / 2], unsigned long long a, unsigned long long b, unsigned places, int keep) {
-        emulated_sparse(d, N, a, b, places, selector, keep, PRODUCT_TYPE[0] == 'b');
+    static void sparse(Sum (&d)[N / 2], unsigned long long a, unsigned long long b, unsigned places, int keep) {
+        static_assert(selector == 0 || !EIGHT_BITS, "in 8 bits all threads of a quad are read");
+        emulated_sparse<Sum>({d, N, keep, a, b, *PRODUCT_TYPE}, places, selector);
     }
 };
 #endif

@@ -13,8 +13,9 @@ from typing import Any
 from tamis.devices.cuda.module import check, load_driver
 
 BYTES, ALIGNMENT = 128, 64
-_CHANNELS = 64  # of a box: the 128 bytes of the widest swizzle, in 16 bits
-_TYPES = {"float16": 6, "bfloat16": 9}
+_BOX_BYTES = 128  # of a pixel's channels: the widest swizzle
+_TYPES = {"int8": 0, "float8_e4m3": 0, "float16": 6, "bfloat16": 9}  # bytes are bytes
+_SIZES = {"int8": 1, "float8_e4m3": 1, "float16": 2, "bfloat16": 2}
 _NO_INTERLEAVE, _SWIZZLE_128, _PROMOTION_256, _ZEROS_OUTSIDE = 0, 3, 3, 0
 
 
@@ -30,23 +31,24 @@ def encode(target: ctypes.Array[ctypes.c_char], described: Mapping[str, Any], ad
     ``described`` has the fields of ``tamis.kernels.cuda.specification.TensorMap``. Raises ``DeviceError`` in the
     driver's words.
     """
-    driver, channels = load_driver(), described["channels"]
+    driver, channels, size = load_driver(), described["channels"], _SIZES[described["dtype"]]
+    width_of_box = _BOX_BYTES // size
     common = (_NO_INTERLEAVE, _SWIZZLE_128, _PROMOTION_256, _ZEROS_OUTSIDE)
     batch, height, width = described["image"]
     mode = described["mode"]
     extents = [channels, batch] if mode == "rows" else [channels, width, height, batch]
-    strides = [2 * channels]
+    strides = [size * channels]
     for extent in extents[1:-1]:
         strides.append(strides[-1] * extent)
     head = (target, _TYPES[described["dtype"]], len(extents), address, _array(c_uint64, extents),
             _array(c_uint64, strides))  # fmt: skip
     if mode == "taps":
         status = driver.cuTensorMapEncodeIm2col(
-            *head, _array(c_int, described["low"]), _array(c_int, described["high"]), _CHANNELS, described["box"],
+            *head, _array(c_int, described["low"]), _array(c_int, described["high"]), width_of_box, described["box"],
             _array(c_uint32, (1, *described["strides"], 1)), *common,
         )  # fmt: skip
     else:
-        box = (_CHANNELS, described["box"]) if mode == "rows" else (_CHANNELS, described["box"], described["lines"], 1)
+        box = (width_of_box, described["box"], *(() if mode == "rows" else (described["lines"], 1)))
         status = driver.cuTensorMapEncodeTiled(*head, _array(c_uint32, box), _array(c_uint32, [1] * len(box)), *common)
     check(driver, status, "encoding a tensor map", layer)
 

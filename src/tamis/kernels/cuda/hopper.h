@@ -4,16 +4,36 @@
 // hopper_emulated.h. `address` is always one in shared memory, of 32 bits.
 //
 // Constants: CLUSTER, the blocks that run together; SPLIT, 1 if each copies for itself from tensor maps, 0 if for all of
-// them; PRODUCT_TYPE, "f16" or "bf16".
+// them; PRODUCT_TYPE, "f16", "bf16", "s8" or "e4m3"; EIGHT_BITS, 1 for the last two; INTEGERS, 1 for "s8".
 #pragma once
 
 #include "shared_memory.h"
 
+// What products add up in.
+#if INTEGERS
+using Sum = int;
+#else
+using Sum = float;
+#endif
+
 #ifndef TAMIS_EMULATED
+
+// How assembly calls a sum: the type, and the kind of register.
+#if INTEGERS
+#define TAMIS_SUM "s32"
+#define TAMIS_REGISTER "r"
+#else
+#define TAMIS_SUM "f32"
+#define TAMIS_REGISTER "f"
+#endif
 
 struct alignas(64) TensorMap {
     unsigned long long words[16];
 };
+
+// Lists of registers for assembly: `how` is "+f" or "+r", or "=" in place of the "+".
+#define TAMIS_4(how, d, i) how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3])
+#define TAMIS_8(how, d, i) TAMIS_4(how, d, i), TAMIS_4(how, d, i + 4)
 
 // --- barriers ---
 
@@ -66,17 +86,16 @@ TAMIS_DEVICE void cluster_gathers() {
 TAMIS_DEVICE void cluster_meets() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
-// Eight numbers at this address in another block, a multiple of 16.
-TAMIS_DEVICE void load_from(unsigned rank, unsigned address, float (&values)[8]) {
+// Eight sums at this address in another block, a multiple of 16.
+TAMIS_DEVICE void load_from(unsigned rank, unsigned address, Sum (&values)[8]) {
     asm volatile(
         "{\n"
         ".reg .b32 there;\n"
         "mapa.shared::cluster.u32 there, %8, %9;\n"
-        "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
-        "ld.shared::cluster.v4.f32 {%4, %5, %6, %7}, [there + 16];\n"
+        "ld.shared::cluster.v4." TAMIS_SUM " {%0, %1, %2, %3}, [there];\n"
+        "ld.shared::cluster.v4." TAMIS_SUM " {%4, %5, %6, %7}, [there + 16];\n"
         "}\n"
-        : "=f"(values[0]), "=f"(values[1]), "=f"(values[2]), "=f"(values[3]), "=f"(values[4]), "=f"(values[5]),
-          "=f"(values[6]), "=f"(values[7])
+        : TAMIS_8("=" TAMIS_REGISTER, values, 0)
         : "r"(address), "r"(rank)
         : "memory");
 }
@@ -168,9 +187,6 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
     for (int i = 0; i < count; i++) asm volatile("" ::"r"(values[i]));
 }
 
-// Lists of registers for assembly: `how` is "+f" or "+r".
-#define TAMIS_4(how, d, i) how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3])
-#define TAMIS_8(how, d, i) TAMIS_4(how, d, i), TAMIS_4(how, d, i + 4)
 #define TAMIS_32(how, d, i) TAMIS_8(how, d, i), TAMIS_8(how, d, i + 8), TAMIS_8(how, d, i + 16), TAMIS_8(how, d, i + 24)
 #define TAMIS_64(how, d, i) TAMIS_32(how, d, i), TAMIS_32(how, d, i + 32)
 #define TAMIS_96(how, d, i) TAMIS_64(how, d, i), TAMIS_32(how, d, i + 64)
@@ -202,26 +218,44 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
     TAMIS_NAMES_112 ", " \
     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// sums += A (64 x k, in shared memory) times B (k x N): dense with k = 16, or 2:4 with k = 32, where A has the kept halves
-// and `places` tells where they were. `keep` 0: the sums start anew.
+// How products of a type are called: 32 bytes of a row of A, k in 2:4, and what is said at the end: that nothing is
+// negated, and in 16 bits that nothing is transposed.
+#if EIGHT_BITS
+#define TAMIS_DEPTH "k32"
+#define TAMIS_SPARSE_DEPTH "k64"
+#else
+#define TAMIS_DEPTH "k16"
+#define TAMIS_SPARSE_DEPTH "k32"
+#endif
+#if INTEGERS
+#define TAMIS_AS_IS ""
+#elif EIGHT_BITS
+#define TAMIS_AS_IS ", 1, 1"
+#else
+#define TAMIS_AS_IS ", 1, 1, 0, 0"
+#endif
+#define TAMIS_TYPES TAMIS_SUM "." PRODUCT_TYPE "." PRODUCT_TYPE
+
+// sums += A (64 x k, in shared memory) times B (k x N): dense with k = 16, or 2:4 with k = 32, where A has the kept
+// halves and `places` tells where they were. In 8 bits k is twice that, and the selector 0. `keep` 0: they start anew.
 template <int N> struct Product;
 #define TAMIS_PRODUCT(N, R, A, B, C, D, E)                                                                       \
     template <> struct Product<N> {                                                                              \
-        static __device__ __forceinline__ void dense(float (&d)[R], unsigned long long a, unsigned long long b,  \
+        static __device__ __forceinline__ void dense(Sum (&d)[R], unsigned long long a, unsigned long long b,    \
                                                      int keep) {                                                 \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                                        \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PRODUCT_TYPE "." PRODUCT_TYPE " {"    \
-                         TAMIS_NAMES_##R "}, %" #A ", %" #B ", p, 1, 1, 0, 0;\n}\n"                              \
-                         : TAMIS_##R("+f", d, 0)                                                                 \
+                         "wgmma.mma_async.sync.aligned.m64n" #N TAMIS_DEPTH "." TAMIS_TYPES " {" TAMIS_NAMES_##R \
+                         "}, %" #A ", %" #B ", p" TAMIS_AS_IS ";\n}\n"                                           \
+                         : TAMIS_##R("+" TAMIS_REGISTER, d, 0)                                                   \
                          : "l"(a), "l"(b), "r"(keep));                                                           \
         }                                                                                                        \
         template <int selector>                                                                                  \
-        static __device__ __forceinline__ void sparse(float (&d)[R], unsigned long long a, unsigned long long b, \
+        static __device__ __forceinline__ void sparse(Sum (&d)[R], unsigned long long a, unsigned long long b,   \
                                                       unsigned places, int keep) {                               \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #E ", 0;\n"                                        \
-                         "wgmma.mma_async.sp.sync.aligned.m64n" #N "k32.f32." PRODUCT_TYPE "." PRODUCT_TYPE " {" \
-                         TAMIS_NAMES_##R "}, %" #A ", %" #B ", %" #C ", %" #D ", p, 1, 1, 0, 0;\n}\n"            \
-                         : TAMIS_##R("+f", d, 0)                                                                 \
+                         "wgmma.mma_async.sp.sync.aligned.m64n" #N TAMIS_SPARSE_DEPTH "." TAMIS_TYPES            \
+                         " {" TAMIS_NAMES_##R "}, %" #A ", %" #B ", %" #C ", %" #D ", p" TAMIS_AS_IS ";\n}\n"    \
+                         : TAMIS_##R("+" TAMIS_REGISTER, d, 0)                                                   \
                          : "l"(a), "l"(b), "r"(places), "n"(selector), "r"(keep));                               \
         }                                                                                                        \
     };

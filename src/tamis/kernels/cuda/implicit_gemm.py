@@ -7,20 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import ROWS
-from tamis.formats.steps import CHANNELS, rows_bytes
+from tamis.formats.steps import STEP_BYTES, rows_bytes
 from tamis.kernels.cuda.pointwise import PointwiseStep, program_text
-from tamis.kernels.cuda.specification import ELEMENTS, Argument, Kernel, TensorMap, ceil_divide
+from tamis.kernels.cuda.specification import EIGHT_BITS, ELEMENTS, Argument, Kernel, TensorMap, ceil_divide
 
 _WARPGROUP = 128
 _STRIP_PIXELS = 32
 _SHARED_BYTES = 232448  # that a block may have: 227 KiB
 _MULTIPROCESSOR_BYTES, _RESERVED_BYTES = 233472, 1024  # for all its blocks, and what each of them costs beside
-_PIXEL_BYTES = CHANNELS * 2  # in a step
 _BARRIER_BYTES, _LINE_STAGES, _LONGEST_LINE = 256, 2, 256
-_PRODUCT_TYPES = {DType.FLOAT16: '"f16"', DType.BFLOAT16: '"bf16"'}
+_PRODUCT_TYPES = {
+    DType.FLOAT16: '"f16"',
+    DType.BFLOAT16: '"bf16"',
+    DType.INT8: '"s8"',
+    DType.FLOAT8_E4M3: '"e4m3"',
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,12 @@ class Convolution:
 
     @property
     def steps(self) -> int:
-        """Taps, times runs of 64 channels."""
-        return self.kernel[0] * self.kernel[1] * ceil_divide(self.channels, CHANNELS)
+        """Taps, times runs of 64 channels: the steps of a product in 16 bits."""
+        return self.steps_in(2)
+
+    def steps_in(self, itemsize: int) -> int:
+        """Taps, times runs of 128 bytes of channels."""
+        return self.kernel[0] * self.kernel[1] * ceil_divide(self.channels * itemsize, STEP_BYTES)
 
     @property
     def is_product(self) -> bool:
@@ -71,7 +83,8 @@ class Epilogue:
 
     ``dtype`` is the output's, None for that of the product. Its pixels have ``pitch`` channels, None for as many as
     there are filters; those from ``offset`` on are written. The residual has the output's type and a channel for each
-    filter.
+    filter. ``scaled``: sums are multiplied with the scale of their filter first, the residual and an output of 8 bits
+    with factors of their own; ``channel_constants`` makes the constant that holds these numbers and the bias.
     """
 
     steps: tuple[PointwiseStep, ...] = ()
@@ -80,18 +93,35 @@ class Epilogue:
     dtype: DType | None = None
     pitch: int | None = None
     offset: int = 0
+    scaled: bool = False
 
     def defines(self, filters: int, product: DType) -> dict[str, str | int | float]:
         """The constants of ``gemm_epilogue.h``."""
         return {
-            "OUT_TYPE": ELEMENTS[self.dtype or product], "PROGRAM": program_text(self.steps), "BIAS": int(self.bias),
-            "RESIDUAL": int(self.residual),
+            "OUT_TYPE": {**ELEMENTS, **EIGHT_BITS}[self.dtype or product], "PROGRAM": program_text(self.steps),
+            "BIAS": int(self.bias), "SCALED": int(self.scaled), "RESIDUAL": int(self.residual),
             "VECTORS": int(not any(number % 8 for number in self.places(filters))),
         }  # fmt: skip
 
     def places(self, filters: int) -> tuple[int, int, int]:
         """Pitch and offset of the output, pitch of the residual."""
         return (filters if self.pitch is None else self.pitch), self.offset, filters
+
+
+def channel_constants(
+    scale: NDArray[Any], bias: NDArray[Any] | None = None, out_scale: float = 1.0, residual_scale: float = 1.0
+) -> NDArray[np.float32]:
+    """The float32 constant of a ``scaled`` epilogue, as ``gemm_epilogue.h`` reads it.
+
+    ``scale`` and ``bias`` [filters] make values of sums: ``scale * sum + bias``. What an output of 8 bits stores stands
+    for ``out_scale`` times as much, so it is multiplied with the inverse; what the residual stores for
+    ``residual_scale`` times as much. ``ValueError`` when there are not as many biases as scales.
+    """
+    if bias is not None and bias.shape != scale.shape:
+        raise ValueError(f"{bias.shape} biases for {scale.shape} scales")
+    head = np.array([np.float32(1) / np.float32(out_scale), residual_scale, 0, 0], np.float32)
+    rest = (scale,) if bias is None else (scale, bias)
+    return np.concatenate([head, *(part.astype(np.float32) for part in rest)])
 
 
 @dataclass(frozen=True)
@@ -137,14 +167,17 @@ class Tile:
             across_pixels = ceil_divide(shape.pixels, self.pixels)
         return ceil_divide(shape.filters, self.filters * self.cluster) * across_pixels
 
-    def shared_bytes(self, *, sparse: bool) -> int:
+    def shared_bytes(self, *, sparse: bool, itemsize: int = 2) -> int:
         """Shared memory of a block: barriers, a strip of results for each group, stages of steps and of lines.
 
-        Behind the lines lies what the pixels without a place in the result may read.
+        Behind the lines lies what the pixels without a place in the result may read. ``itemsize`` is that of the
+        product's type, in bytes.
         """
         strip = (self.pixels if self.split > 1 else _STRIP_PIXELS) * (self.blocks * ROWS + 4) * 4
-        stage = rows_bytes(self.filters, sparse=sparse) + (0 if self.lines else self.pixels * _PIXEL_BYTES)
-        lines = _LINE_STAGES * _whole(self.line_bytes) + self.pixels * _PIXEL_BYTES if self.lines else 0
+        stage = rows_bytes(self.filters, sparse=sparse, itemsize=itemsize) + (
+            0 if self.lines else self.pixels * STEP_BYTES
+        )
+        lines = _LINE_STAGES * _whole(self.line_bytes) + self.pixels * STEP_BYTES if self.lines else 0
         return _whole(_BARRIER_BYTES + self.groups * strip) + self.stages * _whole(stage) + lines
 
 
@@ -155,15 +188,15 @@ def _whole(size: int) -> int:
 
 def deepest(
     blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, resident: int = 1, *, sparse: bool,
-    most: int = 8, lines: int = 0, line_bytes: int = 0,
+    most: int = 8, itemsize: int = 2, lines: int = 0, line_bytes: int = 0,
 ) -> Tile:  # fmt: skip
-    """The tile with as many stages as fit. ``ValueError`` when two do not."""
+    """The tile with as many stages as fit, for a type of ``itemsize`` bytes. ``ValueError`` when two do not."""
 
     def tile(stages: int) -> Tile:
         return Tile(blocks, groups, pixels, cluster, split, stages, resident, lines, line_bytes)
 
     limit = _SHARED_BYTES if resident == 1 else _MULTIPROCESSOR_BYTES // resident - _RESERVED_BYTES
-    return tile(most_stages(lambda stages: tile(stages).shared_bytes(sparse=sparse), limit, most))
+    return tile(most_stages(lambda stages: tile(stages).shared_bytes(sparse=sparse, itemsize=itemsize), limit, most))
 
 
 def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> int:
@@ -194,7 +227,7 @@ LINE_TILES = ((1, 1, 128, 1), (1, 1, 256, 1), (1, 1, 128, 2), (1, 1, 256, 2), (1
 WIDTHS = (64, 128, 192, 208, 224, 232, 256)  # pixels for which the kernel has its instruction
 
 
-def line_tiles(shape: Convolution, *, sparse: bool) -> list[Tile]:
+def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2) -> list[Tile]:
     """The tiles of whole lines of a convolution that fit; none where a tap's pixels do not lie side by side."""
     (high, wide), (down, across) = shape.output, shape.kernel
     reach = [(size - 1) * dilation for size, dilation in zip(shape.kernel, shape.dilations, strict=True)]
@@ -207,9 +240,10 @@ def line_tiles(shape: Convolution, *, sparse: bool) -> list[Tile]:
         if wide > most or lines < 1:
             continue
         pixels = min(width for width in WIDTHS if width >= (lines - 1) * line + wide)
-        line_bytes = (lines + reach[0]) * line * _PIXEL_BYTES
+        line_bytes = (lines + reach[0]) * line * STEP_BYTES
         try:
-            tile = deepest(blocks, groups, pixels, 1, 1, resident, sparse=sparse, lines=lines, line_bytes=line_bytes)
+            tile = deepest(blocks, groups, pixels, 1, 1, resident, sparse=sparse, itemsize=itemsize, lines=lines,
+                           line_bytes=line_bytes)  # fmt: skip
         except ValueError:
             continue
         if tile not in found:
@@ -229,10 +263,10 @@ def implicit_gemm_hopper(
     """The kernel for one shape.
 
     Inputs of the step are the image and the residual, constants the packed weights of ``formats.hopper`` and the
-    float32 bias. ``ValueError`` for what the kernel cannot do.
+    float32 bias, or what ``channel_constants`` makes. ``ValueError`` for what the kernel cannot do.
     """
     high, wide = shape.output
-    chunks = ceil_divide(shape.channels, CHANNELS)
+    chunks, steps = ceil_divide(shape.channels * dtype.size_bytes, STEP_BYTES), shape.steps_in(dtype.size_bytes)
     down, across = shape.kernel
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     top, left, bottom, right = shape.pads
@@ -240,7 +274,7 @@ def implicit_gemm_hopper(
     line = wide + (across - 1) * dilation_w
     if tile.lines:
         lines = tile.lines + (down - 1) * dilation_h
-        if tile.line_bytes != lines * line * _PIXEL_BYTES or shape.strides != (1, 1) or tile.together > 1:
+        if tile.line_bytes != lines * line * STEP_BYTES or shape.strides != (1, 1) or tile.together > 1:
             raise ValueError("a tile of other lines")
         map_ = TensorMap("lines", 0, dtype, shape.channels, image, line, lines=lines)
     elif shape.is_product:
@@ -256,17 +290,17 @@ def implicit_gemm_hopper(
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
     }  # fmt: skip
-    if tile.split > shape.steps:
-        raise ValueError(f"{shape.steps} steps cannot be split among {tile.split} blocks")
+    if tile.split > steps:
+        raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")
     clusters = min(tile.count(shape), max(multiprocessors * tile.resident // tile.together, 1))
     numbers = (
-        shape.filters, shape.pixels, shape.steps, chunks, across, wide, high, stride_w, stride_h, left, top,
+        shape.filters, shape.pixels, steps, chunks, across, wide, high, stride_w, stride_h, left, top,
         dilation_w, dilation_h, tile.lines, line, tile.line_bytes, *epilogue.places(shape.filters),
     )  # fmt: skip
     return Kernel(
         "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (tile.threads, 1, 1),
-        common_arguments(Argument("map", 0), numbers, epilogue), tile.shared_bytes(sparse=sparse),
-        (map_,),
+        common_arguments(Argument("map", 0), numbers, epilogue),
+        tile.shared_bytes(sparse=sparse, itemsize=dtype.size_bytes), (map_,),
     )  # fmt: skip
 
 
@@ -277,12 +311,15 @@ def common_defines(
 
     ``ValueError`` for pixels that are no multiple of 16 bytes.
     """
-    if shape.channels % 8:
-        raise ValueError(f"{shape.channels} channels are not a multiple of 8")
+    multiple = 16 // dtype.size_bytes
+    if shape.channels % multiple:
+        raise ValueError(f"{shape.channels} channels are not a multiple of {multiple}")
     return {
         "SPARSE": int(sparse),
         "IM2COL": int(not shape.is_product),
         "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],
+        "EIGHT_BITS": int(dtype.size_bytes == 1),
+        "INTEGERS": int(dtype == DType.INT8),
         **epilogue.defines(shape.filters, dtype),
     }
 
@@ -292,7 +329,7 @@ def common_arguments(image: Argument, numbers: Sequence[int], epilogue: Epilogue
     return (
         image,
         Argument("const", 0),
-        Argument("const", 1) if epilogue.bias else Argument("null"),
+        Argument("const", 1) if epilogue.bias or epilogue.scaled else Argument("null"),
         Argument("in", 1) if epilogue.residual else Argument("null"),
         Argument("out", 0),
         *(Argument("int", number) for number in numbers),

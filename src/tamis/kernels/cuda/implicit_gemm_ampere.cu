@@ -157,8 +157,8 @@ TAMIS_DEVICE void leave(const float (&sums)[MATRICES][COLUMNS][4], float *strip,
     constexpr int LANES = MATRICES * 2;  // of a pixel
     const int channel = filter + lane % LANES * 8;
     const int count = filters - channel < 8 ? filters - channel : 8;
-    float biases[8];
-    load_bias(bias, channel, filters, biases);
+    Channels own;
+    load_channels(bias, channel, filters, own);
 #pragma unroll
     for (int part = 0; part < COLUMNS * 8 / STRIP; part++) {
 #pragma unroll
@@ -176,7 +176,7 @@ TAMIS_DEVICE void leave(const float (&sums)[MATRICES][COLUMNS][4], float *strip,
             load<8>(strip + line * PITCH + lane % LANES * 8, values);
             if constexpr (RESIDUAL)
                 load_residual(residual + (long long)here * residual_pitch + channel, count, residuals);
-            finish(values, biases, residuals, count, out + (long long)here * pitch + offset + channel);
+            finish(values, own, residuals, count, out + (long long)here * pitch + offset + channel);
         }
         warp_meets();
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tamis.formats.ampere import ROWS
 from tamis.formats.dtype import DType
-from tamis.formats.steps import CHANNELS, rows_bytes
+from tamis.formats.steps import STEP_BYTES, rows_bytes
 from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, common_arguments, common_defines, most_stages
 from tamis.kernels.cuda.specification import Argument, Kernel, ceil_divide
 
@@ -50,7 +50,7 @@ class AmpereTile:
 
     def shared_bytes(self, *, sparse: bool) -> int:
         """Shared memory of a block: the stages, and a table of pixels; or at the end a strip of results a warp."""
-        stage = self.pixels * CHANNELS * 2 + rows_bytes(self.filters, sparse=sparse)
+        stage = self.pixels * STEP_BYTES + rows_bytes(self.filters, sparse=sparse)
         strip = _STRIP_PIXELS * (self.matrices * ROWS + 4) * 4
         return max(self.stages * stage + self.pixels * _TABLE_BYTES, self.down * self.across * strip)
 
@@ -90,6 +90,8 @@ def implicit_gemm_ampere(
     Inputs, constants and output are those of ``implicit_gemm_hopper``, save that ``formats.ampere`` packs the weights,
     for tiles of ``tile.filters``. ``ValueError`` for what the kernel cannot do.
     """
+    if dtype.size_bytes != 2:
+        raise ValueError(f"{dtype} products; these kernels have those of 16 bits")
     top, left, bottom, right = shape.pads
     if not shape.is_product and max(shape.height + top + bottom, shape.width + left + right) > MOST_SIDE:
         raise ValueError(f"padded images of more than {MOST_SIDE} pixels a side")

@@ -3,23 +3,27 @@
 // Mathematics: out[pixel, filter] = sum over taps and channels of W[filter, tap, channel] X[pixel seen by tap, channel].
 //   Weights are operand A (64 rows of filters), pixels operand B, sums are float32 registers. The sum runs over `steps`:
 //   tap by tap, 64 channels at a time. With 2:4 weights a step is two wgmma.sp of 32 channels, else four wgmma of 16.
+//   In 8 bits (EIGHT_BITS) it is all twice as many channels, and the same bytes; sums of int8 are int32 (INTEGERS).
 // Layouts: X is NHWC, or a matrix [pixels, channels]. The copy engine brings 64 channels (128 bytes a pixel, in the 128-byte
 //   swizzle) of PIXELS pixels; for a convolution its im2col mode finds those that a tap sees and fills the padding with
 //   zeros. With HALO it brings whole lines of the padded image instead, once for all taps: pixel p of the tile is at
 //   (p / line, p % line) of these, a tap sees the one a fixed number of rows of shared memory further, and the pixels at
 //   the end of each line, which have no place in the result, are computed for no one.
 //   The weights lie as their step reads them, one block of bytes for each tile of filters and step, packed by
-//   tamis.formats.hopper: for every 64 filters the core matrices (8 rows x 16 bytes), then all metadata.
+//   tamis.formats.hopper: for every 64 filters the core matrices (8 rows x 16 bytes), then all metadata. `bias` is as
+//   gemm_epilogue.h has it, with scales before it if SCALED.
 //   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
 // Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
 //   steps ahead. Blocks stay, RESIDENT on each multiprocessor, and take every gridDim.x-th tile; tiles of the same pixels
 //   follow each other. The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the
 //   pixels, to all of them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its
 //   part of the pixels.
-// Limits: channels a multiple of 8 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels, filters and pixels
-//   past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, no cluster, lines of up to
-//   256 pixels.
-// Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4; see docs/design/0008-hopper-kernels.md.
+// Limits: channels a multiple of 8, in 8 bits of 16 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels,
+//   filters and pixels past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, no
+//   cluster, lines of up to 256 pixels.
+// Accuracy: sums of int8 are exact up to 2^31. Inside the tensor cores those of e4m3 keep fewer bits than float32 has.
+// Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4, and twice again in 8 bits; what is reached of it is
+//   in docs/design/0008-hopper-kernels.md.
 //
 // Constants: KERNEL (its name), SPARSE, IM2COL, HALO, BLOCKS, GROUPS, PIXELS, STAGES, RESIDENT, and those of the headers.
 #include "gemm_epilogue.h"
@@ -27,9 +31,11 @@
 #include "overlap.h"
 
 constexpr int THREADS = 128;  // of a warpgroup
+constexpr int CHANNELS = EIGHT_BITS ? 128 : 64;  // of a step
+constexpr int WORDS = EIGHT_BITS ? 2 : 1;        // of metadata that a thread has for both products of 64 filters
 constexpr int FILTERS = GROUPS * BLOCKS * 64;
 constexpr int MATRIX_BYTES = SPARSE ? 64 * 64 : 64 * 128;  // of 64 filters in one step
-constexpr int PLACES_BYTES = SPARSE ? 512 : 0;
+constexpr int PLACES_BYTES = SPARSE ? 512 * WORDS : 0;
 constexpr int WEIGHT_BYTES = GROUPS * BLOCKS * (MATRIX_BYTES + PLACES_BYTES);
 constexpr int PIXEL_BYTES = HALO ? 0 : PIXELS * 128;  // of one step
 constexpr int ABREAST = SPLIT ? 1 : CLUSTER;          // tiles of a cluster
@@ -38,7 +44,7 @@ constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
 constexpr int HALO_STAGES = HALO ? 2 : 0;
 // Pixels that leave by shared memory at a time; a split tile leaves at once, since all its blocks must meet.
 constexpr int STRIP = SPLIT ? PIXELS : 32;
-constexpr int PITCH = BLOCKS * 64 + 4;  // floats between them: writes of a warp go to 32 banks
+constexpr int PITCH = BLOCKS * 64 + 4;  // sums between them: writes of a warp go to 32 banks
 constexpr int STRIP_BYTES = STRIP * PITCH * 4;
 // Shared memory: barriers, strips, the stages of steps, those of lines.
 constexpr int STRIPS = 256, RING = (STRIPS + GROUPS * STRIP_BYTES + 1023) / 1024 * 1024;
@@ -85,15 +91,16 @@ struct Walk {
 };
 
 // Starts one step's products of a warpgroup, once its operands are there. `places` is their metadata.
-TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOCKS], const Steps &ring, unsigned pixels,
-                        const unsigned char *memory, int group, int thread, bool first) {
+TAMIS_DEVICE void start(Sum (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOCKS * WORDS], const Steps &ring,
+                        unsigned pixels, const unsigned char *memory, int group, int thread, bool first) {
     barrier_wait(ring.full(), ring.round);
     const unsigned weights = ring.at() + PIXEL_BYTES;
 #pragma unroll
     for (int block = 0; block < BLOCKS; block++) {
         const unsigned at = weights - ring.stages + RING + GROUPS * BLOCKS * MATRIX_BYTES +
-                            (group * BLOCKS + block) * PLACES_BYTES + thread * 4;
-        places[block] = SPARSE ? *reinterpret_cast<const unsigned *>(memory + at) : 0;
+                            (group * BLOCKS + block) * PLACES_BYTES + thread * 4 * WORDS;
+        const auto *words = reinterpret_cast<const unsigned *>(memory + at);
+        if constexpr (SPARSE) load_words<WORDS>(words, places + block * WORDS);
     }
     products_begin();
 #pragma unroll
@@ -106,9 +113,9 @@ TAMIS_DEVICE void start(float (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BL
             if constexpr (!SPARSE)
                 Product<PIXELS>::dense(sums[block], a, b, keep);
             else if (part == 0)
-                Product<PIXELS>::template sparse<0>(sums[block], a, b, places[block], keep);
+                Product<PIXELS>::template sparse<0>(sums[block], a, b, places[block * WORDS], keep);
             else
-                Product<PIXELS>::template sparse<1>(sums[block], a, b, places[block], keep);
+                Product<PIXELS>::template sparse<2 - WORDS>(sums[block], a, b, places[block * WORDS + WORDS - 1], keep);
         }
     }
     products_commit();
@@ -125,9 +132,9 @@ TAMIS_DEVICE void give_back(unsigned empty, int thread) {
 
 // All steps of a tile. One step's products run while the next one's operands are awaited; only then are its own given
 // back. Its metadata stays in registers of its own meanwhile, for which reason steps come in pairs.
-TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines &lines, Walk &walk,
+TAMIS_DEVICE void multiply(Sum (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines &lines, Walk &walk,
                            const unsigned char *memory, int group, int thread, int steps) {
-    unsigned even[BLOCKS], odd[BLOCKS] = {};
+    unsigned even[BLOCKS * WORDS] = {}, odd[BLOCKS * WORDS] = {};
     unsigned used = 0, used_lines = 0;  // the barriers of what running products may still read
     auto pixels = [&] {
         if constexpr (!HALO) return ring.at();
@@ -151,7 +158,9 @@ TAMIS_DEVICE void multiply(float (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines
         products_wait<1>();
         hold_registers(odd);
         started();
-        if (step + 1 < steps) {
+        // In 8 bits the loop is left here: around a half that is skipped ptxas lets no products overlap (its C7513).
+        if (EIGHT_BITS && step + 1 == steps) break;
+        if (EIGHT_BITS || step + 1 < steps) {
             start(sums, odd, ring, pixels(), memory, group, thread, false);
             products_wait<1>();
             hold_registers(even);
@@ -178,24 +187,27 @@ struct Target {
 };
 
 // Eight sums of a strip; with SPLIT those of all blocks together, always in the same order.
-TAMIS_DEVICE void load_sums(const float *from, float (&values)[8]) {
+TAMIS_DEVICE void load_sums(const Sum *from, float (&values)[8]) {
     if constexpr (!SPLIT) {
         load<8>(from, values);
     } else {
+        Sum sums[8];
 #pragma unroll
         for (int rank = 0; rank < CLUSTER; rank++) {
-            float more[8];
+            Sum more[8];
             load_from(rank, shared_address(from), more);
 #pragma unroll
-            for (int j = 0; j < 8; j++) values[j] = rank ? values[j] + more[j] : more[j];
+            for (int j = 0; j < 8; j++) sums[j] = rank ? sums[j] + more[j] : more[j];
         }
+#pragma unroll
+        for (int j = 0; j < 8; j++) values[j] = (float)sums[j];
     }
 }
 
 // What a warpgroup adds to its sums lies in far memory: bring it nearer while they are computed.
 TAMIS_DEVICE void announce(const OUT_TYPE *residual, const Target &target, int filter, int filters, int thread,
                            int residual_pitch) {
-    if constexpr (RESIDUAL && VECTORS) {
+    if constexpr (RESIDUAL && VECTORS && sizeof(OUT_TYPE) > 1) {  // eight values are 16 bytes then
         const int channels = filters - filter < BLOCKS * 64 ? filters - filter : BLOCKS * 64;
         for (int p = thread; p < PIXELS; p += THREADS) {
             const int here = target.of(p);
@@ -206,7 +218,7 @@ TAMIS_DEVICE void announce(const OUT_TYPE *residual, const Target &target, int f
 }
 
 // The sums of a warpgroup's filters through shared memory, where they turn from filters x pixels to pixels x filters.
-TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, int group, int thread, int rank,
+TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int group, int thread, int rank,
                         int filter, const Target &target, const float *bias, const OUT_TYPE *residual, OUT_TYPE *out,
                         int filters, int pitch, int offset, int residual_pitch) {
     constexpr int ACROSS = BLOCKS * 8, ROWS = THREADS / ACROSS;  // threads of a pixel, pixels of a pass
@@ -215,8 +227,8 @@ TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, i
     const int channel = filter + thread % ACROSS * 8, row = thread / 32 * 16 + thread % 32 / 4;
     const int count = filters - channel < 8 ? filters - channel : 8;
     const int from = (SPLIT ? rank * OWN : 0) + thread / ACROSS;  // this thread's first pixel of a strip
-    float biases[8];
-    load_bias(bias, channel, filters, biases);
+    Channels own;
+    load_channels(bias, channel, filters, own);
     Eight residuals[PASSES];
     const auto place = [&](int part, int pass) {  // in the result; -1: nothing to do
         const int p = from + pass * ROWS;
@@ -257,7 +269,7 @@ TAMIS_DEVICE void leave(const float (&sums)[BLOCKS][PIXELS / 2], float *strip, i
             if constexpr (!AHEAD) load_one(here, now[pass]);
             float values[8];
             load_sums(strip + (from + pass * ROWS) * PITCH + thread % ACROSS * 8, values);
-            finish(values, biases, now[pass], count, out + (long long)here * pitch + offset + channel);
+            finish(values, own, now[pass], count, out + (long long)here * pitch + offset + channel);
         }
         if constexpr (SPLIT)
             cluster_gathers();  // all have read; the block's next strip, or its end, may come
@@ -314,7 +326,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
                     copy_bytes(to.at() + PIXEL_BYTES, block + (long long)packed * WEIGHT_BYTES, WEIGHT_BYTES, to.full());
                 };
                 const auto follow = [&](int step) {
-                    const int channel = (HALO ? step / taps : step % chunks) * 64, tap = step / chunks;
+                    const int channel = (HALO ? step / taps : step % chunks) * CHANNELS, tap = step / chunks;
                     const unsigned share = ring.at() + place * SHARE * 128;
                     if constexpr (HALO) {
                         if (step % taps == 0) {
@@ -352,7 +364,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     } else {
         if constexpr (GIVES) take_registers<232>();
         previous_finished();
-        float *strip = reinterpret_cast<float *>(memory + STRIPS + group * STRIP_BYTES);
+        Sum *strip = reinterpret_cast<Sum *>(memory + STRIPS + group * STRIP_BYTES);
         Walk walk = {line, across, steps / chunks / across, dilation_w, dilation_h, 0, 0};
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
             const int column = tile / across_filters, row = tile % across_filters * ABREAST + place;
@@ -363,7 +375,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
                                                 line, out_width}
                                        : Target{column * PIXELS, pixels, 0, 0};
             announce(residual, target, filter, filters, thread, residual_pitch);
-            float sums[BLOCKS][PIXELS / 2];
+            Sum sums[BLOCKS][PIXELS / 2];
             multiply(sums, ring, halo, walk, memory, group, thread, end - first);
             leave(sums, strip, group, thread, rank, filter, target, bias, residual, out, filters, pitch, offset,
                   residual_pitch);

@@ -16,6 +16,8 @@ ELEMENTS: Mapping[DType, str] = {
     DType.FLOAT16: "float16",
     DType.BFLOAT16: "bfloat16",
 }
+# Those that only the matrix products read and write.
+EIGHT_BITS: Mapping[DType, str] = {DType.INT8: "int8", DType.FLOAT8_E4M3: "float8_e4m3"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How Hopper's copy engine finds 64 channels of pixels of a 16-bit tensor, in the 128-byte swizzle.
+    """How Hopper's copy engine finds 128 bytes of pixels, swizzled: 64 channels, or 128 in 8 bits.
 
     Attributes:
         mode: ``rows`` of a matrix; the pixels that ``taps`` of a filter see, in im2col mode; or ``lines`` of an image.
