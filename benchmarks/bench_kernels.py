@@ -112,7 +112,8 @@ def raced(case: Case, precision: DType, device: Device, level: int) -> LayerRace
     kind = device.info().kind
     config = BuildConfig(
         device=kind,  # type: ignore[arg-type]
-        precisions=(precision,) if kind == "cuda" else (DType.FLOAT32, precision), optimization_level=level, budget_seconds=BUDGET_SECONDS,
+        precisions=(precision,) if kind == "cuda" else (DType.FLOAT32, precision),
+        optimization_level=level, budget_seconds=BUDGET_SECONDS,
     )  # fmt: skip
     track = replace(open_track(graph, device, config), clock=Clock(device, cold=True))
     return race_layer(layer_of(graph, graph.nodes[0]), tactics_of(kind), track)

@@ -1,21 +1,7 @@
-// Copies, operands and products of a warp: see ampere_emulated.h.
+// Operands and products of a warp: see ampere_emulated.h.
 #include "emulation.h"
 
 #include "ampere_emulated.h"
-
-// --- copies ---
-
-void copy_or_zero(unsigned address, const void *from, bool exists) {
-    if (address % 16 || (uintptr_t)from % 16) __builtin_trap();
-    emulated_issue([=] {
-        if (exists)
-            memcpy(emulated_at(address, 16), from, 16);
-        else
-            memset(emulated_at(address, 16), 0, 16);
-    });
-}
-void copies_commit() { emulated_commit(); }
-void emulated_copies_wait(int pending) { emulated_finish(pending); }
 
 void warp_meets() { emulated_wait(EmulatedFibre::AT_SHUFFLE); }
 

@@ -1,12 +1,6 @@
 // What tensor cores have offered since Ampere on the CPU, as ampere.h declares it; included behind cuda_emulated.h.
 #pragma once
 
-void copy_or_zero(unsigned address, const void *from, bool exists);
-inline void copy(unsigned address, const void *from) { copy_or_zero(address, from, true); }
-void copies_commit();
-void emulated_copies_wait(int pending);
-template <int pending> inline void copies_wait() { emulated_copies_wait(pending); }
-
 void warp_meets();
 
 void load_matrices(unsigned address, unsigned *words);

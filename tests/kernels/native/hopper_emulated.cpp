@@ -121,6 +121,31 @@ void emulated_copy_lines(EmulatedCopy how, unsigned address, const TensorMap &ma
     });
 }
 
+// --- results that turn ---
+
+// Element (row, column) of a lane's words: which lane has the address of its column, and the byte there.
+template <class Move> static void emulated_turn(unsigned address, Move move) {
+    if (address % 16) __builtin_trap();
+    const unsigned lane = emulated_lane();
+    for (unsigned matrix = 0; matrix < 4; matrix++)
+        for (unsigned half = 0; half < 2; half++) {
+            const unsigned column = emulated_from_lane(address, 8 * matrix + lane % 4 * 2 + half);
+            move(matrix, half, reinterpret_cast<unsigned short *>(emulated_at(column + lane / 4 * 2, 2)));
+        }
+}
+void load_turned(unsigned address, unsigned (&words)[4]) {
+    unsigned found[4] = {};
+    emulated_turn(address, [&](unsigned matrix, unsigned half, const unsigned short *at) {
+        found[matrix] |= (unsigned)*at << (16 * half);
+    });
+    memcpy(words, found, sizeof found);
+}
+void store_turned(unsigned address, const unsigned (&words)[4]) {
+    emulated_turn(address, [&](unsigned matrix, unsigned half, unsigned short *at) {
+        *at = (unsigned short)(words[matrix] >> (16 * half));
+    });
+}
+
 // --- wgmma ---
 
 void products_commit() { emulated_commit(); }

@@ -48,6 +48,9 @@ inline void fetch_to_cache(const void *from, unsigned bytes) {
     (void)at[0], (void)at[bytes - 1];
 }
 
+void load_turned(unsigned address, unsigned (&words)[4]);
+void store_turned(unsigned address, const unsigned (&words)[4]);
+
 template <int count> inline void take_registers() {}
 template <int count> inline void give_registers() {}
 

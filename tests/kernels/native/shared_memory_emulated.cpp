@@ -37,3 +37,17 @@ void emulated_finish(int pending) {
     for (; groups.size() > (size_t)pending; groups.erase(groups.begin()))
         for (const auto &work : groups.front()) work();
 }
+
+// --- copies ---
+
+void copy_or_zero(unsigned address, const void *from, bool exists) {
+    if (address % 16 || (uintptr_t)from % 16) __builtin_trap();
+    emulated_issue([=] {
+        if (exists)
+            memcpy(emulated_at(address, 16), from, 16);
+        else
+            memset(emulated_at(address, 16), 0, 16);
+    });
+}
+void copies_commit() { emulated_commit(); }
+void emulated_copies_wait(int pending) { emulated_finish(pending); }

@@ -11,3 +11,10 @@ static const bool emulated_has_shared_memory = (emulated_unit = {CLUSTER, true, 
 unsigned char *emulated_memory();  // of this block
 #define SHARED_MEMORY(name) unsigned char *name = emulated_memory()
 unsigned shared_address(const void *pointer);
+
+// Copies into it: see ampere.h.
+void copy_or_zero(unsigned address, const void *from, bool exists);
+inline void copy(unsigned address, const void *from) { copy_or_zero(address, from, true); }
+void copies_commit();
+void emulated_copies_wait(int pending);
+template <int pending> inline void copies_wait() { emulated_copies_wait(pending); }

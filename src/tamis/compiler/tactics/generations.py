@@ -105,12 +105,7 @@ class Hopper:
                 continue
             if sizes == TILES[0] or _is_of_use(shape, tile.filters * tile.cluster, tile.pixels):
                 found.append(tile)
-        high, wide = shape.output
-        for tile in line_tiles(shape, sparse=sparse):
-            pixels = _use(high, tile.lines) * tile.lines * wide / tile.pixels
-            if min(_use(shape.filters, tile.filters), pixels) >= _LEAST_USE:
-                found.append(tile)
-        return found
+        return found + [tile for tile in line_tiles(shape, sparse=sparse) if _line_use(shape, tile) >= _LEAST_USE]
 
     def tile(self, parameters: Mapping[str, Any]) -> Tile:
         """From the parameters of a choice."""
@@ -178,6 +173,13 @@ HOPPER, AMPERE = Hopper(), Ampere()
 def _is_of_use(shape: Convolution, filters: int, pixels: int) -> bool:
     """Whether tiles of this size are not mostly padding."""
     return min(_use(shape.filters, filters), _use(shape.pixels, pixels)) >= _LEAST_USE
+
+
+def _line_use(shape: Convolution, tile: Tile) -> float:
+    """The smaller part of filters and pixels of a tile of whole lines that has a place in the result."""
+    high, wide = shape.output
+    pixels = _use(high, tile.lines) * tile.lines * wide / tile.pixels
+    return min(_use(shape.filters, tile.filters), pixels)
 
 
 def _use(size: int, tile: int) -> float:

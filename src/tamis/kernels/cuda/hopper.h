@@ -163,6 +163,30 @@ TAMIS_DEVICE void fetch_map(const TensorMap &map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
+// 16 bytes, past the registers; a thread's copies since the last call are a group, and it waits until so many are left.
+TAMIS_DEVICE void copy(unsigned address, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+TAMIS_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int pending> TAMIS_DEVICE void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// --- matrices of 8 x 8 values of 16 bits, which a warp turns on their way: lane 8 m + c gives the address of column c of
+// matrix m; word m of lane 4 q + h has row q of matrix m, columns 2 h and 2 h + 1 ---
+
+TAMIS_DEVICE void load_turned(unsigned address, unsigned (&words)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address)
+                 : "memory");
+}
+TAMIS_DEVICE void store_turned(unsigned address, const unsigned (&words)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
 // --- registers ---
 
 template <int count> TAMIS_DEVICE void take_registers() {

@@ -19,10 +19,10 @@ from tamis.kernels.cuda.pointwise import PointwiseStep, program_text
 from tamis.kernels.cuda.specification import EIGHT_BITS, ELEMENTS, Argument, Kernel, TensorMap, ceil_divide
 
 _WARPGROUP = 128
-_STRIP_PIXELS = 32
+_BARRIER_BYTES, _STRIP_BYTES = 1024, 18432  # the latter of a warpgroup
+_LONGEST_LINE = 256
 _SHARED_BYTES = 232448  # that a block may have: 227 KiB
 _MULTIPROCESSOR_BYTES, _RESERVED_BYTES = 233472, 1024  # for all its blocks, and what each of them costs beside
-_BARRIER_BYTES, _LINE_STAGES, _LONGEST_LINE = 256, 2, 256
 _PRODUCT_TYPES = {
     DType.FLOAT16: '"f16"',
     DType.BFLOAT16: '"bf16"',
@@ -131,7 +131,8 @@ class Tile:
     ``cluster`` blocks compute different filters of the same pixels, and share what is copied of these. Or ``split``
     blocks divide the steps of one tile among them. One of the two is 1. ``resident`` blocks share a multiprocessor.
     With ``lines`` a tile is so many lines of the result, and whole lines of the padded image are copied, ``line_bytes``
-    at a time, instead of the pixels that each tap sees.
+    at a time and ``line_stages`` of them ahead, instead of the pixels that each tap sees; ``line_spare`` bytes behind
+    them are read for pixels that have no place in the result.
     """
 
     blocks: int
@@ -143,6 +144,8 @@ class Tile:
     resident: int = 1
     lines: int = 0
     line_bytes: int = 0
+    line_spare: int = 0
+    line_stages: int = 0
 
     @property
     def filters(self) -> int:
@@ -168,17 +171,15 @@ class Tile:
         return ceil_divide(shape.filters, self.filters * self.cluster) * across_pixels
 
     def shared_bytes(self, *, sparse: bool, itemsize: int = 2) -> int:
-        """Shared memory of a block: barriers, a strip of results for each group, stages of steps and of lines.
+        """Shared memory of a block: barriers, strips of results of each group, stages of steps and of lines.
 
-        Behind the lines lies what the pixels without a place in the result may read. ``itemsize`` is that of the
-        product's type, in bytes.
+        ``itemsize`` is that of the product's type, in bytes.
         """
-        strip = (self.pixels if self.split > 1 else _STRIP_PIXELS) * (self.blocks * ROWS + 4) * 4
-        stage = rows_bytes(self.filters, sparse=sparse, itemsize=itemsize) + (
-            0 if self.lines else self.pixels * STEP_BYTES
-        )
-        lines = _LINE_STAGES * _whole(self.line_bytes) + self.pixels * STEP_BYTES if self.lines else 0
-        return _whole(_BARRIER_BYTES + self.groups * strip) + self.stages * _whole(stage) + lines
+        stage = rows_bytes(self.filters, sparse=sparse, itemsize=itemsize)
+        if not self.lines:
+            stage += self.pixels * STEP_BYTES
+        lines = self.line_stages * _whole(self.line_bytes) + self.line_spare
+        return _BARRIER_BYTES + self.groups * _STRIP_BYTES + self.stages * _whole(stage) + lines
 
 
 def _whole(size: int) -> int:
@@ -188,12 +189,15 @@ def _whole(size: int) -> int:
 
 def deepest(
     blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, resident: int = 1, *, sparse: bool,
-    most: int = 8, itemsize: int = 2, lines: int = 0, line_bytes: int = 0,
+    most: int = 8, itemsize: int = 2, lines: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Tile:  # fmt: skip
-    """The tile with as many stages as fit, for a type of ``itemsize`` bytes. ``ValueError`` when two do not."""
+    """The tile with as many stages as fit, for a type of ``itemsize`` bytes. ``ValueError`` when two do not.
+
+    ``lines`` are the tile's last four numbers.
+    """
 
     def tile(stages: int) -> Tile:
-        return Tile(blocks, groups, pixels, cluster, split, stages, resident, lines, line_bytes)
+        return Tile(blocks, groups, pixels, cluster, split, stages, resident, *lines)
 
     limit = _SHARED_BYTES if resident == 1 else _MULTIPROCESSOR_BYTES // resident - _RESERVED_BYTES
     return tile(most_stages(lambda stages: tile(stages).shared_bytes(sparse=sparse, itemsize=itemsize), limit, most))
@@ -210,8 +214,8 @@ def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> in
     raise ValueError(f"two stages of the tile take {shared_bytes(2)} bytes, and do not fit into shared memory")
 
 
-# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has 192 float32
-# sums at most.
+# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has up to 192
+# sums.
 TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (1, 1, 64, 1, 1, 1), (1, 1, 128, 1, 1, 1), (1, 2, 64, 1, 1, 1), (1, 2, 128, 1, 1, 1), (1, 2, 256, 1, 1, 1),
     (2, 2, 64, 1, 1, 1), (2, 2, 128, 1, 1, 1), (1, 2, 192, 1, 1, 1), (2, 2, 192, 1, 1, 1),
@@ -221,29 +225,32 @@ TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (1, 1, 64, 1, 2, 1), (1, 1, 64, 1, 4, 1), (1, 1, 64, 1, 8, 1), (1, 2, 64, 1, 2, 1), (1, 2, 64, 1, 4, 1),
     (1, 2, 64, 1, 8, 1),
 )  # fmt: skip
-# Blocks of 64 filters, groups, most pixels and resident blocks of the tiles of whole lines.
-LINE_TILES = ((1, 1, 128, 1), (1, 1, 256, 1), (1, 1, 128, 2), (1, 1, 256, 2), (1, 2, 128, 1), (1, 2, 256, 1),
-              (1, 2, 128, 2), (2, 2, 128, 1), (2, 2, 192, 1))  # fmt: skip
+# Blocks of 64 filters, groups, most pixels, resident blocks and line stages of the tiles of whole lines.
+LINE_TILES = (
+    (1, 1, 128, 1, 2), (1, 1, 256, 1, 2), (1, 1, 128, 2, 2), (1, 1, 256, 2, 1), (2, 1, 128, 2, 1), (1, 2, 128, 1, 2),
+    (1, 2, 256, 1, 2), (2, 2, 128, 1, 2), (2, 2, 192, 1, 2),
+)  # fmt: skip
 WIDTHS = (64, 128, 192, 208, 224, 232, 256)  # pixels for which the kernel has its instruction
 
 
 def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2) -> list[Tile]:
     """The tiles of whole lines of a convolution that fit; none where a tap's pixels do not lie side by side."""
-    (high, wide), (down, across) = shape.output, shape.kernel
+    (high, wide), taps = shape.output, shape.kernel[0] * shape.kernel[1]
     reach = [(size - 1) * dilation for size, dilation in zip(shape.kernel, shape.dilations, strict=True)]
     line = wide + reach[1]
-    found = []
-    if shape.strides != (1, 1) or down * across == 1 or line > _LONGEST_LINE:
+    if shape.strides != (1, 1) or taps == 1 or line > _LONGEST_LINE:
         return []
-    for blocks, groups, most, resident in LINE_TILES:
+    found = []
+    for blocks, groups, most, resident, line_stages in LINE_TILES:
         lines = min((most - wide) // line + 1, high, _LONGEST_LINE - reach[0])
-        if wide > most or lines < 1:
+        # A single stage is given back behind the last step of a tile only.
+        if wide > most or lines < 1 or (line_stages == 1 and shape.steps_in(itemsize) > taps):
             continue
-        pixels = min(width for width in WIDTHS if width >= (lines - 1) * line + wide)
-        line_bytes = (lines + reach[0]) * line * STEP_BYTES
+        used = (lines - 1) * line + wide
+        pixels = min(width for width in WIDTHS if width >= used)
+        numbers = (lines, (lines + reach[0]) * line * STEP_BYTES, (pixels - used) * STEP_BYTES, line_stages)
         try:
-            tile = deepest(blocks, groups, pixels, 1, 1, resident, sparse=sparse, itemsize=itemsize, lines=lines,
-                           line_bytes=line_bytes)  # fmt: skip
+            tile = deepest(blocks, groups, pixels, 1, 1, resident, sparse=sparse, itemsize=itemsize, lines=numbers)
         except ValueError:
             continue
         if tile not in found:
@@ -289,6 +296,7 @@ def implicit_gemm_hopper(
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm",
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
+        "LINE_STAGES": tile.line_stages,
     }  # fmt: skip
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")

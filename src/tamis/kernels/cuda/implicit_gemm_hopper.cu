@@ -25,7 +25,8 @@
 // Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4, and twice again in 8 bits; what is reached of it is
 //   in docs/design/0008-hopper-kernels.md.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, BLOCKS, GROUPS, PIXELS, STAGES, RESIDENT, and those of the headers.
+// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES, RESIDENT, and those of the
+// headers.
 #include "gemm_epilogue.h"
 #include "hopper.h"
 #include "overlap.h"
@@ -41,21 +42,14 @@ constexpr int PIXEL_BYTES = HALO ? 0 : PIXELS * 128;  // of one step
 constexpr int ABREAST = SPLIT ? 1 : CLUSTER;          // tiles of a cluster
 constexpr int SHARE = PIXELS / ABREAST;               // of the pixels, that a block copies
 constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
-constexpr int HALO_STAGES = HALO ? 2 : 0;
-// Pixels that leave by shared memory at a time; a split tile leaves at once, since all its blocks must meet.
-constexpr int STRIP = SPLIT ? PIXELS : 32;
-constexpr int PITCH = BLOCKS * 64 + 4;  // sums between them: writes of a warp go to 32 banks
-constexpr int STRIP_BYTES = STRIP * PITCH * 4;
-// Shared memory: barriers, strips, the stages of steps, those of lines.
-constexpr int STRIPS = 256, RING = (STRIPS + GROUPS * STRIP_BYTES + 1023) / 1024 * 1024;
-constexpr int LINES = RING + STAGES * STAGE_BYTES;
-static_assert((STAGES + HALO_STAGES) * 16 <= STRIPS, "barriers");
+// Shared memory: barriers, strips of results, the stages of steps, those of lines.
+constexpr int STRIPS = 1024, STRIP_BYTES = 18432;  // of a warpgroup
+constexpr int RING = STRIPS + GROUPS * STRIP_BYTES, LINES = RING + STAGES * STAGE_BYTES;
+static_assert((STAGES + LINE_STAGES) * 16 <= STRIPS, "barriers");
 // Two warpgroups that compute need more registers than an even share: the one that copies is then a whole warpgroup too,
 // since only such give registers away. Else one warp copies.
 constexpr bool GIVES = GROUPS == 2 && RESIDENT == 1;
 constexpr int COPIERS = GIVES ? THREADS : 32;
-// Residuals are loaded ahead where registers are left for them.
-constexpr bool AHEAD = BLOCKS * PIXELS <= (RESIDENT == 1 ? 256 : GROUPS == 1 ? 128 : 0);
 
 // What lies where in shared memory: full and empty flip with every round through the stages.
 template <int COUNT> struct Ring {
@@ -77,7 +71,7 @@ template <int COUNT> struct Ring {
     }
 };
 using Steps = Ring<STAGES>;
-using Lines = Ring<HALO ? HALO_STAGES : 1>;
+using Lines = Ring<HALO ? LINE_STAGES : 1>;
 
 // A filter's taps, one after the other: how many rows of shared memory further each one's pixels are.
 struct Walk {
@@ -178,12 +172,22 @@ TAMIS_DEVICE void multiply(Sum (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines &
 struct Target {
     int pixel, end;   // the tile's first one, and the first one that does not exist
     int line, width;  // HALO: pixels from line to line of the tile, and of the result
+    int inverse;      // 65536 / line, rounded up: p / line without a division, p and line up to 256
     // -1: nowhere.
     __device__ __forceinline__ int of(int p) const {
         if constexpr (!HALO) return pixel + p < end ? pixel + p : -1;
-        const int y = p / line, x = p - y * line, at = pixel + y * width + x;
+        const int y = p * inverse >> 16, x = p - y * line, at = pixel + y * width + x;
         return x < width && at < end ? at : -1;
     }
+};
+
+// Where and how a warpgroup's results of a tile leave.
+struct Exit {
+    Target target;
+    int filter, filters, pitch, offset, residual_pitch;
+    const float *bias;
+    const OUT_TYPE *residual;
+    OUT_TYPE *out;
 };
 
 // Eight sums of a strip; with SPLIT those of all blocks together, always in the same order.
@@ -204,49 +208,115 @@ TAMIS_DEVICE void load_sums(const Sum *from, float (&values)[8]) {
     }
 }
 
-// What a warpgroup adds to its sums lies in far memory: bring it nearer while they are computed.
-TAMIS_DEVICE void announce(const OUT_TYPE *residual, const Target &target, int filter, int filters, int thread,
-                           int residual_pitch) {
+// What a warpgroup adds to its sums lies in far memory: bring it nearer in time.
+TAMIS_DEVICE void announce(const Exit &to, int thread) {
     if constexpr (RESIDUAL && VECTORS && sizeof(OUT_TYPE) > 1) {  // eight values are 16 bytes then
-        const int channels = filters - filter < BLOCKS * 64 ? filters - filter : BLOCKS * 64;
+        const int channels = to.filters - to.filter < BLOCKS * 64 ? to.filters - to.filter : BLOCKS * 64;
         for (int p = thread; p < PIXELS; p += THREADS) {
-            const int here = target.of(p);
+            const int here = to.target.of(p);
             if (here >= 0 && channels > 0)
-                fetch_to_cache(residual + (long long)here * residual_pitch + filter, channels * sizeof(OUT_TYPE));
+                fetch_to_cache(to.residual + (long long)here * to.residual_pitch + to.filter,
+                               channels * sizeof(OUT_TYPE));
         }
     }
 }
 
-// The sums of a warpgroup's filters through shared memory, where they turn from filters x pixels to pixels x filters.
-TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int group, int thread, int rank,
-                        int filter, const Target &target, const float *bias, const OUT_TYPE *residual, OUT_TYPE *out,
-                        int filters, int pitch, int offset, int residual_pitch) {
-    constexpr int ACROSS = BLOCKS * 8, ROWS = THREADS / ACROSS;  // threads of a pixel, pixels of a pass
-    constexpr int OWN = SPLIT ? STRIP / CLUSTER : STRIP;         // pixels of a strip that this block finishes
-    constexpr int PASSES = (OWN + ROWS - 1) / ROWS, PARTS = (PIXELS + STRIP - 1) / STRIP;
-    const int channel = filter + thread % ACROSS * 8, row = thread / 32 * 16 + thread % 32 / 4;
-    const int count = filters - channel < 8 ? filters - channel : 8;
-    const int from = (SPLIT ? rank * OWN : 0) + thread / ACROSS;  // this thread's first pixel of a strip
-    Channels own;
-    load_channels(bias, channel, filters, own);
-    Eight residuals[PASSES];
-    const auto place = [&](int part, int pass) {  // in the result; -1: nothing to do
-        const int p = from + pass * ROWS;
-        return count > 0 && (OWN % ROWS == 0 || p < (SPLIT ? (rank + 1) * OWN : OWN)) && part * STRIP + p < PIXELS
-                   ? target.of(part * STRIP + p) : -1;
-    };
-    const auto load_one = [&](int here, Eight &values) {
-        if (RESIDUAL && here >= 0)
-            load_residual(residual + (long long)here * residual_pitch + channel, count, values);
-    };
-    const auto load_ahead = [&](int part) {
+// Results of 16 bits are finished in the registers of the products, and turn from filters x pixels to pixels x filters on
+// their way through shared memory, SPAN pixels at a time. So do residuals, the other way round. There are two strips: one
+// fills while the other leaves.
+constexpr bool PACKED = sizeof(OUT_TYPE) == 2 && VECTORS && !SPLIT && !EIGHT_BITS;
+constexpr int SPAN = 64 / BLOCKS, ROW_BYTES = BLOCKS * 128 + 16;  // 16 more: eight rows go to 32 banks
+static_assert(2 * SPAN * ROW_BYTES <= STRIP_BYTES, "strips");
+
+// `turn` counts strips, from tile to tile.
+TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned char *strips, int &turn, const Exit &to,
+                               int group, int thread) {
+    constexpr int CHUNKS = BLOCKS * 8, ROWS = THREADS / CHUNKS;  // 16 bytes of a pixel; pixels of a pass
+    constexpr int PASSES = SPAN / ROWS, PARTS = (PIXELS + SPAN - 1) / SPAN;
+    const int warp = thread / 32, lane = thread % 32, chunk = thread % CHUNKS, row = thread / CHUNKS;
+    const int channel = to.filter + chunk * 8;
+    // This lane's row of the matrices that a warp moves at a time: filters 0 - 7 and 8 - 15 of two times eight pixels.
+    const int mine = (lane / 16 * 8 + lane % 8) * ROW_BYTES + (warp * 16 + lane / 8 % 2 * 8) * 2;
+    float biases[BLOCKS][2];
 #pragma unroll
-        for (int pass = 0; pass < PASSES; pass++)
-            if (AHEAD && part < PARTS) load_one(place(part, pass), residuals[pass]);
+    for (int i = 0; i < BLOCKS * 2; i++) {
+        const int at = to.filter + i / 2 * 64 + warp * 16 + lane / 4 + i % 2 * 8;
+        biases[i / 2][i % 2] = BIAS && at < to.filters ? to.bias[at] : 0.0f;
+    }
+    const auto place = [&](int part, int pass) {  // in the result; -1: nothing to do
+        const int p = part * SPAN + pass * ROWS + row;
+        return channel < to.filters && p < PIXELS ? to.target.of(p) : -1;
     };
-    load_ahead(0);
+    const auto strip = [&](int part) { return strips + (turn + part) % 2 * (SPAN * ROW_BYTES); };
+    const auto fetch = [&](int part) {
+        if (!RESIDUAL || part >= PARTS) return;
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) {
+            const int here = place(part, pass);
+            if (here >= 0)
+                copy(shared_address(strip(part)) + (pass * ROWS + row) * ROW_BYTES + chunk * 16,
+                     to.residual + (long long)here * to.residual_pitch + channel);
+        }
+        copies_commit();
+    };
+    fetch(0);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
+        const unsigned address = shared_address(strip(part)) + mine;
+        if constexpr (RESIDUAL) {  // this strip's are there, and all have read the other strip
+            copies_wait<0>();
+            threads_meet(group + 1, THREADS);
+        }
+        fetch(part + 1);
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++)
+#pragma unroll
+            for (int p = 0; p < SPAN && part * SPAN + p < PIXELS; p += 16) {
+                const unsigned there = address + p * ROW_BYTES + block * 128;
+                unsigned words[4] = {};
+                if constexpr (RESIDUAL) load_turned(there, words);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int at = (part * SPAN + p) / 2 + 2 * i;
+                    if (at >= PIXELS / 2) continue;  // eight pixels are left
+                    float values[2];
+                    Convert<OUT_TYPE>::unpack(words[i], values);
+#pragma unroll
+                    for (int j = 0; j < 2; j++)
+                        values[j] = finished(sums[block][at + j] + biases[block][i % 2], values[j]);
+                    words[i] = Convert<OUT_TYPE>::pack(values);
+                }
+                store_turned(there, words);
+            }
+        threads_meet(group + 1, THREADS);
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) {
+            const int here = place(part, pass);
+            if (here < 0) continue;
+            const FourWords from =
+                *reinterpret_cast<const FourWords *>(strip(part) + (pass * ROWS + row) * ROW_BYTES + chunk * 16);
+            *reinterpret_cast<FourWords *>(to.out + (long long)here * to.pitch + to.offset + channel) = from;
+        }
+    }
+    turn += PARTS;
+}
+
+// All others turn as sums, and are finished behind shared memory. A split tile leaves at once, since all its blocks must
+// meet: each finishes its part of the pixels.
+TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int group, int thread, int rank,
+                        const Exit &to) {
+    constexpr int STRIP = SPLIT ? PIXELS : 32, PITCH = BLOCKS * 64 + 4;  // sums between pixels: a warp writes to 32 banks
+    static_assert(STRIP * PITCH * 4 <= STRIP_BYTES, "strips");
+    constexpr int ACROSS = BLOCKS * 8, ROWS = THREADS / ACROSS;  // threads of a pixel, pixels of a pass
+    constexpr int OWN = SPLIT ? STRIP / CLUSTER : STRIP;         // pixels of a strip that this block finishes
+    constexpr int PASSES = (OWN + ROWS - 1) / ROWS;
+    const int channel = to.filter + thread % ACROSS * 8, row = thread / 32 * 16 + thread % 32 / 4;
+    const int count = to.filters - channel < 8 ? to.filters - channel : 8;
+    const int own = SPLIT ? rank * OWN : 0;
+    Channels factors;
+    load_channels(to.bias, channel, to.filters, factors);
+#pragma unroll
+    for (int part = 0; part < (PIXELS + STRIP - 1) / STRIP; part++) {
 #pragma unroll
         for (int block = 0; block < BLOCKS; block++)
 #pragma unroll
@@ -254,22 +324,28 @@ TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int g
                 if (part * STRIP / 2 + i < PIXELS / 2)
                     strip[(i / 4 * 8 + thread % 4 * 2 + i % 2) * PITCH + block * 64 + row + i / 2 % 2 * 8] =
                         sums[block][part * STRIP / 2 + i];
+        Eight residuals[PASSES];
+        int places[PASSES];
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) {
+            const int p = own + pass * ROWS + thread / ACROSS;
+            const bool exists = count > 0 && p < own + OWN && part * STRIP + p < PIXELS;
+            places[pass] = exists ? to.target.of(part * STRIP + p) : -1;
+            if (RESIDUAL && places[pass] >= 0)
+                load_residual(to.residual + (long long)places[pass] * to.residual_pitch + channel, count,
+                              residuals[pass]);
+        }
         if constexpr (SPLIT)
             cluster_meets();
         else
             threads_meet(group + 1, THREADS);
-        Eight now[PASSES];
-#pragma unroll
-        for (int pass = 0; pass < PASSES; pass++) now[pass] = residuals[pass];
-        load_ahead(part + 1);
 #pragma unroll
         for (int pass = 0; pass < PASSES; pass++) {
-            const int here = place(part, pass);
-            if (here < 0) continue;
-            if constexpr (!AHEAD) load_one(here, now[pass]);
+            if (places[pass] < 0) continue;
             float values[8];
-            load_sums(strip + (from + pass * ROWS) * PITCH + thread % ACROSS * 8, values);
-            finish(values, own, now[pass], count, out + (long long)here * pitch + offset + channel);
+            load_sums(strip + (own + pass * ROWS + thread / ACROSS) * PITCH + thread % ACROSS * 8, values);
+            finish(values, factors, residuals[pass], count,
+                   to.out + (long long)places[pass] * to.pitch + to.offset + channel);
         }
         if constexpr (SPLIT)
             cluster_gathers();  // all have read; the block's next strip, or its end, may come
@@ -364,21 +440,29 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     } else {
         if constexpr (GIVES) take_registers<232>();
         previous_finished();
-        Sum *strip = reinterpret_cast<Sum *>(memory + STRIPS + group * STRIP_BYTES);
+        unsigned char *strips = memory + STRIPS + group * STRIP_BYTES;
         Walk walk = {line, across, steps / chunks / across, dilation_w, dilation_h, 0, 0};
-        for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+        const auto exit_of = [&](int tile) {
             const int column = tile / across_filters, row = tile % across_filters * ABREAST + place;
-            const int filter = row * FILTERS + group * BLOCKS * 64;
             const int image = column / per_image * area, top = column % per_image * lines;
-            const Target target = HALO ? Target{image + top * out_width,
-                                                image + (out_height < top + lines ? out_height : top + lines) * out_width,
-                                                line, out_width}
-                                       : Target{column * PIXELS, pixels, 0, 0};
-            announce(residual, target, filter, filters, thread, residual_pitch);
+            const int bottom = out_height < top + lines ? out_height : top + lines;
+            const Target target = HALO ? Target{image + top * out_width, image + bottom * out_width, line, out_width,
+                                                (65535 + line) / line}
+                                       : Target{column * PIXELS, pixels, 0, 0, 0};
+            return Exit{target, row * FILTERS + group * BLOCKS * 64, filters, pitch, offset, residual_pitch, bias,
+                        residual, out};
+        };
+        const int stride = gridDim.x / CLUSTER;
+        int turn = 0;
+        if (RESIDUAL) announce(exit_of(blockIdx.x / CLUSTER), thread);
+        for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += stride) {
             Sum sums[BLOCKS][PIXELS / 2];
             multiply(sums, ring, halo, walk, memory, group, thread, end - first);
-            leave(sums, strip, group, thread, rank, filter, target, bias, residual, out, filters, pitch, offset,
-                  residual_pitch);
+            if (RESIDUAL && tile + stride < tiles) announce(exit_of(tile + stride), thread);
+            if constexpr (PACKED)
+                leave_packed(sums, strips, turn, exit_of(tile), group, thread);
+            else
+                leave(sums, reinterpret_cast<Sum *>(strips), group, thread, rank, exit_of(tile));
         }
     }
     if constexpr (CLUSTER > 1) cluster_gathers();  // others may still copy to this block, and arrive at its barriers
