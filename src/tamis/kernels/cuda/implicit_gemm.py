@@ -214,8 +214,8 @@ def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> in
     raise ValueError(f"two stages of the tile take {shared_bytes(2)} bytes, and do not fit into shared memory")
 
 
-# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has up to 192
-# sums.
+# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has up to
+# 192 sums.
 TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (1, 1, 64, 1, 1, 1), (1, 1, 128, 1, 1, 1), (1, 2, 64, 1, 1, 1), (1, 2, 128, 1, 1, 1), (1, 2, 256, 1, 1, 1),
     (2, 2, 64, 1, 1, 1), (2, 2, 128, 1, 1, 1), (1, 2, 192, 1, 1, 1), (2, 2, 192, 1, 1, 1),
