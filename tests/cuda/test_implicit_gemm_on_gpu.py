@@ -34,11 +34,15 @@ LARGE = (
 RANDOM = 200
 
 
-def all_tiles(generation: Generation, shape: Convolution, *, sparse: bool) -> Sequence[Tile | AmpereTile]:
+def all_tiles(
+    generation: Generation, shape: Convolution, *, sparse: bool, residual: bool
+) -> Sequence[Tile | AmpereTile]:
     """Also those that would be mostly padding; for all GPUs as deep as this one allows, then as any allows."""
     if generation is HOPPER:
-        tiles = [deepest(*sizes, sparse=sparse) for sizes in TILES]
-        return [tile for tile in tiles if tile.split <= shape.steps] + line_tiles(shape, sparse=sparse)
+        tiles = [deepest(*sizes, sparse=sparse, residual=residual) for sizes in TILES]
+        return [tile for tile in tiles if tile.split <= shape.steps] + line_tiles(
+            shape, sparse=sparse, residual=residual
+        )
     limits = [shared_bytes_on(number) for number in (generation_of(cuda_info()), 0)]
     return list(dict.fromkeys(deepest_ampere(*s, sparse=sparse, limit=limit) for limit in limits for s in AMPERE_TILES))
 
@@ -55,7 +59,8 @@ def check(generation: Generation, case: GemmCase, *, sparse: bool, only: int | N
         pytest.skip(reason)
     expected = torch.from_numpy(case.expected(layer, arrays)).cuda()
     (first, *_) = tactic.choices(layer, cuda_info(), CONFIG)
-    tiles = all_tiles(generation, shape_of(layer), sparse=sparse)
+    residual = any(step.operand is not None for step in layer.op.epilogue)
+    tiles = all_tiles(generation, shape_of(layer), sparse=sparse, residual=residual)
     for tile in tiles if only is None else [tiles[only % len(tiles)]]:
         for precision in PRECISIONS:
             numbers = dataclasses.asdict(tile)

@@ -154,7 +154,7 @@ LINES = {
 @pytest.mark.parametrize("name", LINES)
 def test_whole_lines(name: str, sparse: bool) -> None:
     shape = LINES[name]
-    tiles = line_tiles(shape, sparse=sparse)
+    tiles = line_tiles(shape, sparse=sparse, residual=True)
     assert tiles
     for tile in tiles[:: 3 if sparse else 4]:
         check(HOPPER, shape, DType.FLOAT16, sparse=sparse, tile=tile, bias=True, residual=True, steps=(ADD, RELU))

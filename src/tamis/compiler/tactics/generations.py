@@ -59,8 +59,13 @@ class Generation(Protocol):
         """What all choices for a device share, ``architecture`` among them: the one to compile for."""
         ...
 
-    def tiles(self, shape: Convolution, device: DeviceInfo, *, sparse: bool) -> Sequence[Tile | AmpereTile]:
-        """The tiles that race, the smallest first; each is as deep as shared memory allows."""
+    def tiles(
+        self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False
+    ) -> Sequence[Tile | AmpereTile]:
+        """The tiles that race, the smallest first; each is as deep as shared memory allows.
+
+        ``residual``: one is added.
+        """
         ...
 
     def tile(self, parameters: Mapping[str, Any]) -> Tile | AmpereTile:
@@ -96,16 +101,17 @@ class Hopper:
         """The architecture with what only it has, and how many blocks may stay."""
         return {"architecture": "sm_90a", "multiprocessors": device.cores}
 
-    def tiles(self, shape: Convolution, device: DeviceInfo, *, sparse: bool) -> Sequence[Tile]:
+    def tiles(self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False) -> Sequence[Tile]:
         """Steps are divided only where most of the GPU would be idle, and each block gets two of them at least."""
         found = []
         for sizes in TILES:
-            tile = deepest(*sizes, sparse=sparse)
+            tile = deepest(*sizes, sparse=sparse, residual=residual)
             if tile.split > 1 and (2 * tile.count(shape) > device.cores or shape.steps < 2 * tile.split):
                 continue
             if sizes == TILES[0] or _is_of_use(shape, tile.filters * tile.cluster, tile.pixels):
                 found.append(tile)
-        return found + [tile for tile in line_tiles(shape, sparse=sparse) if _line_use(shape, tile) >= _LEAST_USE]
+        lines = line_tiles(shape, sparse=sparse, residual=residual)
+        return found + [tile for tile in lines if _line_use(shape, tile) >= _LEAST_USE]
 
     def tile(self, parameters: Mapping[str, Any]) -> Tile:
         """From the parameters of a choice."""
@@ -146,7 +152,9 @@ class Ampere:
         """The device's own architecture: none of its special features is used."""
         return {"architecture": device.architecture}
 
-    def tiles(self, shape: Convolution, device: DeviceInfo, *, sparse: bool) -> Sequence[AmpereTile]:
+    def tiles(
+        self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False
+    ) -> Sequence[AmpereTile]:
         """Those that are not mostly padding."""
         limit = shared_bytes_on(generation_of(device))
         tiles = [deepest_ampere(*sizes, sparse=sparse, limit=limit) for sizes in AMPERE_TILES]

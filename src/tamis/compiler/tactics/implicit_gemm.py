@@ -66,12 +66,13 @@ class ImplicitGemm:
         """Each allowed 16-bit precision, each tile that is not mostly padding."""
         channels_last = isinstance(layer.op, Conv)
         sparsity: Any = "2:4" if self.sparse else "dense"
+        shape, residual = shape_of(layer), _split(layer).residual is not None
         for precision in config.precisions:
             if precision not in PRECISIONS or not runs_in(precision, device):
                 continue
             inputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.node.outputs)
-            for tile in self.generation.tiles(shape_of(layer), device, sparse=self.sparse):
+            for tile in self.generation.tiles(shape, device, sparse=self.sparse, residual=residual):
                 parameters = {**self.generation.parameters(device), **dataclasses.asdict(tile)}
                 yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
 

@@ -19,7 +19,8 @@ from tamis.kernels.cuda.pointwise import PointwiseStep, program_text
 from tamis.kernels.cuda.specification import EIGHT_BITS, ELEMENTS, Argument, Kernel, TensorMap, ceil_divide
 
 _WARPGROUP = 128
-_BARRIER_BYTES, _STRIP_BYTES = 1024, 18432  # the latter of a warpgroup
+_BARRIER_BYTES, _LEAST_STRIP_BYTES = 1024, 18432  # the latter of a warpgroup
+_ENOUGH_STAGES = 4
 _LONGEST_LINE = 256
 _SHARED_BYTES = 232448  # that a block may have: 227 KiB
 _MULTIPROCESSOR_BYTES, _RESERVED_BYTES = 233472, 1024  # for all its blocks, and what each of them costs beside
@@ -132,7 +133,8 @@ class Tile:
     blocks divide the steps of one tile among them. One of the two is 1. ``resident`` blocks share a multiprocessor.
     With ``lines`` a tile is so many lines of the result, and whole lines of the padded image are copied, ``line_bytes``
     at a time and ``line_stages`` of them ahead, instead of the pixels that each tap sees; ``line_spare`` bytes behind
-    them are read for pixels that have no place in the result.
+    them are read for pixels that have no place in the result. A warpgroup has ``strips`` of shared memory for results
+    on their way out and residuals on their way in.
     """
 
     blocks: int
@@ -146,6 +148,7 @@ class Tile:
     line_bytes: int = 0
     line_spare: int = 0
     line_stages: int = 0
+    strips: int = 2
 
     @property
     def filters(self) -> int:
@@ -156,6 +159,11 @@ class Tile:
     def together(self) -> int:
         """Blocks that run at the same time and reach into each other's shared memory."""
         return max(self.cluster, self.split)
+
+    @property
+    def strip_pixels(self) -> int:
+        """Pixels of a strip."""
+        return 64 // self.blocks
 
     @property
     def threads(self) -> int:
@@ -179,7 +187,8 @@ class Tile:
         if not self.lines:
             stage += self.pixels * STEP_BYTES
         lines = self.line_stages * _whole(self.line_bytes) + self.line_spare
-        return _BARRIER_BYTES + self.groups * _STRIP_BYTES + self.stages * _whole(stage) + lines
+        strips = max(self.strips * self.strip_pixels * (self.blocks * ROWS * 2 + 16), _LEAST_STRIP_BYTES)
+        return _whole(_BARRIER_BYTES + self.groups * strips) + self.stages * _whole(stage) + lines
 
 
 def _whole(size: int) -> int:
@@ -189,18 +198,30 @@ def _whole(size: int) -> int:
 
 def deepest(
     blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, resident: int = 1, *, sparse: bool,
-    most: int = 8, itemsize: int = 2, lines: tuple[int, int, int, int] = (0, 0, 0, 0),
+    most: int = 8, itemsize: int = 2, lines: tuple[int, int, int, int] = (0, 0, 0, 0), residual: bool = False,
 ) -> Tile:  # fmt: skip
     """The tile with as many stages as fit, for a type of ``itemsize`` bytes. ``ValueError`` when two do not.
 
-    ``lines`` are the tile's last four numbers.
+    ``lines`` are the tile's numbers of lines. Where a ``residual`` is added, there are strips for as much of it as
+    leaves four stages.
     """
 
-    def tile(stages: int) -> Tile:
-        return Tile(blocks, groups, pixels, cluster, split, stages, resident, *lines)
+    def tile(stages: int, strips: int) -> Tile:
+        return Tile(blocks, groups, pixels, cluster, split, stages, resident, *lines, strips)
+
+    def stages_with(strips: int) -> int:
+        return most_stages(lambda n: tile(n, strips).shared_bytes(sparse=sparse, itemsize=itemsize), limit, most)
 
     limit = _SHARED_BYTES if resident == 1 else _MULTIPROCESSOR_BYTES // resident - _RESERVED_BYTES
-    return tile(most_stages(lambda stages: tile(stages).shared_bytes(sparse=sparse, itemsize=itemsize), limit, most))
+    best = tile(stages_with(2), 2)
+    for strips in range(3, ceil_divide(pixels, best.strip_pixels) + 1) if residual and split == 1 else ():
+        try:
+            stages = stages_with(strips)
+        except ValueError:
+            break
+        if stages >= min(_ENOUGH_STAGES, best.stages):
+            best = tile(stages, strips)
+    return best
 
 
 def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> int:
@@ -214,8 +235,8 @@ def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> in
     raise ValueError(f"two stages of the tile take {shared_bytes(2)} bytes, and do not fit into shared memory")
 
 
-# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has up to
-# 192 sums.
+# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has 192 sums
+# or fewer.
 TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (1, 1, 64, 1, 1, 1), (1, 1, 128, 1, 1, 1), (1, 2, 64, 1, 1, 1), (1, 2, 128, 1, 1, 1), (1, 2, 256, 1, 1, 1),
     (2, 2, 64, 1, 1, 1), (2, 2, 128, 1, 1, 1), (1, 2, 192, 1, 1, 1), (2, 2, 192, 1, 1, 1),
@@ -233,7 +254,7 @@ LINE_TILES = (
 WIDTHS = (64, 128, 192, 208, 224, 232, 256)  # pixels for which the kernel has its instruction
 
 
-def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2) -> list[Tile]:
+def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2, residual: bool = False) -> list[Tile]:
     """The tiles of whole lines of a convolution that fit; none where a tap's pixels do not lie side by side."""
     (high, wide), taps = shape.output, shape.kernel[0] * shape.kernel[1]
     reach = [(size - 1) * dilation for size, dilation in zip(shape.kernel, shape.dilations, strict=True)]
@@ -246,11 +267,13 @@ def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2) -> list[T
         # A single stage is given back behind the last step of a tile only.
         if wide > most or lines < 1 or (line_stages == 1 and shape.steps_in(itemsize) > taps):
             continue
+        lines = ceil_divide(high, ceil_divide(high, lines))  # as many tiles, of equal lines
         used = (lines - 1) * line + wide
         pixels = min(width for width in WIDTHS if width >= used)
         numbers = (lines, (lines + reach[0]) * line * STEP_BYTES, (pixels - used) * STEP_BYTES, line_stages)
         try:
-            tile = deepest(blocks, groups, pixels, 1, 1, resident, sparse=sparse, itemsize=itemsize, lines=numbers)
+            tile = deepest(blocks, groups, pixels, 1, 1, resident, sparse=sparse, itemsize=itemsize, lines=numbers,
+                           residual=residual)  # fmt: skip
         except ValueError:
             continue
         if tile not in found:
@@ -296,7 +319,7 @@ def implicit_gemm_hopper(
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm",
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
-        "LINE_STAGES": tile.line_stages,
+        "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips,
     }  # fmt: skip
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")

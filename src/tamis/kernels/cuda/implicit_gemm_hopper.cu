@@ -25,8 +25,8 @@
 // Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4, and twice again in 8 bits; what is reached of it is
 //   in docs/design/0008-hopper-kernels.md.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES, RESIDENT, and those of the
-// headers.
+// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES, STRIP_COUNT, RESIDENT, and
+// those of the headers.
 #include "gemm_epilogue.h"
 #include "hopper.h"
 #include "overlap.h"
@@ -43,8 +43,11 @@ constexpr int ABREAST = SPLIT ? 1 : CLUSTER;          // tiles of a cluster
 constexpr int SHARE = PIXELS / ABREAST;               // of the pixels, that a block copies
 constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
 // Shared memory: barriers, strips of results, the stages of steps, those of lines.
-constexpr int STRIPS = 1024, STRIP_BYTES = 18432;  // of a warpgroup
-constexpr int RING = STRIPS + GROUPS * STRIP_BYTES, LINES = RING + STAGES * STAGE_BYTES;
+// Of a warpgroup: SPAN pixels fill a strip of packed results.
+constexpr int SPAN = 64 / BLOCKS, ROW_BYTES = BLOCKS * 128 + 16;  // 16 more: eight rows go to 32 banks
+constexpr int STRIP_BYTES = STRIP_COUNT * SPAN * ROW_BYTES > 18432 ? STRIP_COUNT * SPAN * ROW_BYTES : 18432;
+constexpr int STRIPS = 1024, RING = (STRIPS + GROUPS * STRIP_BYTES + 1023) / 1024 * 1024;
+constexpr int LINES = RING + STAGES * STAGE_BYTES;
 static_assert((STAGES + LINE_STAGES) * 16 <= STRIPS, "barriers");
 // Two warpgroups that compute need more registers than an even share: the one that copies is then a whole warpgroup too,
 // since only such give registers away. Else one warp copies.
@@ -208,33 +211,60 @@ TAMIS_DEVICE void load_sums(const Sum *from, float (&values)[8]) {
     }
 }
 
-// What a warpgroup adds to its sums lies in far memory: bring it nearer in time.
+// Results of 16 bits are finished in the registers of the products, and turn from filters x pixels to pixels x filters on
+// their way through shared memory, a strip at a time: one fills while the one before leaves. Residuals turn the other way
+// in the same strips; as many as there are strips come while the products run.
+constexpr bool PACKED = sizeof(OUT_TYPE) == 2 && VECTORS && !SPLIT && !EIGHT_BITS;
+constexpr int PARTS = (PIXELS + SPAN - 1) / SPAN;     // strips of a tile
+constexpr int CHUNKS = BLOCKS * 8;                    // 16 bytes each, of a pixel
+constexpr int ROWS = THREADS / CHUNKS;                // pixels of a pass
+static_assert(STRIP_COUNT > 1, "one strip fills while another one leaves");
+
+// What the threads of a warpgroup move: 16 bytes of a pixel, of every ROWS-th one.
+struct Mover {
+    int chunk, row, channel;
+    __device__ __forceinline__ Mover(const Exit &to, int thread)
+        : chunk(thread % CHUNKS), row(thread / CHUNKS), channel(to.filter + thread % CHUNKS * 8) {}
+    // Where in the result the pixel of a pass is; -1: nothing to do.
+    __device__ __forceinline__ int place(const Exit &to, int part, int pass) const {
+        const int p = part * SPAN + pass * ROWS + row;
+        return channel < to.filters && p < PIXELS ? to.target.of(p) : -1;
+    }
+    __device__ __forceinline__ int in_strip(int pass) const { return (pass * ROWS + row) * ROW_BYTES + chunk * 16; }
+};
+
+// What a warpgroup adds to its sums lies in far memory: bring it nearer in time, unless it comes at once anyway. Eight
+// values must be 16 bytes.
+constexpr bool ANNOUNCES = RESIDUAL && VECTORS && sizeof(OUT_TYPE) > 1 && !(PACKED && PARTS <= STRIP_COUNT);
 TAMIS_DEVICE void announce(const Exit &to, int thread) {
-    if constexpr (RESIDUAL && VECTORS && sizeof(OUT_TYPE) > 1) {  // eight values are 16 bytes then
-        const int channels = to.filters - to.filter < BLOCKS * 64 ? to.filters - to.filter : BLOCKS * 64;
-        for (int p = thread; p < PIXELS; p += THREADS) {
-            const int here = to.target.of(p);
-            if (here >= 0 && channels > 0)
-                fetch_to_cache(to.residual + (long long)here * to.residual_pitch + to.filter,
-                               channels * sizeof(OUT_TYPE));
-        }
+    const int channels = to.filters - to.filter < BLOCKS * 64 ? to.filters - to.filter : BLOCKS * 64;
+    for (int p = thread; p < PIXELS; p += THREADS) {
+        const int here = to.target.of(p);
+        if (here >= 0 && channels > 0)
+            fetch_to_cache(to.residual + (long long)here * to.residual_pitch + to.filter, channels * sizeof(OUT_TYPE));
     }
 }
 
-// Results of 16 bits are finished in the registers of the products, and turn from filters x pixels to pixels x filters on
-// their way through shared memory, SPAN pixels at a time. So do residuals, the other way round. There are two strips: one
-// fills while the other leaves.
-constexpr bool PACKED = sizeof(OUT_TYPE) == 2 && VECTORS && !SPLIT && !EIGHT_BITS;
-constexpr int SPAN = 64 / BLOCKS, ROW_BYTES = BLOCKS * 128 + 16;  // 16 more: eight rows go to 32 banks
-static_assert(2 * SPAN * ROW_BYTES <= STRIP_BYTES, "strips");
+// Starts to copy the residuals of a strip, if there are any: a group of copies in any case.
+TAMIS_DEVICE void fetch_residuals(const Exit &to, unsigned char *strips, int part, int thread) {
+    if (part < PARTS) {
+        const Mover mover(to, thread);
+        const unsigned strip = shared_address(strips + part % STRIP_COUNT * (SPAN * ROW_BYTES));
+#pragma unroll
+        for (int pass = 0; pass < SPAN / ROWS; pass++) {
+            const int here = mover.place(to, part, pass);
+            if (here >= 0)
+                copy(strip + mover.in_strip(pass), to.residual + (long long)here * to.residual_pitch + mover.channel);
+        }
+    }
+    copies_commit();
+}
 
-// `turn` counts strips, from tile to tile.
+// `turn` counts strips, from tile to tile; with residuals each tile begins with the first one.
 TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned char *strips, int &turn, const Exit &to,
                                int group, int thread) {
-    constexpr int CHUNKS = BLOCKS * 8, ROWS = THREADS / CHUNKS;  // 16 bytes of a pixel; pixels of a pass
-    constexpr int PASSES = SPAN / ROWS, PARTS = (PIXELS + SPAN - 1) / SPAN;
-    const int warp = thread / 32, lane = thread % 32, chunk = thread % CHUNKS, row = thread / CHUNKS;
-    const int channel = to.filter + chunk * 8;
+    const int warp = thread / 32, lane = thread % 32;
+    const Mover mover(to, thread);
     // This lane's row of the matrices that a warp moves at a time: filters 0 - 7 and 8 - 15 of two times eight pixels.
     const int mine = (lane / 16 * 8 + lane % 8) * ROW_BYTES + (warp * 16 + lane / 8 % 2 * 8) * 2;
     float biases[BLOCKS][2];
@@ -243,31 +273,19 @@ TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned c
         const int at = to.filter + i / 2 * 64 + warp * 16 + lane / 4 + i % 2 * 8;
         biases[i / 2][i % 2] = BIAS && at < to.filters ? to.bias[at] : 0.0f;
     }
-    const auto place = [&](int part, int pass) {  // in the result; -1: nothing to do
-        const int p = part * SPAN + pass * ROWS + row;
-        return channel < to.filters && p < PIXELS ? to.target.of(p) : -1;
-    };
-    const auto strip = [&](int part) { return strips + (turn + part) % 2 * (SPAN * ROW_BYTES); };
-    const auto fetch = [&](int part) {
-        if (!RESIDUAL || part >= PARTS) return;
-#pragma unroll
-        for (int pass = 0; pass < PASSES; pass++) {
-            const int here = place(part, pass);
-            if (here >= 0)
-                copy(shared_address(strip(part)) + (pass * ROWS + row) * ROW_BYTES + chunk * 16,
-                     to.residual + (long long)here * to.residual_pitch + channel);
-        }
-        copies_commit();
-    };
-    fetch(0);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
-        const unsigned address = shared_address(strip(part)) + mine;
-        if constexpr (RESIDUAL) {  // this strip's are there, and all have read the other strip
-            copies_wait<0>();
-            threads_meet(group + 1, THREADS);
+        unsigned char *strip = strips + (RESIDUAL ? part % STRIP_COUNT : (turn + part) % 2) * (SPAN * ROW_BYTES);
+        const unsigned address = shared_address(strip) + mine;
+        if constexpr (RESIDUAL) {
+            // Each strip has committed a group before this, and those that did not fit at first came one strip late.
+            copies_wait<(PARTS > STRIP_COUNT ? STRIP_COUNT - 2 : STRIP_COUNT - 1)>();
+            threads_meet(group + 1, THREADS);  // this strip's are there, and the strip before has been read
+            if constexpr (PARTS > STRIP_COUNT)
+                fetch_residuals(to, strips, part ? part + STRIP_COUNT - 1 : PARTS, thread);
+            else
+                copies_commit();
         }
-        fetch(part + 1);
 #pragma unroll
         for (int block = 0; block < BLOCKS; block++)
 #pragma unroll
@@ -290,15 +308,18 @@ TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned c
             }
         threads_meet(group + 1, THREADS);
 #pragma unroll
-        for (int pass = 0; pass < PASSES; pass++) {
-            const int here = place(part, pass);
+        for (int pass = 0; pass < SPAN / ROWS; pass++) {
+            const int here = mover.place(to, part, pass);
             if (here < 0) continue;
-            const FourWords from =
-                *reinterpret_cast<const FourWords *>(strip(part) + (pass * ROWS + row) * ROW_BYTES + chunk * 16);
-            *reinterpret_cast<FourWords *>(to.out + (long long)here * to.pitch + to.offset + channel) = from;
+            *reinterpret_cast<FourWords *>(to.out + (long long)here * to.pitch + to.offset + mover.channel) =
+                *reinterpret_cast<const FourWords *>(strip + mover.in_strip(pass));
         }
     }
     turn += PARTS;
+    if constexpr (RESIDUAL) {
+        copies_wait<0>();
+        threads_meet(group + 1, THREADS);  // all strips have been read: the next tile's residuals may come
+    }
 }
 
 // All others turn as sums, and are finished behind shared memory. A split tile leaves at once, since all its blocks must
@@ -307,10 +328,9 @@ TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int g
                         const Exit &to) {
     constexpr int STRIP = SPLIT ? PIXELS : 32, PITCH = BLOCKS * 64 + 4;  // sums between pixels: a warp writes to 32 banks
     static_assert(STRIP * PITCH * 4 <= STRIP_BYTES, "strips");
-    constexpr int ACROSS = BLOCKS * 8, ROWS = THREADS / ACROSS;  // threads of a pixel, pixels of a pass
-    constexpr int OWN = SPLIT ? STRIP / CLUSTER : STRIP;         // pixels of a strip that this block finishes
+    constexpr int OWN = SPLIT ? STRIP / CLUSTER : STRIP;  // pixels of a strip that this block finishes
     constexpr int PASSES = (OWN + ROWS - 1) / ROWS;
-    const int channel = to.filter + thread % ACROSS * 8, row = thread / 32 * 16 + thread % 32 / 4;
+    const int channel = to.filter + thread % CHUNKS * 8, row = thread / 32 * 16 + thread % 32 / 4;
     const int count = to.filters - channel < 8 ? to.filters - channel : 8;
     const int own = SPLIT ? rank * OWN : 0;
     Channels factors;
@@ -328,7 +348,7 @@ TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int g
         int places[PASSES];
 #pragma unroll
         for (int pass = 0; pass < PASSES; pass++) {
-            const int p = own + pass * ROWS + thread / ACROSS;
+            const int p = own + pass * ROWS + thread / CHUNKS;
             const bool exists = count > 0 && p < own + OWN && part * STRIP + p < PIXELS;
             places[pass] = exists ? to.target.of(part * STRIP + p) : -1;
             if (RESIDUAL && places[pass] >= 0)
@@ -343,7 +363,7 @@ TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int g
         for (int pass = 0; pass < PASSES; pass++) {
             if (places[pass] < 0) continue;
             float values[8];
-            load_sums(strip + (own + pass * ROWS + thread / ACROSS) * PITCH + thread % ACROSS * 8, values);
+            load_sums(strip + (own + pass * ROWS + thread / CHUNKS) * PITCH + thread % CHUNKS * 8, values);
             finish(values, factors, residuals[pass], count,
                    to.out + (long long)places[pass] * to.pitch + to.offset + channel);
         }
@@ -454,11 +474,14 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
         };
         const int stride = gridDim.x / CLUSTER;
         int turn = 0;
-        if (RESIDUAL) announce(exit_of(blockIdx.x / CLUSTER), thread);
+        if (ANNOUNCES) announce(exit_of(blockIdx.x / CLUSTER), thread);
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += stride) {
+            if constexpr (PACKED && RESIDUAL)
+#pragma unroll
+                for (int part = 0; part < STRIP_COUNT; part++) fetch_residuals(exit_of(tile), strips, part, thread);
             Sum sums[BLOCKS][PIXELS / 2];
             multiply(sums, ring, halo, walk, memory, group, thread, end - first);
-            if (RESIDUAL && tile + stride < tiles) announce(exit_of(tile + stride), thread);
+            if (ANNOUNCES && tile + stride < tiles) announce(exit_of(tile + stride), thread);
             if constexpr (PACKED)
                 leave_packed(sums, strips, turn, exit_of(tile), group, thread);
             else
