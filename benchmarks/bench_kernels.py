@@ -1,7 +1,8 @@
-"""Our kernels for Hopper's tensor cores beside cuDNN, cuBLASLt and cuSPARSELt, layer by layer, bias and ReLU fused.
+"""Our kernels for tensor cores beside cuDNN, cuBLASLt and cuSPARSELt, layer by layer, bias and ReLU fused.
 
     python benchmarks/bench_kernels.py
     python benchmarks/bench_kernels.py --case conv3x3-256x256-14-b128 --case gemm-8192x8192x8192
+    python benchmarks/bench_kernels.py --level 4    # on Hopper, with the kernels for all GPUs since Ampere too
     python benchmarks/bench_kernels.py --device cpu --case gemm-256x256x64 --output trial.json     # try the script out
 
 Each case is a graph of one layer with 2:4 weights and goes through the race of a build: all candidates in turns on
@@ -29,6 +30,7 @@ from tamis.compiler.ir.ops import Conv, Linear, Op, Pointwise
 from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import flops_of, layer_of, moved_bytes_of
+from tamis.compiler.tactics.generations import AMPERE
 from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.race import Entry, LayerRace, race_layer
 from tamis.compiler.tuner.timing import Clock
@@ -38,6 +40,7 @@ from tamis.formats.dtype import DType
 from tamis.runtime import open_device
 
 BUDGET_SECONDS = 600.0
+OURS = ("tamis.hopper", "tamis.ampere")
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def rows_of(case: Case, race: LayerRace, state: str) -> list[Row]:
         best = timed[0]
         assert best.timing is not None and best.accuracy is not None
         words = [described(best), state, f"{len(wrong)} failed: {wrong[0]}" if wrong else ""]
-        if name.startswith("tamis.hopper"):
+        if name.startswith(OURS):
             words.append("all: " + "; ".join(f"{described(e)} {median(e):.1f}" for e in timed))
         rows.append(
             Row("kernels", case.name, name, str(best.choice.precision), best.choice.sparsity, case.batch,
@@ -179,12 +182,15 @@ def described(entry: Entry) -> str:
         more = [f"{name} {parameters[name]}" for name in ("cluster", "split", "resident") if parameters[name] > 1]
         more += [f"{parameters['lines']} lines"] if parameters["lines"] else []
         return " ".join([f"{filters} x {parameters['pixels']} by {parameters['groups']}", *more])
+    if "matrices" in parameters:
+        tile = AMPERE.tile(parameters)
+        return f"{tile.filters} x {tile.pixels}, warps {tile.down} x {tile.across}"
     return " ".join(f"{name} {value}" for name, value in parameters.items() if name not in ("architecture",))
 
 
 def show(rows: Sequence[Row]) -> None:
     """One line for each row: time, speed, and how much faster than the fastest dense library."""
-    libraries = [row.median_us for row in rows if row.sparsity == "dense" and not row.impl.startswith("tamis.hopper")]
+    libraries = [row.median_us for row in rows if row.sparsity == "dense" and not row.impl.startswith(OURS)]
     best = min(libraries, default=0.0)
     for row in sorted(rows, key=lambda row: row.median_us):
         speed = row.flops / row.median_us / 1e6

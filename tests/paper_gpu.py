@@ -6,6 +6,7 @@ everything else is what runs on a machine with a GPU.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from tamis.compiler.planner import contest as contest_module
 from tamis.compiler.planner import conversions as conversions_module
+from tamis.compiler.tactics import cuda_steps
 from tamis.compiler.tactics.base import Choice, Layer, Tactic, flops_of, moved_bytes_of
 from tamis.compiler.tuner import prior as prior_module
 from tamis.compiler.tuner import race as race_module
@@ -24,6 +26,7 @@ from tamis.devices.cpu import CpuDevice
 from tamis.devices.cuda.device import CudaDevice
 from tamis.engine.plan import Accuracy, DeviceInfo, Step, Timing
 from tamis.formats.dtype import DType
+from tamis.kernels.cuda.compile import translation_unit
 
 LIBRARIES = {
     "torch": "2.11.0", "cuda": "13.0", "driver": "13.0", "cudnn": "9.19.0", "cudnn_frontend": "1.32.0",
@@ -100,8 +103,13 @@ class PaperClock:
         return {name: Timing(time, time, time, 9) for name, time in times.items()}
 
 
+def made_up_cubin(source: str, defines: Mapping[str, str | int | float], architecture: str) -> bytes:
+    """No code, but bytes that differ where a kernel's would. That kernels compile is for ``tests/kernels`` to say."""
+    return hashlib.sha256(f"{architecture}\n{translation_unit(source, defines)}".encode()).digest()
+
+
 def make_up_measurements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replaces every measurement; the list notes which layers were measured."""
+    """Replaces every measurement, and kernels by made-up ones; the list notes which layers were measured."""
     layers: list[str] = []
 
     def race(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Any) -> list[Measurement]:
@@ -110,6 +118,7 @@ def make_up_measurements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             tactic.lower(layer, choice)  # every choice that is offered can be lowered
         return [Measurement(made_up(flops_of(layer), moved_bytes_of(layer, c), c), RIGHT) for _, c in choices]
 
+    monkeypatch.setattr(cuda_steps, "compile_source", made_up_cubin)
     monkeypatch.setattr(prior_module, "_product_rate", lambda device, precision: 50e6)
     monkeypatch.setattr(prior_module, "_copy_rate", lambda device: 4e6)
     monkeypatch.setattr(race_module, "_race_now", race)

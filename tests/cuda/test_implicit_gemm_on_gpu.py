@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +15,17 @@ from conv_layers import RELU, RESIDUAL, conv, conv_layer
 from cuda_layers import bound_layer
 from gemm_layers import SMALL, GemmCase
 from tamis.compiler.config import BuildConfig
+from tamis.compiler.tactics.cuda_steps import generation_of
+from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape_of
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
-from tamis.kernels.cuda.implicit_gemm import TILES, deepest, line_tiles
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, line_tiles
+from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, shared_bytes_on
 
-CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS)
+# At this level the kernels for all GPUs run on Hopper too.
+CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS, optimization_level=4)
+GENERATIONS = pytest.mark.parametrize("generation", [HOPPER, AMPERE], ids=lambda generation: generation.name)
 LARGE = (
     GemmCase("64@56", lambda: conv_layer(conv(RELU), (2, 64, 56, 56), (64, 64, 3, 3))),
     GemmCase("512@7", lambda: conv_layer(conv(RESIDUAL, RELU), (8, 512, 7, 7), (512, 512, 3, 3))),
@@ -28,22 +34,33 @@ LARGE = (
 RANDOM = 200
 
 
-def check(case: GemmCase, *, sparse: bool, only: int | None = None) -> None:
+def all_tiles(
+    generation: Generation, shape: Convolution, *, sparse: bool, residual: bool
+) -> Sequence[Tile | AmpereTile]:
+    """Also those that would be mostly padding; for all GPUs as deep as this one allows, then as any allows."""
+    if generation is HOPPER:
+        tiles = [deepest(*sizes, sparse=sparse, residual=residual) for sizes in TILES]
+        return [tile for tile in tiles if tile.split <= shape.steps] + line_tiles(
+            shape, sparse=sparse, residual=residual
+        )
+    limits = [shared_bytes_on(number) for number in (generation_of(cuda_info()), 0)]
+    return list(dict.fromkeys(deepest_ampere(*s, sparse=sparse, limit=limit) for limit in limits for s in AMPERE_TILES))
+
+
+def check(generation: Generation, case: GemmCase, *, sparse: bool, only: int | None = None) -> None:
     """Every tile that fits, or one of them, in every precision.
 
     Outputs hold NaN before, and a second run gives the same bits.
     """
     layer, arrays = case.layer()
-    tactic = ImplicitGemm(sparse=sparse)
+    tactic = ImplicitGemm(generation, sparse=sparse)
     reason = tactic.refuses(layer, cuda_info(), CONFIG)
     if reason is not None:
         pytest.skip(reason)
     expected = torch.from_numpy(case.expected(layer, arrays)).cuda()
     (first, *_) = tactic.choices(layer, cuda_info(), CONFIG)
     residual = any(step.operand is not None for step in layer.op.epilogue)
-    tiles = [deepest(*sizes, sparse=sparse, residual=residual) for sizes in TILES]
-    tiles = [tile for tile in tiles if tile.split <= shape_of(layer).steps]
-    tiles += line_tiles(shape_of(layer), sparse=sparse, residual=residual)
+    tiles = all_tiles(generation, shape_of(layer), sparse=sparse, residual=residual)
     for tile in tiles if only is None else [tiles[only % len(tiles)]]:
         for precision in PRECISIONS:
             numbers = dataclasses.asdict(tile)
@@ -62,10 +79,11 @@ def check(case: GemmCase, *, sparse: bool, only: int | None = None) -> None:
             assert objection(compare(results[0], expected), precision, cosine=0.9999, relative=1e-5) is None, choice
 
 
+@GENERATIONS
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("case", SMALL + LARGE, ids=lambda case: case.name)
-def test_layers(case: GemmCase, sparse: bool) -> None:
-    check(case, sparse=sparse)
+def test_layers(case: GemmCase, sparse: bool, generation: Generation) -> None:
+    check(generation, case, sparse=sparse)
 
 
 def random_case(seed: int) -> GemmCase:
@@ -83,14 +101,16 @@ def random_case(seed: int) -> GemmCase:
     return GemmCase(f"random {seed}", lambda: conv_layer(op, image, weight))
 
 
+@GENERATIONS
 @pytest.mark.parametrize("seed", range(RANDOM))
-def test_random_shapes(seed: int) -> None:
-    check(random_case(seed), sparse=seed % 4 > 0, only=seed)
+def test_random_shapes(seed: int, generation: Generation) -> None:
+    check(generation, random_case(seed), sparse=seed % 4 > 0, only=seed)
 
 
-def test_the_profiler_sees_a_sparse_kernel() -> None:
+@GENERATIONS
+def test_the_profiler_sees_a_sparse_kernel(generation: Generation) -> None:
     layer, arrays = LARGE[1].layer()
-    tactic = ImplicitGemm(sparse=True)
+    tactic = ImplicitGemm(generation, sparse=True)
     reason = tactic.refuses(layer, cuda_info(), CONFIG)
     if reason is not None:
         pytest.skip(reason)

@@ -14,7 +14,7 @@ NATIVE = Path(__file__).parent / "native"
 KERNELS = Path(build.__file__).parent
 FLAGS = (
     "-std=c++17",
-    "-g",
+    "-g1",  # lines, for reports
     "-O1",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",

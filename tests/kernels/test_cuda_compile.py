@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def ampere_kernels(dtype: DType) -> list[Kernel]:
     ]
 
 
+def compiled(some: list[Kernel], architecture: str) -> list[tuple[Kernel, bytes]]:
+    """Each with its cubin. nvcc is a process of its own: two of them run beside each other."""
+
+    def compile_one(kernel: Kernel) -> bytes:
+        return compile_source(f"{kernel.family}.cu", kernel.defines, architecture)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(zip(some, pool.map(compile_one, some), strict=True))
+
+
 def test_the_list_is_complete():
     listed = kernels(DType.FLOAT16) + hopper_kernels(DType.FLOAT16) + ampere_kernels(DType.FLOAT16)
     assert {f"{kernel.family}.cu" for kernel in listed} == set(sources())
@@ -95,15 +106,16 @@ def test_the_list_is_complete():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
 def test_every_hopper_kernel_compiles(dtype):
-    for kernel in hopper_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 5]:
-        assert kernel.function.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, "sm_90a")
+    some = hopper_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 5]
+    for kernel, cubin in compiled(some, "sm_90a"):
+        assert kernel.function.encode() in cubin
 
 
 @needs_compiler
 @pytest.mark.slow
 def test_products_of_eight_bits_compile():
-    for kernel in eight_bit_kernels():
-        assert kernel.function.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, "sm_90a")
+    for kernel, cubin in compiled(eight_bit_kernels(), "sm_90a"):
+        assert kernel.function.encode() in cubin
 
 
 def test_products_of_eight_bits_overlap(tmp_path):
@@ -111,13 +123,19 @@ def test_products_of_eight_bits_overlap(tmp_path):
     nvcc = toolchain._find_nvcc()
     if nvcc is None:
         pytest.skip("nvcc is not installed")
-    unit = tmp_path / "unit.cu"
-    for kernel in eight_bit_kernels():
+
+    def words_on(number: int, kernel: Kernel) -> str:
+        unit = tmp_path / f"unit{number}.cu"
         unit.write_text(translation_unit(f"{kernel.family}.cu", kernel.defines))
         command = [nvcc, "-cubin", "-std=c++17", "-arch=sm_90a", f"-I{toolchain.FOLDER}", "-Xptxas", "-v", str(unit)]
-        words = subprocess.run([*command, "-o", str(tmp_path / "cubin")], capture_output=True, text=True, check=True)
-        assert "registers" in words.stderr and "serialized" not in words.stderr
-        assert "0 bytes spill" in words.stderr
+        output = str(unit.with_suffix(".cubin"))
+        return subprocess.run([*command, "-o", output], capture_output=True, text=True, check=True).stderr
+
+    some = eight_bit_kernels()
+    with ThreadPoolExecutor(2) as pool:
+        for words in pool.map(words_on, range(len(some)), some):
+            assert "registers" in words and "serialized" not in words
+            assert "0 bytes spill" in words
 
 
 @needs_compiler
@@ -125,8 +143,9 @@ def test_products_of_eight_bits_overlap(tmp_path):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
 def test_every_ampere_kernel_compiles(architecture, dtype):
-    for kernel in ampere_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 7]:
-        assert kernel.function.encode() in compile_source(f"{kernel.family}.cu", kernel.defines, architecture)
+    some = ampere_kernels(dtype)[:: 1 if load_nvrtc() is not None and dtype == DType.FLOAT16 else 7]
+    for kernel, cubin in compiled(some, architecture):
+        assert kernel.function.encode() in cubin
 
 
 @needs_compiler
@@ -136,8 +155,7 @@ def test_every_ampere_kernel_compiles(architecture, dtype):
 def test_every_kernel_compiles(architecture, dtype):
     if load_nvrtc() is None and dtype != DType.BFLOAT16:
         pytest.skip("nvcc is slow: with it, one type must do")
-    for kernel in kernels(dtype):
-        cubin = compile_source(f"{kernel.family}.cu", kernel.defines, architecture)
+    for kernel, cubin in compiled(kernels(dtype), architecture):
         assert cubin[:4] == b"\x7fELF"
         assert kernel.family.encode() in cubin  # the C name under which the driver finds it
 

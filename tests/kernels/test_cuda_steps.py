@@ -21,6 +21,7 @@ from tamis.compiler.tactics import cuda_kernels, cuda_steps, implicit_gemm
 from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
+from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.base import BoundShape
@@ -89,13 +90,12 @@ class PlayedDriver:
 
     def cuTensorMapEncodeTiled(self, target, kind, rank, address, extents, strides, box, steps, *tail):
         assert kind in FLOAT16_OR_BFLOAT16
-        c, *rest = extents
-        assert (list(steps), box[0]) == ([1] * rank, 64)
+        assert list(steps) == [1] * rank
         if rank == 2:
-            assert list(strides) == [2 * c]
-            return self.encode(target, tail, address, 0, c, rest[0], 1, 1, box[1], 0, 0, 0, 0, 1, 1, 1)
-        w, h, n = rest
-        assert (list(strides), box[3]) == ([2 * c, 2 * c * w, 2 * c * w * h], 1)
+            assert list(strides) == [2 * extents[0]]
+            return self.encode(target, tail, address, 0, extents[0], extents[1], 1, 1, box[1], 0, 0, 0, 0, 1, 1, 0)
+        c, w, h, n = extents
+        assert (list(strides), box[0], box[3]) == ([2 * c, 2 * c * w, 2 * c * w * h], 64, 1)
         return self.encode(target, tail, address, 2, c, n, h, w, box[1], 0, 0, 0, 0, 1, 1, box[2])
 
     def cuTensorMapEncodeIm2col(
@@ -104,7 +104,7 @@ class PlayedDriver:
         c, w, h, n = extents
         assert kind in FLOAT16_OR_BFLOAT16
         assert (rank, channels, list(strides)) == (4, 64, [2 * c, 2 * c * w, 2 * c * w * h])
-        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3], 1)
+        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3], 0)
 
     def encode(self, target, tail, address, *numbers):
         assert tail == (0, 3, 3, 0), "no interleave, 128-byte swizzle, 256-byte promotion, zeros outside"
@@ -172,10 +172,11 @@ def test_layers(driver, case: Case):
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("case", GEMM_CASES, ids=[case.name for case in GEMM_CASES])
-def test_layers_on_tensor_cores(driver, case: GemmCase, sparse: bool):
+@pytest.mark.parametrize("generation", [HOPPER, AMPERE], ids=lambda generation: generation.name)
+def test_layers_on_tensor_cores(driver, generation: Generation, case: GemmCase, sparse: bool):
     layer, arrays = case.layer()
-    tactic = ImplicitGemm(sparse=sparse)
-    assert tactic.refuses(layer, H200, CONFIG) is None
+    tactic = ImplicitGemm(generation, sparse=sparse)
+    assert tactic.refuses(layer, H200, replace(CONFIG, optimization_level=4)) is None
     found = {choice.precision: choice for choice in reversed(list(tactic.choices(layer, H200, CONFIG)))}
     assert set(found) == {DType.BFLOAT16, DType.FLOAT16}
     expected = case.expected(layer, arrays)

@@ -1,4 +1,4 @@
-"""What our kernels for Hopper's tensor cores offer and refuse, and why."""
+"""What our kernels for tensor cores offer and refuse, and why."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from gemm_layers import SMALL
 from matrix_layers import H200, layer_and_arrays, linear
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Pointwise
-from tamis.compiler.tactics import implicit_gemm
-from tamis.compiler.tactics.implicit_gemm import ImplicitGemm, tiles_for
+from tamis.compiler.tactics import implicit_gemm, tactics_of
+from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
+from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile
+from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES
 
 CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.FLOAT16))
+EVERYTHING = replace(CONFIG, optimization_level=4)
 DENSE, SPARSE = ImplicitGemm(sparse=False), ImplicitGemm(sparse=True)
+OLDER_DENSE, OLDER_SPARSE = ImplicitGemm(AMPERE, sparse=False), ImplicitGemm(AMPERE, sparse=True)
+A100 = replace(H200, name="NVIDIA A100", architecture="sm_80", cores=108)
+GENERATIONS = pytest.mark.parametrize("generation", [HOPPER, AMPERE], ids=lambda generation: generation.name)
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +33,21 @@ def with_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(implicit_gemm, "compiles_for", lambda device: True)
 
 
-def test_dense_and_sparse_offer_the_same_tiles() -> None:
+def tiles_for(shape: Convolution, cores: int, *, sparse: bool) -> list[Tile]:
+    return list(HOPPER.tiles(shape, replace(H200, cores=cores), sparse=sparse))
+
+
+def test_all_of_them_race() -> None:
+    names = [tactic.name for tactic in tactics_of("cuda") if isinstance(tactic, ImplicitGemm)]
+    assert names == ["tamis.hopper", "tamis.hopper.sparse", "tamis.ampere", "tamis.ampere.sparse"]
+
+
+@GENERATIONS
+def test_dense_and_sparse_offer_the_same_tiles(generation: Generation) -> None:
     layer, _ = SMALL[2].layer()
-    for tactic, sparsity in ((DENSE, "dense"), (SPARSE, "2:4")):
+    for sparse, sparsity in ((False, "dense"), (True, "2:4")):
+        tactic = ImplicitGemm(generation, sparse=sparse)
+        assert tactic.name == generation.name + (".sparse" if sparse else "")
         choices = list(tactic.choices(layer, H200, CONFIG))
         assert {(choice.precision, choice.sparsity, choice.tactic) for choice in choices} == {
             (DType.FLOAT16, sparsity, tactic.name)
@@ -51,6 +69,29 @@ def test_tiles_that_are_mostly_padding_are_left_out() -> None:
     assert told(tiles_for(Convolution(1, 1, 1, 64, 8), 132, sparse=False)) == [(64, 64)], "the smallest is always there"
 
 
+def test_tiles_for_older_gpus() -> None:
+    def told(shape: Convolution) -> list[tuple[int, int]]:
+        return [(tile.filters, tile.pixels) for tile in AMPERE.tiles(shape, A100, sparse=True)]
+
+    assert told(Convolution(1, 1, 1, 64, 8)) == [(64, 32)], "the smallest is always there"
+    assert told(Convolution(1, 1, 4096, 64, 64)) == [(64, 32), (64, 64), (64, 128)]
+    assert len(told(Convolution(128, 14, 14, 256, 512))) == len(AMPERE_TILES)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kibibytes"),
+    [("sm_80", 163), ("sm_86", 99), ("sm_87", 163), ("sm_89", 99), ("sm_90", 227), ("sm_100", 227), ("sm_120", 99)],
+)
+def test_tiles_are_as_deep_as_shared_memory_allows(architecture: str, kibibytes: int) -> None:
+    device, shape = replace(H200, architecture=architecture), Convolution(128, 14, 14, 256, 512)
+    for sparse in (False, True):
+        for tile in AMPERE.tiles(shape, device, sparse=sparse):
+            assert tile.shared_bytes(sparse=sparse) <= kibibytes * 1024
+            assert (
+                tile.stages == 4 or replace(tile, stages=tile.stages + 1).shared_bytes(sparse=sparse) > kibibytes * 1024
+            )
+
+
 def test_steps_are_divided_where_the_gpu_would_be_idle() -> None:
     def splits(shape: Convolution) -> set[int]:
         return {tile.split for tile in tiles_for(shape, 132, sparse=True)}
@@ -67,6 +108,10 @@ REFUSALS = (
     (SPARSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {}, "not 2:4"),
     (DENSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {"architecture": "sm_80"}, "Hopper.*sm_80"),
     (DENSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {"kind": "cpu"}, "CUDA"),
+    (OLDER_DENSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {"architecture": "sm_75"}, "Ampere or newer.*sm_75"),
+    (OLDER_SPARSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {"architecture": "sm_80"}, "not 2:4"),
+    (OLDER_DENSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {}, "for Hopper are raced instead; level 4 races these too"),
+    (OLDER_DENSE, conv(), (1, 8, 32766, 3), (8, 8, 3, 3), {"architecture": "sm_80"}, "32767 pixels a side"),
 )
 
 
@@ -78,6 +123,26 @@ def test_refusals(tactic, op, image, weight, changes, reason) -> None:
     assert re.search(reason, said), said
 
 
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_100", "sm_103", "sm_120"])
+def test_kernels_are_compiled_for_the_gpu_at_hand(architecture: str) -> None:
+    layer, device = SMALL[0].layer()[0], replace(H200, architecture=architecture)
+    for tactic in (OLDER_DENSE, OLDER_SPARSE):
+        assert tactic.refuses(layer, device, CONFIG) is None
+        assert {choice.parameters["architecture"] for choice in tactic.choices(layer, device, CONFIG)} == {architecture}
+    assert DENSE.refuses(layer, device, CONFIG) is not None
+
+
+def test_what_races_on_hopper() -> None:
+    """Its own kernels; the others at high levels, and for what the copy engine cannot do."""
+    layer, _ = SMALL[0].layer()
+    assert OLDER_SPARSE.refuses(layer, H200, CONFIG) is not None
+    assert OLDER_SPARSE.refuses(layer, H200, EVERYTHING) is None
+    assert SPARSE.refuses(layer, H200, EVERYTHING) is None
+    wide, _ = conv_layer(conv(dilation=200), (1, 64, 500, 500), (64, 64, 3, 3))
+    assert DENSE.refuses(wide, H200, CONFIG) is not None
+    assert OLDER_DENSE.refuses(wide, H200, CONFIG) is None
+
+
 def test_refusals_of_configurations() -> None:
     layer, _ = SMALL[0].layer()
     assert "16-bit" in (DENSE.refuses(layer, H200, BuildConfig(device="cuda", precisions=(DType.TF32,))) or "")
@@ -85,12 +150,14 @@ def test_refusals_of_configurations() -> None:
     assert DENSE.refuses(layer, H200, replace(CONFIG, sparsity="off")) is None
 
 
-def test_what_a_kernel_cannot_fuse_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+@GENERATIONS
+def test_what_a_kernel_cannot_fuse_follows(generation: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second residual and what comes behind it."""
     monkeypatch.setattr("tamis.compiler.tactics.cuda_steps.compile_source", lambda *a: b"cubin")
     layer, _ = conv_layer(conv(RESIDUAL, RELU, RESIDUAL, RELU), (1, 64, 5, 5), (64, 64, 3, 3))
-    (choice, *_) = DENSE.choices(layer, H200, CONFIG)
-    first, second = DENSE.lower(layer, choice).steps
+    tactic = ImplicitGemm(generation, sparse=False)
+    (choice, *_) = tactic.choices(layer, H200, CONFIG)
+    first, second = tactic.lower(layer, choice).steps
     assert len(first.inputs) == 2 and first.outputs == (f"{layer.node.output}/before_epilogue",)
     assert second.kernel == "cuda.pointwise" and second.outputs == (layer.node.output,)
 

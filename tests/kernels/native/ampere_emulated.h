@@ -1,78 +1,19 @@
 // What tensor cores have offered since Ampere on the CPU, as ampere.h declares it; included behind cuda_emulated.h.
 #pragma once
 
-// --- copies ---
+void warp_meets();
 
-inline void copy_or_zero(unsigned address, const void *from, bool exists) {
-    if (address % 16 || (uintptr_t)from % 16) __builtin_trap();
-    emulated_issue([=] {
-        if (exists)
-            memcpy(emulated_at(address, 16), from, 16);
-        else
-            memset(emulated_at(address, 16), 0, 16);
-    });
-}
-inline void copy(unsigned address, const void *from) { copy_or_zero(address, from, true); }
-inline void copies_commit() { emulated_commit(); }
-template <int pending> inline void copies_wait() { emulated_finish(pending); }
+void load_matrices(unsigned address, unsigned *words);
+void emulated_multiply_dense(float (&d)[4], const unsigned *a, const unsigned *b, char type);
+void emulated_multiply_sparse(float (&d)[4], const unsigned *a, const unsigned *b, unsigned places, int selector,
+                              char type);
 
-inline void warp_meets() { emulated_wait(EmulatedFibre::AT_SHUFFLE); }
-
-// --- operands and products ---
-
-// What the lanes of a warp lend each other: their words, for as long as `use` runs in all of them.
-static const unsigned *emulated_lent[1024];
-template <class Use> inline void emulated_lend(const unsigned *words, Use use) {
-    const unsigned self = emulated.current;
-    emulated_lent[self] = words;
-    emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has lent
-    use(emulated_lent + (self & ~31u));
-    emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has read
-}
-
-inline void load_matrices(unsigned address, unsigned *words) {
-    if (address % 16) __builtin_trap();
-    const unsigned lane = emulated_lane();
-    emulated_lend(&address, [&](const unsigned *const *addresses) {
-        for (unsigned matrix = 0; matrix < 4; matrix++)
-            memcpy(words + matrix, emulated_at(addresses[8 * matrix + lane / 4][0] + lane % 4 * 4, 4), 4);
-    });
-}
-
-// Element `element` of the words of a lane.
-inline float emulated_half(const unsigned *words, int element) {
-    return emulated_number((unsigned short)(words[element / 2] >> (16 * (element % 2))));
-}
-
-// A lane's own sums over 16 columns of A; `row_of_b` tells which row of B meets one: of 4 words of A, `wide` of B, then
-// the metadata, as they lie in `words`.
-template <class RowOfB>
-inline void emulated_product(float (&d)[4], const unsigned *words, RowOfB row_of_b) {
-    const int lane = emulated_lane();
-    emulated_lend(words, [&](const unsigned *const *lanes) {
-        for (int i = 0; i < 4; i++) {
-            const int high = i / 2, column = lane % 4 * 2 + i % 2;
-            float total = 0.0f;
-            for (int k = 0; k < 16; k++) {
-                const int b = row_of_b(lanes + lane / 4 * 4, high, k);
-                total += emulated_half(lanes[lane / 4 * 4 + k % 8 / 2], 4 * (k / 8) + 2 * high + k % 2) *
-                         emulated_half(lanes[column * 4 + b % 8 / 2] + 4, 2 * (b / 8) + b % 2);
-            }
-            d[i] += total;
-        }
-    });
-}
-
+#ifdef PRODUCT_TYPE  // what depends on a kernel's constants
 inline void multiply_dense(float (&d)[4], const unsigned *a, const unsigned *b) {
-    const unsigned words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    emulated_product(d, words, [](const unsigned *const *, int, int k) { return k; });
+    emulated_multiply_dense(d, a, b, *PRODUCT_TYPE);
 }
-
 template <int selector>
 inline void multiply_sparse(float (&d)[4], const unsigned *a, const unsigned *b, unsigned places) {
-    const unsigned words[9] = {a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], places};
-    emulated_product(d, words, [](const unsigned *const *quad, int high, int k) {
-        const int group = k / 2;
-        return group * 4 + emulated_place(quad[2 * selector + group / 4][8], 4 * high + group % 4, k % 2);
-    });
+    emulated_multiply_sparse(d, a, b, places, selector, *PRODUCT_TYPE);
 }
+#endif

@@ -10,6 +10,7 @@ from tamis.compiler.tactics.cublaslt import CublasLt
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.compiler.tactics.cudnn import CudnnConv, CudnnTorch
 from tamis.compiler.tactics.cusparselt import CusparseLt
+from tamis.compiler.tactics.generations import AMPERE
 from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
 from tamis.compiler.tactics.linear import TamisLinear
 from tamis.compiler.tactics.onednn import OneDnn
@@ -20,7 +21,7 @@ CPU_TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn(), TamisLinear())
 CPU_REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(), TamisChain())
 CUDA_TACTICS: tuple[Tactic, ...] = (
     Aten(), CudnnTorch(), CudnnConv(), CudnnAttention(), CublasLt(), CusparseLt(), ImplicitGemm(sparse=False),
-    ImplicitGemm(sparse=True), TamisCuda(),
+    ImplicitGemm(sparse=True), ImplicitGemm(AMPERE, sparse=False), ImplicitGemm(AMPERE, sparse=True), TamisCuda(),
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""Our own convolutions and linear layers on Hopper's tensor cores, dense and 2:4, with everything fused.
+"""Our own convolutions and linear layers on tensor cores, dense and 2:4, with everything fused.
 
 Bias, one residual of the output's shape and any activations are part of the kernel; what is left follows as a pointwise
-step. The race tries tiles: how many filters and pixels a block computes at a time.
+step. The race tries tiles: how many filters and pixels a block computes at a time. Which kernel runs is told by
+``generations``.
 """
 
 from __future__ import annotations
@@ -18,29 +19,16 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import BOOLEAN_KINDS, Conv, Linear, Pointwise, Program, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step, rest_step
+from tamis.compiler.tactics.generations import HOPPER, Generation
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_two_of_four, refuses_weights, rows_of
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
-from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.compile import NO_COMPILER
-from tamis.kernels.cuda.implicit_gemm import (
-    TILES,
-    Convolution,
-    Epilogue,
-    Tile,
-    deepest,
-    implicit_gemm_hopper,
-    line_tiles,
-)
+from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue
 from tamis.kernels.cuda.pointwise import PointwiseStep
 
 PRECISIONS = (DType.FLOAT16, DType.BFLOAT16)
-ARCHITECTURE, TARGET = "sm_90", "sm_90a"
-# What the copy engine's im2col mode can say, see tamis/kernels/cuda/implicit_gemm_hopper.cu.
-_WIDEST_TAP, _WIDEST_PAD, _WIDEST_STRIDE = 255, 127, 8
-# A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
-_LEAST_USE = 0.6
 
 
 @dataclass(frozen=True)
@@ -55,19 +43,18 @@ class _Split:
 class ImplicitGemm:
     """One family, dense or 2:4: the two differ by one constant of the kernel."""
 
-    def __init__(self, *, sparse: bool) -> None:
-        self.sparse = sparse
-        self.name = "tamis.hopper.sparse" if sparse else "tamis.hopper"
+    def __init__(self, generation: Generation = HOPPER, *, sparse: bool) -> None:
+        self.generation, self.sparse = generation, sparse
+        self.name = f"{generation.name}.sparse" if sparse else generation.name
 
     def refuses(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """Other layers than linear ones and 2-D convolutions, other devices, and for 2:4 other weights."""
         if device.kind != "cuda":
             return "runs on CUDA devices only"
         reason = _refuses_layer(layer) or (refuses_two_of_four(layer, config) if self.sparse else None)
+        reason = reason or self.generation.refuses(shape_of(layer), device, config)
         if reason is not None:
             return reason
-        if device.architecture != ARCHITECTURE:
-            return f"needs Hopper's instructions (sm_90); this is {device.architecture}"
         if not compiles_for(device):
             return NO_COMPILER
         if not set(config.precisions) & set(PRECISIONS):
@@ -79,29 +66,23 @@ class ImplicitGemm:
         """Each allowed 16-bit precision, each tile that is not mostly padding."""
         channels_last = isinstance(layer.op, Conv)
         sparsity: Any = "2:4" if self.sparse else "dense"
-        residual = _split(layer).residual is not None
+        shape, residual = shape_of(layer), _split(layer).residual is not None
         for precision in config.precisions:
             if precision not in PRECISIONS or not runs_in(precision, device):
                 continue
             inputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.node.outputs)
-            for tile in tiles_for(shape_of(layer), device.cores, sparse=self.sparse, residual=residual):
-                parameters = {"architecture": TARGET, "multiprocessors": device.cores, **dataclasses.asdict(tile)}
+            for tile in self.generation.tiles(shape, device, sparse=self.sparse, residual=residual):
+                parameters = {**self.generation.parameters(device), **dataclasses.asdict(tile)}
                 yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One launch, and a pointwise step for what it does not fuse."""
         node, parameters, split = layer.node, choice.parameters, _split(layer)
-        tile = Tile(**{field.name: parameters[field.name] for field in dataclasses.fields(Tile)})
-        kernel = implicit_gemm_hopper(
-            shape_of(layer), tile, choice.precision, parameters["multiprocessors"],
-            Epilogue(split.steps, layer.op.bias, split.residual is not None), sparse=self.sparse,
-        )  # fmt: skip
-        constants = {
-            f"{layer.name}.weight": _packed(
-                SameArray(layer.constants[node.inputs[1]]), choice.precision, tile.blocks * tile.groups, self.sparse
-            )
-        }
+        epilogue = Epilogue(split.steps, layer.op.bias, split.residual is not None)
+        kernel = self.generation.kernel(shape_of(layer), parameters, choice.precision, epilogue, sparse=self.sparse)
+        weight, filters = SameArray(layer.constants[node.inputs[1]]), self.generation.tile(parameters).filters
+        constants = {f"{layer.name}.weight": _packed(weight, choice.precision, self.generation, filters, self.sparse)}
         if layer.op.bias:
             bias = layer.constants[node.inputs[2]].reshape(-1)
             constants[f"{layer.name}.bias"] = np.ascontiguousarray(bias, np.float32)
@@ -118,36 +99,6 @@ class ImplicitGemm:
         return Lowered((step, after), packed | more, {result: (shape, choice.outputs[0])})
 
 
-def tiles_for(shape: Convolution, multiprocessors: int, *, sparse: bool, residual: bool = False) -> list[Tile]:
-    """The tiles that race, the smallest first; each is as deep as shared memory allows.
-
-    Steps are divided only where the tiles leave most of the GPU idle, and each block gets two of them at least.
-    """
-    found = []
-    for sizes in TILES:
-        tile = deepest(*sizes, sparse=sparse, residual=residual)
-        use = min(_use(shape.filters, tile.filters * tile.cluster), _use(shape.pixels, tile.pixels))
-        if tile.split > 1 and (2 * tile.count(shape) > multiprocessors or shape.steps < 2 * tile.split):
-            continue
-        if use >= _LEAST_USE or sizes == TILES[0]:
-            found.append(tile)
-    return found + [
-        tile for tile in line_tiles(shape, sparse=sparse, residual=residual) if _line_use(shape, tile) >= _LEAST_USE
-    ]
-
-
-def _line_use(shape: Convolution, tile: Tile) -> float:
-    """The smaller part of filters and pixels of a tile of whole lines that has a place in the result."""
-    high, wide = shape.output
-    pixels = _use(high, tile.lines) * tile.lines * wide / tile.pixels
-    return min(_use(shape.filters, tile.filters), pixels)
-
-
-def _use(size: int, tile: int) -> float:
-    """Which part of the tiles that cover ``size`` is not padding."""
-    return size / (-(-size // tile) * tile)
-
-
 def _refuses_layer(layer: Layer) -> str | None:
     op = layer.op
     if not isinstance(op, Conv | Linear):
@@ -157,12 +108,8 @@ def _refuses_layer(layer: Layer) -> str | None:
         return reason
     if layer.type(0).dtype != DType.FLOAT32 or layer.constant(0) is not None:
         return "the input is a constant or not floating point"
-    if isinstance(op, Conv):
-        if len(op.strides) != 2 or op.groups != 1:
-            return "a grouped convolution, or one that is not 2-D"
-        taps = ((size - 1) * step for size, step in zip(layer.type(1).shape[2:], op.dilations, strict=True))
-        if max(*taps, 0) > _WIDEST_TAP or max(op.pads) > _WIDEST_PAD or max(op.strides) > _WIDEST_STRIDE:
-            return "the filter, its pads or its strides are larger than the copy engine allows"
+    if isinstance(op, Conv) and (len(op.strides) != 2 or op.groups != 1):
+        return "a grouped convolution, or one that is not 2-D"
     channels = layer.type(1).shape[1]
     return f"{channels} channels are not a multiple of 8" if channels % 8 else None
 
@@ -205,8 +152,8 @@ def _is_residual(layer: Layer, step: Pointwise) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _packed(weight: SameArray, precision: DType, blocks: int, sparse: bool) -> np.ndarray:
+def _packed(weight: SameArray, precision: DType, generation: Generation, filters: int, sparse: bool) -> np.ndarray:
     """The packed weight. A race lowers many tiles of one weight, hence the memory."""
     array = weight.array
     matrix = array.reshape(*array.shape[:2], -1).transpose(0, 2, 1)  # [filters, taps, channels]
-    return pack_hopper(to_precision(np.ascontiguousarray(matrix), precision), blocks, sparse=sparse).data
+    return generation.packed(to_precision(np.ascontiguousarray(matrix), precision), filters, sparse=sparse)

@@ -15,7 +15,9 @@ _COLUMN_PIXELS = 8  # of one instruction
 _STRIP_PIXELS = 16
 _TABLE_BYTES = 8  # of what the kernel keeps of a pixel
 _SHARED_BYTES = 101376  # that a block may have on any of these GPUs: 99 KiB
-_MOST_SIDE = 32767  # rows and columns are held in 16 bits
+# By compute capability, where it is more: 163 and 227 KiB.
+_MORE_SHARED_BYTES = ((166912, (80, 87)), (232448, (90, 100, 101, 103, 110)))
+MOST_SIDE = 32767  # rows and columns are held in 16 bits
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class AmpereTile:
         return max(self.stages * stage + self.pixels * _TABLE_BYTES, self.down * self.across * strip)
 
 
+def shared_bytes_on(capability: int) -> int:
+    """The shared memory that a block may have on GPUs of a compute capability, such as 80."""
+    return next((size for size, known in _MORE_SHARED_BYTES if capability in known), _SHARED_BYTES)
+
+
 def deepest_ampere(
     matrices: int, columns: int, down: int, across: int, *, sparse: bool, most: int = 4, limit: int = _SHARED_BYTES
 ) -> AmpereTile:
@@ -86,8 +93,8 @@ def implicit_gemm_ampere(
     if dtype.size_bytes != 2:
         raise ValueError(f"{dtype} products; these kernels have those of 16 bits")
     top, left, bottom, right = shape.pads
-    if not shape.is_product and max(shape.height + top + bottom, shape.width + left + right) > _MOST_SIDE:
-        raise ValueError(f"padded images of more than {_MOST_SIDE} pixels a side")
+    if not shape.is_product and max(shape.height + top + bottom, shape.width + left + right) > MOST_SIDE:
+        raise ValueError(f"padded images of more than {MOST_SIDE} pixels a side")
     defines = common_defines(shape, dtype, epilogue, sparse=sparse)
     defines |= {
         # Profilers show this name: it proves that the sparse form runs.

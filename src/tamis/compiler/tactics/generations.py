@@ -1,0 +1,195 @@
+"""Our kernels for tensor cores, by generation of GPU: where each runs, which tiles of it race, how it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from tamis.compiler.config import BuildConfig
+from tamis.compiler.tactics.cuda_steps import generation_of
+from tamis.engine.plan import DeviceInfo
+from tamis.formats import ampere, hopper
+from tamis.formats.dtype import DType
+from tamis.kernels.cuda.implicit_gemm import (
+    TILES,
+    Convolution,
+    Epilogue,
+    Tile,
+    deepest,
+    implicit_gemm_hopper,
+    line_tiles,
+)
+from tamis.kernels.cuda.implicit_gemm_ampere import (
+    AMPERE_TILES,
+    MOST_SIDE,
+    AmpereTile,
+    deepest_ampere,
+    implicit_gemm_ampere,
+    shared_bytes_on,
+)
+from tamis.kernels.cuda.specification import MOST_ELEMENTS, Kernel
+
+OLDEST_AMPERE = 80
+# From this level on the kernels for all GPUs race where those for one generation do, too.
+ALL_GENERATIONS = 4
+# What the copy engine's im2col mode can say, see tamis/kernels/cuda/implicit_gemm_hopper.cu.
+_WIDEST_TAP, _WIDEST_PAD, _WIDEST_STRIDE = 255, 127, 8
+# A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
+_LEAST_USE = 0.6
+
+
+class Generation(Protocol):
+    """A kernel, dense and 2:4, and what of the tactic depends on it.
+
+    The parameters of a choice are ``parameters`` and the fields of a tile.
+    """
+
+    name: str
+
+    def __hash__(self) -> int: ...
+
+    def refuses(self, shape: Convolution, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Why the kernel does not run, or does not race, for a shape on a CUDA device; None when it does."""
+        ...
+
+    def parameters(self, device: DeviceInfo) -> dict[str, Any]:
+        """What all choices for a device share, ``architecture`` among them: the one to compile for."""
+        ...
+
+    def tiles(
+        self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False
+    ) -> Sequence[Tile | AmpereTile]:
+        """The tiles that race, the smallest first; each is as deep as shared memory allows.
+
+        ``residual``: one is added.
+        """
+        ...
+
+    def tile(self, parameters: Mapping[str, Any]) -> Tile | AmpereTile:
+        """The tile of a choice."""
+        ...
+
+    def kernel(
+        self, shape: Convolution, parameters: Mapping[str, Any], dtype: DType, epilogue: Epilogue, *, sparse: bool
+    ) -> Kernel:
+        """The launch of a choice."""
+        ...
+
+    def packed(self, weight: np.ndarray, filters: int, *, sparse: bool) -> np.ndarray:
+        """A weight [filters, taps, channels] in 16 bits, as the kernel reads it in tiles of so many filters."""
+        ...
+
+
+class Hopper:
+    """``wgmma`` and the copy engine, on Hopper alone."""
+
+    name = "tamis.hopper"
+
+    def refuses(self, shape: Convolution, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Other GPUs; taps, pads and strides that the copy engine has no room for."""
+        if device.architecture != "sm_90":
+            return f"needs Hopper's instructions (sm_90); this is {device.architecture}"
+        taps = ((size - 1) * step for size, step in zip(shape.kernel, shape.dilations, strict=True))
+        if max(*taps, 0) > _WIDEST_TAP or max(shape.pads) > _WIDEST_PAD or max(shape.strides) > _WIDEST_STRIDE:
+            return "the filter, its pads or its strides are larger than the copy engine allows"
+        return None
+
+    def parameters(self, device: DeviceInfo) -> dict[str, Any]:
+        """The architecture with what only it has, and how many blocks may stay."""
+        return {"architecture": "sm_90a", "multiprocessors": device.cores}
+
+    def tiles(self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False) -> Sequence[Tile]:
+        """Steps are divided only where most of the GPU would be idle, and each block gets two of them at least."""
+        found = []
+        for sizes in TILES:
+            tile = deepest(*sizes, sparse=sparse, residual=residual)
+            if tile.split > 1 and (2 * tile.count(shape) > device.cores or shape.steps < 2 * tile.split):
+                continue
+            if sizes == TILES[0] or _is_of_use(shape, tile.filters * tile.cluster, tile.pixels):
+                found.append(tile)
+        lines = line_tiles(shape, sparse=sparse, residual=residual)
+        return found + [tile for tile in lines if _line_use(shape, tile) >= _LEAST_USE]
+
+    def tile(self, parameters: Mapping[str, Any]) -> Tile:
+        """From the parameters of a choice."""
+        return Tile(**{field.name: parameters[field.name] for field in dataclasses.fields(Tile)})
+
+    def kernel(
+        self, shape: Convolution, parameters: Mapping[str, Any], dtype: DType, epilogue: Epilogue, *, sparse: bool
+    ) -> Kernel:
+        """See ``implicit_gemm_hopper``."""
+        multiprocessors = parameters["multiprocessors"]
+        return implicit_gemm_hopper(shape, self.tile(parameters), dtype, multiprocessors, epilogue, sparse=sparse)
+
+    def packed(self, weight: np.ndarray, filters: int, *, sparse: bool) -> np.ndarray:
+        """See ``formats.hopper``."""
+        return hopper.pack_hopper(weight, filters // hopper.ROWS, sparse=sparse).data
+
+
+class Ampere:
+    """``mma`` and ``mma.sp``, on Ampere and all GPUs since."""
+
+    name = "tamis.ampere"
+
+    def refuses(self, shape: Convolution, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """Older GPUs, large images, and at most levels what the kernel for Hopper can do there."""
+        if generation_of(device) < OLDEST_AMPERE:
+            return f"needs the tensor cores of Ampere or newer (sm_80); this is {device.architecture}"
+        elements = shape.batch * shape.height * shape.width * shape.channels
+        if elements > MOST_ELEMENTS:
+            return f"{elements} elements; the kernels are for up to {MOST_ELEMENTS}"
+        top, left, bottom, right = shape.pads
+        if not shape.is_product and max(shape.height + top + bottom, shape.width + left + right) > MOST_SIDE:
+            return f"padded images of more than {MOST_SIDE} pixels a side"
+        if config.optimization_level < ALL_GENERATIONS and HOPPER.refuses(shape, device, config) is None:
+            return f"the kernels for Hopper are raced instead; level {ALL_GENERATIONS} races these too"
+        return None
+
+    def parameters(self, device: DeviceInfo) -> dict[str, Any]:
+        """The device's own architecture: none of its special features is used."""
+        return {"architecture": device.architecture}
+
+    def tiles(
+        self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False
+    ) -> Sequence[AmpereTile]:
+        """Those that are not mostly padding."""
+        limit = shared_bytes_on(generation_of(device))
+        tiles = [deepest_ampere(*sizes, sparse=sparse, limit=limit) for sizes in AMPERE_TILES]
+        return [tile for tile in tiles if tile is tiles[0] or _is_of_use(shape, tile.filters, tile.pixels)]
+
+    def tile(self, parameters: Mapping[str, Any]) -> AmpereTile:
+        """From the parameters of a choice."""
+        return AmpereTile(**{field.name: parameters[field.name] for field in dataclasses.fields(AmpereTile)})
+
+    def kernel(
+        self, shape: Convolution, parameters: Mapping[str, Any], dtype: DType, epilogue: Epilogue, *, sparse: bool
+    ) -> Kernel:
+        """See ``implicit_gemm_ampere``."""
+        return implicit_gemm_ampere(shape, self.tile(parameters), dtype, epilogue, sparse=sparse)
+
+    def packed(self, weight: np.ndarray, filters: int, *, sparse: bool) -> np.ndarray:
+        """See ``formats.ampere``."""
+        return ampere.pack_ampere(weight, filters // ampere.ROWS, sparse=sparse).data
+
+
+HOPPER, AMPERE = Hopper(), Ampere()
+
+
+def _is_of_use(shape: Convolution, filters: int, pixels: int) -> bool:
+    """Whether tiles of this size are not mostly padding."""
+    return min(_use(shape.filters, filters), _use(shape.pixels, pixels)) >= _LEAST_USE
+
+
+def _line_use(shape: Convolution, tile: Tile) -> float:
+    """The smaller part of filters and pixels of a tile of whole lines that has a place in the result."""
+    high, wide = shape.output
+    pixels = _use(high, tile.lines) * tile.lines * wide / tile.pixels
+    return min(_use(shape.filters, tile.filters), pixels)
+
+
+def _use(size: int, tile: int) -> float:
+    """Which part of the tiles that cover ``size`` is not padding."""
+    return size / (-(-size // tile) * tile)
