@@ -13,7 +13,14 @@ from tamis.errors import BuildError, MissingLibrary
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda import compile as toolchain
 from tamis.kernels.cuda import nvrtc as nvrtc_module
-from tamis.kernels.cuda.compile import compile_source, compile_with_nvcc, compiler_name, sources, translation_unit
+from tamis.kernels.cuda.compile import (
+    compile_ahead,
+    compile_source,
+    compile_with_nvcc,
+    compiler_name,
+    sources,
+    translation_unit,
+)
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.movement import concat, convert, pad_channels, space_to_depth
@@ -210,6 +217,22 @@ def test_a_source_that_does_not_compile():
         compile_source("softmax.cu", kernel.defines | {"TYPE": "float8"}, "sm_90")
     with pytest.raises(BuildError, match="not a GPU architecture"):
         compile_source("softmax.cu", kernel.defines, "sm_90; echo")
+
+
+def test_many_are_compiled_ahead_and_what_fails_fails_later(monkeypatch):
+    asked = []
+
+    def compiled(source, text, architecture):
+        asked.append(text)
+        if "7" in text:
+            raise BuildError("no sevens")
+        return b"binary"
+
+    monkeypatch.setattr(toolchain, "_compile", compiled)
+    compile_ahead(("softmax.cu", {"N": number}, "sm_90") for number in (5, 6, 7, 5))
+    assert sorted(asked) == sorted(translation_unit("softmax.cu", {"N": number}) for number in (5, 6, 7))
+    with pytest.raises(BuildError, match="no sevens"):
+        compile_source("softmax.cu", {"N": 7}, "sm_90")
 
 
 def test_nvcc_compiles_the_same_units():

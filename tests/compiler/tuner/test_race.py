@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,23 @@ class Hungry(Spoiled):
         return super().lower(layer, choice)
 
 
+class Prepared(Aten):
+    """Fails unless all its choices were prepared together."""
+
+    name = "prepared"
+
+    def __init__(self) -> None:
+        self.ready: list[str] = []
+
+    def prepare(self, layer: Layer, choices: Sequence[Choice]) -> None:
+        self.ready = [choice.key() for choice in choices]
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        if choice.key() not in self.ready:
+            raise DeviceError("not prepared")
+        return super().lower(layer, choice)
+
+
 class Shy(Aten):
     name = "shy"
 
@@ -117,6 +134,13 @@ def test_a_failure_keeps_its_reason() -> None:
     assert broken.timing is None
     assert broken.disqualified
     assert "the library said no" in broken.reason
+
+
+def test_choices_are_prepared_together_before_they_run() -> None:
+    result = race(linear_graph(), (Aten(), Prepared()), precisions=(DType.FLOAT32, DType.BFLOAT16))
+    prepared = [entry for entry in result.entries if entry.choice.tactic == "prepared"]
+    assert len(prepared) > 1
+    assert not [entry.reason for entry in prepared if entry.disqualified]
 
 
 def test_refusals_are_recorded() -> None:

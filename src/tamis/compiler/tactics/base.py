@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -112,6 +112,15 @@ class Tactic(Protocol):
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """Packed weights and steps of one choice."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A tactic whose lowering takes long the first time, and less for many choices together."""
+
+    def prepare(self, layer: Layer, choices: Sequence[Choice]) -> None:
+        """Make ready what lowering these choices takes."""
         ...
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,10 @@ from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_two_of_four, refuses_weights, rows_of
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.compile import NO_COMPILER
+from tamis.kernels.cuda.compile import NO_COMPILER, compile_ahead
 from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue
 from tamis.kernels.cuda.pointwise import PointwiseStep
+from tamis.kernels.cuda.specification import Kernel
 
 PRECISIONS = (DType.FLOAT16, DType.BFLOAT16)
 
@@ -76,11 +77,22 @@ class ImplicitGemm:
                 parameters = {**self.generation.parameters(device), **dataclasses.asdict(tile)}
                 yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
 
+    def prepare(self, layer: Layer, choices: Sequence[Choice]) -> None:
+        """Compile the kernels of many choices side by side: one takes seconds."""
+        kernels = [(self._kernel(layer, choice), choice.parameters["architecture"]) for choice in choices]
+        compile_ahead((f"{kernel.family}.cu", kernel.defines, target) for kernel, target in kernels)
+
+    def _kernel(self, layer: Layer, choice: Choice) -> Kernel:
+        split = _split(layer)
+        epilogue = Epilogue(split.steps, layer.op.bias, split.residual is not None)
+        return self.generation.kernel(
+            shape_of(layer), choice.parameters, choice.precision, epilogue, sparse=self.sparse
+        )
+
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One launch, and a pointwise step for what it does not fuse."""
         node, parameters, split = layer.node, choice.parameters, _split(layer)
-        epilogue = Epilogue(split.steps, layer.op.bias, split.residual is not None)
-        kernel = self.generation.kernel(shape_of(layer), parameters, choice.precision, epilogue, sparse=self.sparse)
+        kernel = self._kernel(layer, choice)
         weight, filters = SameArray(layer.constants[node.inputs[1]]), self.generation.tile(parameters).filters
         constants = {f"{layer.name}.weight": _packed(weight, choice.precision, self.generation, filters, self.sparse)}
         if layer.op.bias:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.tactics.base import Choice, Layer, Lowered, Tactic, flops_of, moved_bytes_of
+from tamis.compiler.tactics.base import Choice, Layer, Lowered, Prepares, Tactic, flops_of, moved_bytes_of
 from tamis.compiler.tuner.accuracy import compare, objection, worst
 from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.compiler.tuner.describe import signature_of
@@ -144,6 +144,9 @@ def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) 
     timings: dict[int, Timing] = {}
     accuracies: dict[int, Accuracy] = {}
     flops = flops_of(layer)
+    for tactic in {tactic.name: tactic for tactic, _ in choices}.values():
+        if isinstance(tactic, Prepares) and time.monotonic() < track.deadline:
+            tactic.prepare(layer, [choice for other, choice in choices if other is tactic])
     suspects = [race_suspect(layer, choice, track) for _, choice in choices]
     memory = SharedMemory()
     for index, (tactic, choice) in enumerate(choices):

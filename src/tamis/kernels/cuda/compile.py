@@ -6,16 +6,18 @@ the tests' emulation. Neither a GPU nor a toolkit header is needed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tamis.errors import BuildError, MissingLibrary
+from tamis.errors import BuildError, MissingLibrary, TamisError
 from tamis.kernels.cuda.nvrtc import compile_with_nvrtc, load_nvrtc
 
 FOLDER = Path(__file__).parent
@@ -52,6 +54,20 @@ def compile_source(source: str, defines: Mapping[str, str | int | float], archit
     if not re.fullmatch(r"sm_\d+[af]?", architecture):
         raise BuildError(f"'{architecture}' is not a GPU architecture", remedy="name one as sm_90")
     return _compile(source, translation_unit(source, defines), architecture)
+
+
+def compile_ahead(units: Iterable[tuple[str, Mapping[str, str | int | float], str]]) -> None:
+    """Compile what ``compile_source`` will be asked for, all cores at a time.
+
+    What cannot be compiled is left for ``compile_source`` to complain of.
+    """
+
+    def compiled(unit: tuple[str, Mapping[str, str | int | float], str]) -> None:
+        with contextlib.suppress(TamisError):
+            compile_source(*unit)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compiled, {translation_unit(*unit[:2]): unit for unit in units}.values()))
 
 
 @functools.lru_cache(maxsize=512)

@@ -5,6 +5,7 @@ Geometry and epilogue are also those of ``implicit_gemm_ampere``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -291,7 +292,7 @@ def _band(shape: Convolution, tile: Tile, dtype: DType, clusters: int, *, sparse
     weights = shape.steps_in(size) * rows_bytes(tile.filters * tile.cluster, sparse=sparse, itemsize=size)
     pixels = tile.pixels * shape.channels * size
     across = ceil_divide(shape.filters, tile.filters * tile.cluster)
-    return max(min(across, round((clusters * pixels / weights) ** 0.5)), 1)
+    return int(max(min(across, round(math.sqrt(clusters * pixels / weights))), 1))
 
 
 def implicit_gemm_hopper(
