@@ -30,6 +30,9 @@ GPU_HEADER = (
     *("model", "precision", "PyTorch eager", "PyTorch 2:4", "torch.compile", "Tamis dense", "Tamis", "Tamis runs"),
     *("torch.compile / Tamis dense", "Tamis dense / Tamis", "best peer / Tamis"),
 )
+KERNEL_HEADER = ("layer", "precision", "best dense library", "cuSPARSELt", "ours dense", "ours 2:4", "TOP/s in 2:4",
+                 "of the roof", "library / ours dense", "library / ours 2:4")  # fmt: skip
+DENSE_LIBRARIES = ("cudnn.conv", "cudnn.torch", "cublaslt", "cublas", "cudnn.float16", "cublas.float16", "aten")
 GPU_PEERS = ("torch-eager", "torch-semi-structured", "torch.compile")
 WRONG = 1e29  # results.error_of marks what is not finite, or of the wrong shape, with 1e30
 
@@ -141,6 +144,42 @@ def gpu_caption(meta: Mapping[str, Any]) -> str:
     return f"{meta.get('gpu', 'GPU')}, driver {meta.get('driver', '?')}; {versions}; {meta['date']}."
 
 
+def kernel_table(results: Path) -> str:
+    """Single layers on our tensor-core kernels beside the libraries, one table for each GPU."""
+    parts = []
+    for path in sorted(results.glob("kernels-*.json")):
+        content = json.loads(path.read_text())
+        rows = [row for row in content["rows"] if usable(row)]
+        roofs_file = path.with_name(path.name.replace("kernels-", "wgmma-"))
+        roofs = json.loads(roofs_file.read_text())["rows"] if roofs_file.exists() else []
+        parts += [gpu_caption(content["meta"]), "", markdown(KERNEL_HEADER, kernel_lines(rows, roofs)), ""]
+    return "\n".join(parts or ["No results yet: run `python benchmarks/bench_kernels.py`.", ""])
+
+
+def kernel_lines(rows: Sequence[Row], roofs: Sequence[Row]) -> Iterable[tuple[str, ...]]:
+    """A line for each layer and precision; the roof is the instruction's fastest form with copies beside it."""
+    for case, precision in dict.fromkeys((row["case"], row["precision"]) for row in rows):
+        found = {row["impl"]: row for row in rows if (row["case"], row["precision"]) == (case, precision)}
+        us = {impl: float(row["median_us"]) for impl, row in found.items()}
+        dense = {impl: us[impl] for impl in DENSE_LIBRARIES if impl in us}
+        sparse = found.get("tamis.hopper.sparse")
+        if not dense or sparse is None:
+            continue
+        library = min(dense, key=lambda impl: dense[impl])
+        speed = sparse["flops"] / sparse["median_us"] / 1e6
+        kind = precision if precision != "float8_e4m3" else "int8"
+        alike = [row for row in roofs if (row["precision"], row["sparsity"]) == (kind, "2:4")]
+        reached = [row["flops"] / row["median_us"] / 1e6 for row in alike if row["case"].endswith("shared-fill")]
+        ours = us.get("tamis.hopper")
+        yield (
+            case, precision, f"{milliseconds(dense[library])} ({library})",
+            milliseconds(us["cusparselt"]) if "cusparselt" in us else "", milliseconds(ours) if ours else "",
+            milliseconds(us["tamis.hopper.sparse"]), f"{speed:.0f}",
+            f"{speed / max(reached):.0%}" if reached else "", ratio(dense[library], ours),
+            ratio(dense[library], us["tamis.hopper.sparse"]),
+        )  # fmt: skip
+
+
 def runtime_table(results: Path) -> str:
     """What the runtime itself costs."""
     parts = []
@@ -162,6 +201,7 @@ def runtime_table(results: Path) -> str:
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "cpu": model_table,
     "gpu": gpu_table,
+    "kernels": kernel_table,
     "linear": linear_table,
     "runtime": runtime_table,
 }
