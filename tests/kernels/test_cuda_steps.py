@@ -90,7 +90,8 @@ class PlayedDriver:
     def cuTensorMapEncodeTiled(self, target, kind, rank, address, extents, strides, box, steps, *tail):
         assert kind in FLOAT16_OR_BFLOAT16
         assert (rank, list(steps), list(strides)) == (2, [1, 1], [2 * extents[0]])
-        return self.encode(target, tail, address, 0, extents[0], extents[1], 1, 1, box[1], 0, 0, 0, 0, 1, 1)
+        apart = (extents[0], 0, 0)
+        return self.encode(target, tail, address, 0, extents[0], extents[1], 1, 1, box[1], 0, 0, 0, 0, 1, 1, 1, *apart)
 
     def cuTensorMapEncodeIm2col(
         self, target, kind, rank, address, extents, strides, low, high, channels, box, steps, *tail
@@ -98,7 +99,7 @@ class PlayedDriver:
         c, w, h, n = extents
         assert kind in FLOAT16_OR_BFLOAT16
         assert (rank, channels, list(strides)) == (4, 64, [2 * c, 2 * c * w, 2 * c * w * h])
-        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3])
+        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3], 1, c, c * w, c * w * h)
 
     def encode(self, target, tail, address, *numbers):
         assert tail == (0, 3, 3, 0), "no interleave, 128-byte swizzle, 256-byte promotion, zeros outside"

@@ -61,11 +61,15 @@ constexpr int EMULATED_SIZE = EIGHT_BITS ? 1 : 2;  // bytes of an element
 
 // What the tests give in place of the driver's map. `mode` 0: a matrix [rows, channels], 1: an image [n, h, w, channels],
 // whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`; 2: an image of which `lines` lines of
-// `box` pixels are copied.
+// `box` pixels are copied. Pixels, lines and images begin so many elements apart, and may overlap.
 struct alignas(64) TensorMap {
     const unsigned char *base;
     int mode, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h, lines;
-    unsigned char rest[128 - 8 - 13 * 4];
+    int pixel_apart, line_apart, image_apart;
+    unsigned char rest[128 - 8 - 16 * 4];
+    long long first_of(int image, int y, int x) const {
+        return (long long)image * image_apart + (long long)y * line_apart + (long long)x * pixel_apart;
+    }
 };
 static_assert(sizeof(TensorMap) == 128, "");
 inline void fetch_map(const TensorMap &) {}
@@ -75,11 +79,12 @@ inline void copy_bytes(unsigned address, const void *from, unsigned bytes, unsig
     memcpy(emulated_at(address, bytes), from, bytes);
     emulated_came(emulated_rank(), barrier, bytes);
 }
-// 128 bytes of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
+// 128 bytes of a pixel, whose element 0 is `pixel`, or zeros, as row `row` of a tile in the 128-byte swizzle.
 inline void emulated_row(unsigned rank, unsigned address, int row, const TensorMap &map, bool inside, long long pixel,
                          int channel) {
-    if (address % 1024) __builtin_trap();
-    const long long first = (pixel * map.channels + channel) * EMULATED_SIZE;
+    const bool aligned = (map.pixel_apart | map.line_apart | map.image_apart) * EMULATED_SIZE % 16 == 0;
+    if (address % 1024 || !aligned) __builtin_trap();
+    const long long first = (pixel + channel) * EMULATED_SIZE;
     for (int byte = 0; byte < 128; byte++) {
         const unsigned at = address + row * 128 + byte, swizzled = at ^ (at >> 7 & 7) << 4;
         const bool exists = inside && channel + byte / EMULATED_SIZE < map.channels;
@@ -96,7 +101,7 @@ template <class Copy> void emulated_everywhere(unsigned barrier, unsigned bytes,
 inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {
     if (map.mode != 0 || map.channels * EMULATED_SIZE % 16) __builtin_trap();
     emulated_everywhere(barrier, map.box * 128, [&](unsigned rank) {
-        for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, row + i < map.n, row + i, channel);
+        for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, row + i < map.n, map.first_of(0, 0, row + i), channel);
     });
 }
 inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int right, int down,
@@ -108,7 +113,7 @@ inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int
         for (int i = 0; i < map.box; i++) {
             const int x = base_w + right, y = base_h + down;
             const bool inside = base_n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
-            emulated_row(rank, address, i, map, inside, ((long long)base_n * map.h + y) * map.w + x, channel);
+            emulated_row(rank, address, i, map, inside, map.first_of(base_n, y, x), channel);
             base_w += map.step_w;
             if (base_w > map.w - 1 + map.high_w) base_w = map.low_w, base_h += map.step_h;
             if (base_h > map.h - 1 + map.high_h) base_h = map.low_h, base_n++;
@@ -122,7 +127,7 @@ inline void copy_lines(unsigned address, const TensorMap &map, int channel, int 
         for (int i = 0; i < map.lines * map.box; i++) {
             const int x = w + i % map.box, y = h + i / map.box;
             const bool inside = n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
-            emulated_row(rank, address, i, map, inside, ((long long)n * map.h + y) * map.w + x, channel);
+            emulated_row(rank, address, i, map, inside, map.first_of(n, y, x), channel);
         }
     });
 }

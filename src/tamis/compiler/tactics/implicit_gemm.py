@@ -64,16 +64,7 @@ class ImplicitGemm:
         if device.kind != "cuda":
             return "runs on CUDA devices only"
         reason = _refuses_layer(layer) or (refuses_two_of_four(layer, config) if self.sparse else None)
-        if reason is not None:
-            return reason
-        if device.architecture != ARCHITECTURE:
-            return f"needs Hopper's instructions (sm_90); this is {device.architecture}"
-        if not compiles_for(device):
-            return NO_COMPILER
-        if not set(config.precisions) & set(PRECISIONS):
-            return "needs 16-bit values; allow float16 or bfloat16"
-        tail = _split(layer).tail
-        return "what follows is not floating point" if tail and not can_run(layer, tail) else None
+        return refuses_kernel(layer, device, config) if reason is None else reason
 
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
         """Each allowed 16-bit precision, each tile that is not mostly padding."""
@@ -90,31 +81,50 @@ class ImplicitGemm:
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One launch, and a pointwise step for what it does not fuse."""
-        node, parameters, split = layer.node, choice.parameters, _split(layer)
-        tile = Tile(**{field.name: parameters[field.name] for field in dataclasses.fields(Tile)})
-        kernel = implicit_gemm_hopper(
-            shape_of(layer), tile, choice.precision, parameters["multiprocessors"],
-            Epilogue(split.steps, layer.op.bias, split.residual is not None), sparse=self.sparse,
-        )  # fmt: skip
-        constants = {
-            f"{layer.name}.weight": _packed(
-                SameArray(layer.constants[node.inputs[1]]), choice.precision, tile.blocks * tile.groups, self.sparse
-            )
-        }
-        if layer.op.bias:
-            bias = layer.constants[node.inputs[2]].reshape(-1)
-            constants[f"{layer.name}.bias"] = np.ascontiguousarray(bias, np.float32)
-        result = node.output if not split.tail else f"{node.output}/before_epilogue"
-        step, packed = kernel_step(
-            kernel, choice, name=layer.name, layers=(layer.name,),
-            inputs=(node.inputs[0], *((split.residual,) if split.residual else ())), outputs=(result,),
-            constants=constants, moved_bytes=moved_bytes_of(layer, choice), flops=flops_of(layer),
-        )  # fmt: skip
-        if not split.tail:
-            return Lowered((step,), packed)
-        after, more = rest_step(layer, split.tail, result, choice)
-        shape = layer.types[node.output].shape
-        return Lowered((step, after), packed | more, {result: (shape, choice.outputs[0])})
+        weight = SameArray(layer.constants[layer.node.inputs[1]])
+        tile = tile_of(choice)
+        packed = _packed(weight, choice.precision, tile.blocks * tile.groups, self.sparse)
+        return lower_kernel(layer, choice, shape_of(layer), layer.node.inputs[0], packed)
+
+
+def refuses_kernel(layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+    """Why the kernel cannot run here, whatever the layer's geometry: device, compiler, precisions, what follows."""
+    if device.architecture != ARCHITECTURE:
+        return f"needs Hopper's instructions (sm_90); this is {device.architecture}"
+    if not compiles_for(device):
+        return NO_COMPILER
+    if not set(config.precisions) & set(PRECISIONS):
+        return "needs 16-bit values; allow float16 or bfloat16"
+    tail = _split(layer).tail
+    return "what follows is not floating point" if tail and not can_run(layer, tail) else None
+
+
+def tile_of(choice: Choice) -> Tile:
+    """The tile that a choice names."""
+    return Tile(**{field.name: choice.parameters[field.name] for field in dataclasses.fields(Tile)})
+
+
+def lower_kernel(layer: Layer, choice: Choice, shape: Convolution, image: str, weight: np.ndarray) -> Lowered:
+    """The launch over the value ``image`` with a packed weight, bias and epilogue fused, and a step for the rest."""
+    node, split = layer.node, _split(layer)
+    kernel = implicit_gemm_hopper(
+        shape, tile_of(choice), choice.precision, choice.parameters["multiprocessors"],
+        Epilogue(split.steps, layer.op.bias, split.residual is not None), sparse=choice.sparsity == "2:4",
+    )  # fmt: skip
+    constants = {f"{layer.name}.weight": weight}
+    if layer.op.bias:
+        bias = layer.constants[node.inputs[2]].reshape(-1)
+        constants[f"{layer.name}.bias"] = np.ascontiguousarray(bias, np.float32)
+    result = node.output if not split.tail else f"{node.output}/before_epilogue"
+    step, packed = kernel_step(
+        kernel, choice, name=layer.name, layers=(layer.name,),
+        inputs=(image, *((split.residual,) if split.residual else ())), outputs=(result,),
+        constants=constants, moved_bytes=moved_bytes_of(layer, choice), flops=flops_of(layer),
+    )  # fmt: skip
+    if not split.tail:
+        return Lowered((step,), packed)
+    after, more = rest_step(layer, split.tail, result, choice)
+    return Lowered((step, after), packed | more, {result: (layer.types[node.output].shape, choice.outputs[0])})
 
 
 def tiles_for(shape: Convolution, multiprocessors: int, *, sparse: bool) -> list[Tile]:
