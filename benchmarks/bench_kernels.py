@@ -5,9 +5,10 @@
     python benchmarks/bench_kernels.py --level 4    # on Hopper, with the kernels for all GPUs since Ampere too
     python benchmarks/bench_kernels.py --device cpu --case gemm-256x256x64 --output trial.json     # try the script out
 
-Each case is a graph of one layer with 2:4 weights and goes through the race of a build: all candidates in turns on
-random data and a cold L2 cache, every result checked on the GPU against float32. Of each tactic the fastest candidate
-makes a row of ``results/kernels-GPU.json``; for ours the note names the tile, and the times of the others.
+Each case is a graph of one layer with 2:4 weights, dense ones where an image has three channels, and goes through the
+race of a build: all candidates in turns on random data and a cold L2 cache, every result checked on the GPU against
+float32. Of each tactic the fastest candidate makes a row of ``results/kernels-GPU.json``; for ours the note names the
+tile, and the times of the others.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ CASES = (
     Case(1, 64, 64, 56, 128), Case(1, 64, 256, 56, 128),
     *(Case(1, 4 * c, 8 * c, size, 128, stride=2) for c, size in ((64, 56), (128, 28), (256, 14))),
     *(Case(1, c, 4 * c, size, 1, residual=True) for c, size in ((256, 14), (512, 7))),
+    # First layers: of ResNets, and 3x3 of stride 2 as in MobileNets. Their weights are dense.
+    Case(7, 3, 64, 224, 128, stride=2), Case(3, 3, 32, 224, 128, stride=2),
     Case(0, 8192, 8192, 1, 8192), Case(0, 4096, 4096, 1, 2048), Case(0, 1024, 1024, 1, 12288),
     Case(0, 1024, 4096, 1, 12288), Case(0, 4096, 1024, 1, 12288),
 )  # fmt: skip
@@ -120,12 +123,13 @@ def raced(case: Case, precision: DType, device: Device, level: int) -> LayerRace
 
 
 def graph_of(case: Case) -> Graph:
-    """One layer with random 2:4 weights, whose sums have about unit variance."""
+    """One layer with random weights, 2:4 where the channels allow it, whose sums have about unit variance."""
     random = np.random.default_rng(0)
     taps = case.kernel or 1
     shape = (case.outputs, case.inputs, taps, taps) if case.kernel else (case.outputs, case.inputs)
     weight = random.standard_normal(shape, dtype=np.float32) / np.float32((case.inputs * taps**2 / 2) ** 0.5)
-    weight = np.where(magnitude_mask(weight, TWO_FOUR, 1), weight, np.float32(0))
+    if case.inputs % TWO_FOUR.m == 0:
+        weight = np.where(magnitude_mask(weight, TWO_FOUR, 1), weight, np.float32(0))
     image = (case.batch, case.inputs, case.size, case.size) if case.kernel else (case.batch, case.inputs)
     program: tuple[Pointwise, ...] = (Pointwise("relu"),)
     if case.residual:

@@ -132,6 +132,35 @@ def bound_layer(
     return run, slots, slots[len(inputs) :]
 
 
+def bound_steps(
+    layer: Layer, choice: Choice, lowered: Lowered, arrays: Mapping[str, np.ndarray], device: str = "cpu"
+) -> tuple[list[Runner], list[torch.Tensor], list[torch.Tensor]]:
+    """The runners of a layer of several steps, the slots of all values, and those of them that are its outputs."""
+    slots: list[torch.Tensor] = []
+    places: dict[str, BoundShape] = {}
+
+    def place(name: str, shape: tuple[int, ...], format: Format, *, made: bool) -> None:
+        places[name] = BoundShape(len(slots), shape, format, made)
+        slots.append(empty(shape, format, device))
+
+    for name, format in zip(layer.values, choice.inputs, strict=True):
+        place(name, arrays[name].shape, format, made=False)
+        slots[-1].copy_(torch.from_numpy(arrays[name]))
+    for name, (shape, format) in lowered.temporaries.items():
+        place(name, shape, format, made=True)
+    for name, format in zip(layer.node.outputs, choice.outputs, strict=True):
+        place(name, layer.types[name].shape, format, made=True)
+    constants = {name: upload(array, device) for name, array in lowered.constants.items()}
+    runners = [
+        kernels.bind(
+            step, {name: constants[name] for name in step.constants},
+            [places[name] for name in step.inputs], [places[name] for name in step.outputs],
+        )
+        for step in lowered.steps
+    ]  # fmt: skip
+    return runners, slots, [slots[places[name].slot] for name in layer.node.outputs]
+
+
 def padding_step(
     shape: tuple[int, ...], given: Format, channels: int, made: Format, architecture: str, block: int = 1
 ) -> tuple[Step, dict[str, np.ndarray]]:

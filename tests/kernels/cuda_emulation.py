@@ -154,16 +154,20 @@ def _run_once(kernel, inputs, constants, outputs, at_end: bool) -> tuple[np.ndar
 def emulated_map(map_: TensorMap, address: int) -> ctypes.Array:
     """A tensor map as ``hopper_emulated.h`` has it."""
     result = room()
+    _, height, width = map_.image
+    apart = map_.apart or (map_.channels, width * map_.channels, height * width * map_.channels)
+    if map_.mode == "rows":
+        apart = (map_.channels, 0, 0)
     result.raw = packed_map(
         address, ("rows", "taps", "lines").index(map_.mode), map_.channels, *map_.image, map_.box, *map_.low, *map_.high,
-        *map_.strides, map_.lines,
+        *map_.strides, map_.lines, *apart,
     )  # fmt: skip
     return result
 
 
 def packed_map(address: int, *numbers: int) -> bytes:
-    """The bytes of a map: mode, channels, n, h, w, box, w and h of low, high and steps, lines."""
-    return struct.pack("Q13i", address, *numbers).ljust(BYTES, b"\0")
+    """The bytes of a map: mode, channels, n, h, w, box, w and h of low, high and steps, lines, elements apart."""
+    return struct.pack("Q16i", address, *numbers).ljust(BYTES, b"\0")
 
 
 def in_memory(array: np.ndarray, dtype: np.dtype, channels_last: bool) -> np.ndarray:

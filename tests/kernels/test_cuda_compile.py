@@ -49,6 +49,7 @@ def kernels(dtype: DType) -> list[Kernel]:
         pad_channels((2, 3, 16, 16), (DType.FLOAT32, False), 8, dtype),
         space_to_depth((2, 3, 224, 224), (DType.FLOAT32, False), 2, (112, 112), 16, dtype),
         space_to_depth((2, 3, 37, 41), (dtype, True), 3, (13, 14), 32, dtype),
+        space_to_depth((2, 3, 224, 224), (DType.FLOAT32, False), 2, (115, 115), 16, dtype, (2, 2)),
         layer_norm(512, 768, dtype, 1e-5, total=Argument("out", 1), **everything),
         softmax(4096, 197, dtype),
         pool(IMAGE, (2, 64, 7, 7), dtype, average=False, **WINDOW),

@@ -13,9 +13,12 @@ import pytest
 import torch
 from cuda_emulation import compiled, packed_map
 
-from cuda_layers import CASES, Case, bound, bound_layer, padding_step, upload
+from conv_layers import expected
+from cuda_layers import CASES, Case, bound, bound_layer, bound_steps, padding_step, upload
 from gemm_layers import SMALL as GEMM_CASES
 from gemm_layers import GemmCase
+from stem_layers import SMALL as STEM_CASES
+from stem_layers import StemCase
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.tactics import cuda_kernels, cuda_steps, implicit_gemm
 from tamis.compiler.tactics.base import Choice
@@ -23,6 +26,7 @@ from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
+from tamis.compiler.tactics.stem import HopperStem
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import kernels, module, tensor_map
@@ -90,21 +94,23 @@ class PlayedDriver:
 
     def cuTensorMapEncodeTiled(self, target, kind, rank, address, extents, strides, box, steps, *tail):
         assert kind in FLOAT16_OR_BFLOAT16
-        assert list(steps) == [1] * rank
+        assert list(steps) == [1] * rank and box[0] == 64
         if rank == 2:
             assert list(strides) == [2 * extents[0]]
-            return self.encode(target, tail, address, 0, extents[0], extents[1], 1, 1, box[1], 0, 0, 0, 0, 1, 1, 0)
-        c, w, h, n = extents
-        assert (list(strides), box[0], box[3]) == ([2 * c, 2 * c * w, 2 * c * w * h], 64, 1)
-        return self.encode(target, tail, address, 2, c, n, h, w, box[1], 0, 0, 0, 0, 1, 1, box[2])
+            numbers = (0, *extents, 1, 1, box[1], 0, 0, 0, 0, 1, 1, 1, extents[0], 0, 0)
+        else:
+            c, w, h, n = extents
+            numbers = (2, c, n, h, w, box[1], 0, 0, 0, 0, 1, 1, box[2], *(stride // 2 for stride in strides))
+        return self.encode(target, tail, address, *numbers)
 
     def cuTensorMapEncodeIm2col(
         self, target, kind, rank, address, extents, strides, low, high, channels, box, steps, *tail
     ):
         c, w, h, n = extents
+        apart = [stride // 2 for stride in strides]
         assert kind in FLOAT16_OR_BFLOAT16
-        assert (rank, channels, list(strides)) == (4, 64, [2 * c, 2 * c * w, 2 * c * w * h])
-        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3], 0)
+        assert (rank, channels) == (4, 64)
+        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3], 1, *apart)
 
     def encode(self, target, tail, address, *numbers):
         assert tail == (0, 3, 3, 0), "no interleave, 128-byte swizzle, 256-byte promotion, zeros outside"
@@ -188,6 +194,23 @@ def test_layers_on_tensor_cores(driver, generation: Generation, case: GemmCase, 
         run(slots)
         result = output.double().numpy()
         assert objection(compare(result, expected), choice.precision, cosine=0.9999, relative=1e-5) is None, choice
+
+
+@pytest.mark.parametrize("case", STEM_CASES, ids=[case.name for case in STEM_CASES])
+def test_first_layers_on_tensor_cores(driver, case: StemCase):
+    """Blocks, then windows of them: what the copy engine is told overlaps. Of each kind of tile one, of each source."""
+    layer, arrays = case.make()
+    tactic, exact = HopperStem(), expected(layer, arrays)
+    assert tactic.refuses(layer, H200, CONFIG) is None
+    found = {(c.precision, c.inputs[0], c.parameters["lines"] > 0): c for c in tactic.choices(layer, H200, CONFIG)}
+    chosen = list(found.values())
+    for choice in chosen[:: max(len(chosen) // 3, 1)]:
+        lowered = tactic.lower(layer, choice)
+        runners, slots, (output,) = bound_steps(layer, choice, lowered, arrays)
+        for run in runners:
+            run(slots)
+        result = output.double().numpy()
+        assert objection(compare(result, exact), choice.precision, cosine=0.9999, relative=1e-5) is None, choice
 
 
 PLAIN, HALF_LAST = Format(DType.FLOAT32), Format(DType.FLOAT16, "channels_last")

@@ -63,11 +63,12 @@ void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned bar
     memcpy(emulated_at(address, bytes), from, bytes);
     emulated_came(emulated_rank(), barrier, bytes);
 }
-// 128 bytes of a pixel, or zeros, as row `row` of a tile in the 128-byte swizzle.
+// 128 bytes of a pixel, whose element 0 is `pixel`, or zeros, as row `row` of a tile in the 128-byte swizzle.
 static void emulated_row(unsigned rank, unsigned address, int row, const TensorMap &map, int size, bool inside,
                          long long pixel, int channel) {
-    if (address % 1024) __builtin_trap();
-    const long long first = (pixel * map.channels + channel) * size;
+    const bool aligned = (map.pixel_apart | map.line_apart | map.image_apart) * size % 16 == 0;
+    if (address % 1024 || !aligned) __builtin_trap();
+    const long long first = (pixel + channel) * size;
     for (int byte = 0; byte < 128; byte++) {
         const unsigned at = address + row * 128 + byte, swizzled = at ^ (at >> 7 & 7) << 4;
         const bool exists = inside && channel + byte / size < map.channels;
@@ -87,7 +88,8 @@ void emulated_copy_rows(EmulatedCopy how, unsigned address, const TensorMap &map
     const int size = emulated_size(how.type);
     if (map.mode != 0 || map.channels * size % 16) __builtin_trap();
     emulated_everywhere(how.alone, barrier, map.box * 128, [&](unsigned rank) {
-        for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, size, row + i < map.n, row + i, channel);
+        for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, size, row + i < map.n, map.first_of(0, 0, row + i),
+                                                   channel);
     });
 }
 void emulated_copy_pixels(EmulatedCopy how, unsigned address, const TensorMap &map, int channel, int w, int h, int n,
@@ -100,7 +102,7 @@ void emulated_copy_pixels(EmulatedCopy how, unsigned address, const TensorMap &m
         for (int i = 0; i < map.box; i++) {
             const int x = base_w + right, y = base_h + down;
             const bool inside = base_n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
-            emulated_row(rank, address, i, map, size, inside, ((long long)base_n * map.h + y) * map.w + x, channel);
+            emulated_row(rank, address, i, map, size, inside, map.first_of(base_n, y, x), channel);
             base_w += map.step_w;
             if (base_w > map.w - 1 + map.high_w) base_w = map.low_w, base_h += map.step_h;
             if (base_h > map.h - 1 + map.high_h) base_h = map.low_h, base_n++;
@@ -116,7 +118,7 @@ void emulated_copy_lines(EmulatedCopy how, unsigned address, const TensorMap &ma
         for (int i = 0; i < map.lines * map.box; i++) {
             const int x = w + i % map.box, y = h + i / map.box;
             const bool inside = n < map.n && x >= 0 && x < map.w && y >= 0 && y < map.h;
-            emulated_row(rank, address, i, map, size, inside, ((long long)n * map.h + y) * map.w + x, channel);
+            emulated_row(rank, address, i, map, size, inside, map.first_of(n, y, x), channel);
         }
     });
 }

@@ -21,11 +21,15 @@ void emulated_load_from(unsigned rank, unsigned address, void *values, unsigned 
 
 // What the tests give in place of the driver's map. `mode` 0: a matrix [rows, channels], 1: an image [n, h, w, channels],
 // whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`; 2: an image of which `lines` lines of
-// `box` pixels are copied.
+// `box` pixels are copied. Pixels, lines and images begin so many elements apart, and may overlap.
 struct alignas(64) TensorMap {
     const unsigned char *base;
     int mode, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h, lines;
-    unsigned char rest[128 - 8 - 13 * 4];
+    int pixel_apart, line_apart, image_apart;
+    unsigned char rest[128 - 8 - 16 * 4];
+    long long first_of(int image, int y, int x) const {
+        return (long long)image * image_apart + (long long)y * line_apart + (long long)x * pixel_apart;
+    }
 };
 static_assert(sizeof(TensorMap) == 128, "");
 inline void fetch_map(const TensorMap &) {}

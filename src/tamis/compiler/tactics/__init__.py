@@ -16,12 +16,14 @@ from tamis.compiler.tactics.linear import TamisLinear
 from tamis.compiler.tactics.onednn import OneDnn
 from tamis.compiler.tactics.openvino import OpenVino
 from tamis.compiler.tactics.region import RegionTactic
+from tamis.compiler.tactics.stem import HopperStem
 
 CPU_TACTICS: tuple[Tactic, ...] = (Aten(), OneDnn(), TamisLinear())
 CPU_REGION_TACTICS: tuple[RegionTactic, ...] = (OpenVino(), TamisChain())
 CUDA_TACTICS: tuple[Tactic, ...] = (
     Aten(), CudnnTorch(), CudnnConv(), CudnnAttention(), CublasLt(), CusparseLt(), ImplicitGemm(sparse=False),
-    ImplicitGemm(sparse=True), ImplicitGemm(AMPERE, sparse=False), ImplicitGemm(AMPERE, sparse=True), TamisCuda(),
+    ImplicitGemm(sparse=True), HopperStem(), ImplicitGemm(AMPERE, sparse=False), ImplicitGemm(AMPERE, sparse=True),
+    TamisCuda(),
 )  # fmt: skip
 
 

@@ -54,20 +54,13 @@ class ImplicitGemm:
             return "runs on CUDA devices only"
         reason = _refuses_layer(layer) or (refuses_two_of_four(layer, config) if self.sparse else None)
         reason = reason or self.generation.refuses(shape_of(layer), device, config)
-        if reason is not None:
-            return reason
-        if not compiles_for(device):
-            return NO_COMPILER
-        if not set(config.precisions) & set(PRECISIONS):
-            return "needs 16-bit values; allow float16 or bfloat16"
-        tail = _split(layer).tail
-        return "what follows is not floating point" if tail and not can_run(layer, tail) else None
+        return refuses_kernel(layer, device, config) if reason is None else reason
 
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
         """Each allowed 16-bit precision, each tile that is not mostly padding."""
         channels_last = isinstance(layer.op, Conv)
         sparsity: Any = "2:4" if self.sparse else "dense"
-        shape, residual = shape_of(layer), _split(layer).residual is not None
+        shape, residual = shape_of(layer), adds_residual(layer)
         for precision in config.precisions:
             if precision not in PRECISIONS or not runs_in(precision, device):
                 continue
@@ -78,37 +71,68 @@ class ImplicitGemm:
                 yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
 
     def prepare(self, layer: Layer, choices: Sequence[Choice]) -> None:
-        """Compile the kernels of many choices side by side: one takes seconds."""
-        kernels = [(self._kernel(layer, choice), choice.parameters["architecture"]) for choice in choices]
-        compile_ahead((f"{kernel.family}.cu", kernel.defines, target) for kernel, target in kernels)
+        """Compile the kernels of many choices."""
+        compile_kernels([self._kernel(layer, choice) for choice in choices], choices)
 
     def _kernel(self, layer: Layer, choice: Choice) -> Kernel:
-        split = _split(layer)
-        epilogue = Epilogue(split.steps, layer.op.bias, split.residual is not None)
-        return self.generation.kernel(
-            shape_of(layer), choice.parameters, choice.precision, epilogue, sparse=self.sparse
-        )
+        return kernel_of(self.generation, layer, choice, shape_of(layer))
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One launch, and a pointwise step for what it does not fuse."""
-        node, parameters, split = layer.node, choice.parameters, _split(layer)
-        kernel = self._kernel(layer, choice)
-        weight, filters = SameArray(layer.constants[node.inputs[1]]), self.generation.tile(parameters).filters
-        constants = {f"{layer.name}.weight": _packed(weight, choice.precision, self.generation, filters, self.sparse)}
-        if layer.op.bias:
-            bias = layer.constants[node.inputs[2]].reshape(-1)
-            constants[f"{layer.name}.bias"] = np.ascontiguousarray(bias, np.float32)
-        result = node.output if not split.tail else f"{node.output}/before_epilogue"
-        step, packed = kernel_step(
-            kernel, choice, name=layer.name, layers=(layer.name,),
-            inputs=(node.inputs[0], *((split.residual,) if split.residual else ())), outputs=(result,),
-            constants=constants, moved_bytes=moved_bytes_of(layer, choice), flops=flops_of(layer),
-        )  # fmt: skip
-        if not split.tail:
-            return Lowered((step,), packed)
-        after, more = rest_step(layer, split.tail, result, choice)
-        shape = layer.types[node.output].shape
-        return Lowered((step, after), packed | more, {result: (shape, choice.outputs[0])})
+        weight, filters = (
+            SameArray(layer.constants[layer.node.inputs[1]]),
+            self.generation.tile(choice.parameters).filters,
+        )
+        packed = _packed(weight, choice.precision, self.generation, filters, self.sparse)
+        return lower_kernel(layer, choice, self._kernel(layer, choice), layer.node.inputs[0], packed)
+
+
+def refuses_kernel(layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+    """Why no kernel can run here, whatever the layer's geometry: compiler, precisions, what follows."""
+    if not compiles_for(device):
+        return NO_COMPILER
+    if not set(config.precisions) & set(PRECISIONS):
+        return "needs 16-bit values; allow float16 or bfloat16"
+    tail = _split(layer).tail
+    return "what follows is not floating point" if tail and not can_run(layer, tail) else None
+
+
+def adds_residual(layer: Layer) -> bool:
+    """Whether the kernel adds another value of the output's shape."""
+    return _split(layer).residual is not None
+
+
+def kernel_of(generation: Generation, layer: Layer, choice: Choice, shape: Convolution) -> Kernel:
+    """The launch of a choice, with bias and epilogue fused."""
+    split = _split(layer)
+    epilogue = Epilogue(split.steps, layer.op.bias, split.residual is not None)
+    sparse = choice.sparsity == "2:4"
+    return generation.kernel(shape, choice.parameters, choice.precision, epilogue, sparse=sparse)
+
+
+def compile_kernels(kernels: Sequence[Kernel], choices: Sequence[Choice]) -> None:
+    """Compile the kernels of many choices side by side: one takes seconds."""
+    targets = [choice.parameters["architecture"] for choice in choices]
+    compile_ahead((f"{k.family}.cu", k.defines, target) for k, target in zip(kernels, targets, strict=True))
+
+
+def lower_kernel(layer: Layer, choice: Choice, kernel: Kernel, image: str, weight: np.ndarray) -> Lowered:
+    """The launch over the value ``image`` with a packed weight, and a step for what is not fused."""
+    node, split = layer.node, _split(layer)
+    constants = {f"{layer.name}.weight": weight}
+    if layer.op.bias:
+        bias = layer.constants[node.inputs[2]].reshape(-1)
+        constants[f"{layer.name}.bias"] = np.ascontiguousarray(bias, np.float32)
+    result = node.output if not split.tail else f"{node.output}/before_epilogue"
+    step, packed = kernel_step(
+        kernel, choice, name=layer.name, layers=(layer.name,),
+        inputs=(image, *((split.residual,) if split.residual else ())), outputs=(result,),
+        constants=constants, moved_bytes=moved_bytes_of(layer, choice), flops=flops_of(layer),
+    )  # fmt: skip
+    if not split.tail:
+        return Lowered((step,), packed)
+    after, more = rest_step(layer, split.tail, result, choice)
+    return Lowered((step, after), packed | more, {result: (layer.types[node.output].shape, choice.outputs[0])})
 
 
 def _refuses_layer(layer: Layer) -> str | None:

@@ -35,7 +35,8 @@ FEW_CHANNELS, MOST_CHANNELS = 4, 4096
 class Rearranged:
     """An image of ``channels`` channels and ``size`` (height, width), and how the convolution goes over it.
 
-    A pixel holds ``block`` x ``block`` pixels of the layer's image. ``pads`` is (top, left, bottom, right).
+    A pixel holds ``block`` x ``block`` pixels of the layer's image. ``pads`` is (top, left, bottom, right). ``before``
+    are lines above and pixels left of the image that are part of ``size`` and zeros.
     """
 
     block: int
@@ -43,6 +44,7 @@ class Rearranged:
     size: tuple[int, int]
     strides: tuple[int, int]
     pads: tuple[int, int, int, int]
+    before: tuple[int, int] = (0, 0)
 
 
 def rearrangements(layer: Layer, precision: DType) -> tuple[dict[str, int], ...]:
@@ -105,7 +107,10 @@ def rearranging_step(layer: Layer, choice: Choice, made: Rearranged, output: str
     lies = (source.dtype, source.layout == "channels_last")
     written = image.shape[0] * made.channels * prod(made.size) * choice.precision.size_bytes
     return kernel_step(
-        space_to_depth(image.shape, lies, made.block, made.size, made.channels, choice.precision.storage), choice,
+        space_to_depth(
+            image.shape, lies, made.block, made.size, made.channels, choice.precision.storage, made.before
+        ),
+        choice,
         name=f"{layer.name}/image", layers=(layer.name,), inputs=(layer.node.inputs[0],), outputs=(output,),
         constants={}, moved_bytes=image.elements * source.dtype.size_bytes + written,
     )  # fmt: skip

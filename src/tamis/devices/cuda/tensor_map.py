@@ -40,6 +40,8 @@ def encode(target: ctypes.Array[ctypes.c_char], described: Mapping[str, Any], ad
     strides = [size * channels]
     for extent in extents[1:-1]:
         strides.append(strides[-1] * extent)
+    if described.get("apart"):  # pixels may overlap: the driver only asks for multiples of 16 bytes
+        strides = [size * elements for elements in described["apart"]]
     head = (target, _TYPES[described["dtype"]], len(extents), address, _array(c_uint64, extents),
             _array(c_uint64, strides))  # fmt: skip
     if mode == "taps":

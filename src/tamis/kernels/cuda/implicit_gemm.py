@@ -37,7 +37,9 @@ _PRODUCT_TYPES = {
 class Convolution:
     """The geometry of a convolution of NHWC images; a matrix product is one of 1 x 1 images.
 
-    ``kernel``, ``strides`` and ``dilations`` are (vertical, horizontal); ``pads`` (top, left, bottom, right).
+    ``kernel``, ``strides`` and ``dilations`` are (vertical, horizontal); ``pads`` (top, left, bottom, right). ``apart``
+    has the elements from pixel to pixel, line to line and image to image, None where these follow each other: with
+    fewer elements than channels, pixels overlap (Hopper only).
     """
 
     batch: int
@@ -49,6 +51,7 @@ class Convolution:
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: tuple[int, int] = (1, 1)
+    apart: tuple[int, int, int] | None = None
 
     @property
     def output(self) -> tuple[int, int]:
@@ -76,7 +79,8 @@ class Convolution:
     @property
     def is_product(self) -> bool:
         """Whether every pixel of the result sees just the one at its place."""
-        return self.kernel == (1, 1) and self.strides == (1, 1) and self.pads == (0, 0, 0, 0)
+        alone = self.kernel == (1, 1) and self.strides == (1, 1) and self.pads == (0, 0, 0, 0)
+        return alone and self.apart is None
 
 
 @dataclass(frozen=True)
@@ -320,13 +324,13 @@ def implicit_gemm_hopper(
         lines = tile.lines + (down - 1) * dilation_h
         if tile.line_bytes != lines * line * STEP_BYTES or shape.strides != (1, 1) or tile.together > 1:
             raise ValueError("a tile of other lines")
-        map_ = TensorMap("lines", 0, dtype, shape.channels, image, line, lines=lines)
+        map_ = TensorMap("lines", 0, dtype, shape.channels, image, line, lines=lines, apart=shape.apart)
     elif shape.is_product:
         map_ = TensorMap("rows", 0, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster)
     else:
         high_corner = (right - (across - 1) * dilation_w, bottom - (down - 1) * dilation_h)
         map_ = TensorMap("taps", 0, dtype, shape.channels, image, tile.pixels // tile.cluster, (-left, -top),
-                         high_corner, (stride_w, stride_h))  # fmt: skip
+                         high_corner, (stride_w, stride_h), apart=shape.apart)  # fmt: skip
     defines = common_defines(shape, dtype, epilogue, sparse=sparse)
     defines |= {
         # Profilers show this name: it proves that the sparse form runs.
@@ -355,11 +359,13 @@ def common_defines(
 ) -> dict[str, str | int | float]:
     """The constants that implicit GEMM has on all tensor cores.
 
-    ``ValueError`` for pixels that are no multiple of 16 bytes.
+    ``ValueError`` for pixels that are no multiple of 16 bytes, or no such multiple apart.
     """
     multiple = 16 // dtype.size_bytes
     if shape.channels % multiple:
         raise ValueError(f"{shape.channels} channels are not a multiple of {multiple}")
+    if shape.apart and any(elements % multiple for elements in shape.apart):
+        raise ValueError(f"pixels, lines and images {shape.apart} elements apart, not a multiple of {multiple}")
     return {
         "SPARSE": int(sparse),
         "IM2COL": int(not shape.is_product),

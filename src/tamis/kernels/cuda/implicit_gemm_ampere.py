@@ -92,6 +92,8 @@ def implicit_gemm_ampere(
     """
     if dtype.size_bytes != 2:
         raise ValueError(f"{dtype} products; these kernels have those of 16 bits")
+    if shape.apart:
+        raise ValueError("pixels that do not follow each other; these kernels have no map of an image")
     top, left, bottom, right = shape.pads
     if not shape.is_product and max(shape.height + top + bottom, shape.width + left + right) > MOST_SIDE:
         raise ValueError(f"padded images of more than {MOST_SIDE} pixels a side")

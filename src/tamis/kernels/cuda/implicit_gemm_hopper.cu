@@ -4,7 +4,7 @@
 //   Weights are operand A (64 rows of filters), pixels operand B, sums are float32 registers. The sum runs over `steps`:
 //   tap by tap, 64 channels at a time. With 2:4 weights a step is two wgmma.sp of 32 channels, else four wgmma of 16.
 //   In 8 bits (EIGHT_BITS) it is all twice as many channels, and the same bytes; sums of int8 are int32 (INTEGERS).
-// Layouts: X is NHWC, or a matrix [pixels, channels]. The copy engine brings 64 channels (128 bytes a pixel, in the 128-byte
+// Layouts: X is NHWC, or a matrix [pixels, channels]; its map may let pixels overlap. The copy engine brings 64 channels (128 bytes a pixel, in the 128-byte
 //   swizzle) of PIXELS pixels; for a convolution its im2col mode finds those that a tap sees and fills the padding with
 //   zeros. With HALO it brings whole lines of the padded image instead, once for all taps: pixel p of the tile is at
 //   (p / line, p % line) of these, a tap sees the one a fixed number of rows of shared memory further, and the pixels at

@@ -64,13 +64,14 @@ def space_to_depth(
     size: tuple[int, int],
     channels: int,
     dtype: DType,
+    before: tuple[int, int] = (0, 0),
 ) -> Kernel:
     """Input 0, an image of ``shape`` [N,C,H,W], as output 0: channels-last [N,channels,*size].
 
     A pixel of the output holds a block of ``block`` x ``block`` pixels, channel by channel and row by row, then zeros.
-    The first block is the image's corner, and pixels outside of the image are zeros. ``source`` is the input's element
-    type, and whether its channels come last. ``ValueError`` where a block does not fit into ``channels``, or for more
-    than 16 channels that are no multiple of 16 bytes.
+    The image's corner is the block behind ``before`` others (vertical, horizontal), and pixels outside of the image are
+    zeros. ``source`` is the input's element type, and whether its channels come last. ``ValueError`` where a block does
+    not fit into ``channels``, or for more than 16 channels that are no multiple of 16 bytes.
     """
     width = vector_width(channels, dtype)
     run = 1 if source[1] else gcd(block, shape[3], width)
@@ -83,8 +84,8 @@ def space_to_depth(
     defines: dict[str, str | int | float] = {
         "IN_TYPE": ELEMENTS[source[0]], "OUT_TYPE": ELEMENTS[dtype], "CHANNELS_IN": shape[1], "CHANNELS_OUT": channels,
         "IN_HEIGHT": shape[2], "IN_WIDTH": shape[3], "OUT_HEIGHT": size[0], "OUT_WIDTH": size[1], "BLOCK": block,
-        "IN_CHANNELS_LAST": int(source[1]), "PART": part, "RUN": run,
-        "WIDTH": width,
+        "BLOCKS_ABOVE": before[0], "BLOCKS_LEFT": before[1], "IN_CHANNELS_LAST": int(source[1]), "PART": part,
+        "RUN": run, "WIDTH": width,
     }  # fmt: skip
     parts = shape[0] * size[0] * size[1] * (channels // part)
     arguments = (Argument("out", 0), Argument("in", 0), Argument("int", parts))

@@ -45,6 +45,7 @@ class TensorMap:
             one less the last pixel.
         strides: ``taps``: of the filter, (w, h).
         lines: ``lines``: of a copy.
+        apart: elements from pixel to pixel, line to line and image to image, where these do not just follow each other.
     """
 
     mode: Literal["rows", "taps", "lines"]
@@ -57,14 +58,16 @@ class TensorMap:
     high: tuple[int, int] = (0, 0)
     strides: tuple[int, int] = (1, 1)
     lines: int = 1
+    apart: tuple[int, int, int] | None = None
 
     def attributes(self) -> dict[str, Any]:
-        """The map as JSON."""
-        return {
+        """The map as JSON; ``apart`` only where it is given."""
+        attributes: dict[str, Any] = {
             "mode": self.mode, "tensor": self.tensor, "dtype": str(self.dtype), "channels": self.channels,
             "image": list(self.image), "box": self.box, "low": list(self.low), "high": list(self.high),
             "strides": list(self.strides), "lines": self.lines,
         }  # fmt: skip
+        return attributes | ({"apart": list(self.apart)} if self.apart else {})
 
 
 @dataclass(frozen=True)
