@@ -42,9 +42,9 @@ from tamis.compiler.tactics.space_to_depth import (
 )
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.formats.dtype import DType
-from tamis.formats.hopper import pack_hopper
+from tamis.formats.hopper import ROWS, pack_hopper
 from tamis.kernels.cuda.implicit_gemm import Convolution
-from tamis.kernels.cuda.specification import MOST_ELEMENTS
+from tamis.kernels.cuda.specification import MOST_ELEMENTS, ceil_divide
 
 # Images of at most this many channels; with more the kernel takes a layer as it is.
 FEW_CHANNELS = 8
@@ -67,7 +67,9 @@ class HopperStem:
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
         """Each allowed 16-bit precision, the image as the network's inputs come or as other layers leave it, tiles."""
         _, shape = windows_of(layer)
-        tiles = tiles_for(shape, device.cores, sparse=False)
+        # First layers may have 32 filters. No tile has less than 64, so that those that miss speak against none.
+        whole = replace(shape, filters=ceil_divide(shape.filters, ROWS) * ROWS)
+        tiles = tiles_for(whole, device.cores, sparse=False)
         for precision in config.precisions:
             if precision not in PRECISIONS or not runs_in(precision, device):
                 continue
