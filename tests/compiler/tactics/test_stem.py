@@ -91,6 +91,13 @@ def test_choices_read_the_image_as_it_comes() -> None:
     assert any(choice.parameters["lines"] == 0 for choice in half), "lines that are too long need plain tiles"
 
 
+def test_few_filters_race_with_all_tiles_of_64() -> None:
+    layer = small(conv(RELU, stride=2), (128, 3, 224, 224), (32, 3, 3, 3))
+    found = list(STEM.choices(layer, H200, HALF))
+    assert {64 * c.parameters["blocks"] * c.parameters["groups"] for c in found} == {64}
+    assert {1, 2} <= {choice.parameters["lines"] for choice in found}
+
+
 @pytest.fixture
 def without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tamis.compiler.tactics.cuda_steps.compile_source", lambda *a: str(a).encode())

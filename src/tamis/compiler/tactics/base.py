@@ -124,6 +124,15 @@ class Prepares(Protocol):
         ...
 
 
+@runtime_checkable
+class LeavesOut(Protocol):
+    """A tactic that offers some of its choices only, and says why."""
+
+    def left_out(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """What it does not offer at this optimization level, in words, or None."""
+        ...
+
+
 def layer_of(graph: Graph, node: Node) -> Layer:
     """The layer of a node, with just the types and constants that it uses."""
     names = [value for value in (*node.inputs, *node.outputs) if value]

@@ -31,12 +31,15 @@ from tamis.kernels.cuda.implicit_gemm_ampere import (
     shared_bytes_on,
 )
 from tamis.kernels.cuda.specification import MOST_ELEMENTS, Kernel
+from tamis.kernels.cuda.tile_prior import predicted_us
 
 OLDEST_AMPERE = 80
 # From this level on the kernels for all GPUs race where those for one generation do, too.
 ALL_GENERATIONS = 4
 # What the copy engine's im2col mode can say, see tamis/kernels/cuda/implicit_gemm_hopper.cu.
 _WIDEST_TAP, _WIDEST_PAD, _WIDEST_STRIDE = 255, 127, 8
+# How many tiles race, dense and 2:4 each; above the last level all do.
+_TILES_BY_LEVEL = (2, 3, 4, 6, 12)
 # A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
 _LEAST_USE = 0.6
 
@@ -60,9 +63,9 @@ class Generation(Protocol):
         ...
 
     def tiles(
-        self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False
+        self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False, level: int = 5
     ) -> Sequence[Tile | AmpereTile]:
-        """The tiles that race, the smallest first; each is as deep as shared memory allows.
+        """The tiles that race at an optimization level; each is as deep as shared memory allows.
 
         ``residual``: one is added.
         """
@@ -101,8 +104,13 @@ class Hopper:
         """The architecture with what only it has, and how many blocks may stay."""
         return {"architecture": "sm_90a", "multiprocessors": device.cores}
 
-    def tiles(self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False) -> Sequence[Tile]:
-        """Steps are divided only where most of the GPU would be idle, and each block gets two of them at least."""
+    def tiles(
+        self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False, level: int = 5
+    ) -> Sequence[Tile]:
+        """Below level 5 the few that should be the fastest, in this order (``tamis.kernels.cuda.tile_prior``).
+
+        Steps are divided only where most of the GPU would be idle, and each block gets two of them at least.
+        """
         found = []
         for sizes in TILES:
             tile = deepest(*sizes, sparse=sparse, residual=residual)
@@ -111,7 +119,14 @@ class Hopper:
             if sizes == TILES[0] or _is_of_use(shape, tile.filters * tile.cluster, tile.pixels):
                 found.append(tile)
         lines = line_tiles(shape, sparse=sparse, residual=residual)
-        return found + [tile for tile in lines if _line_use(shape, tile) >= _LEAST_USE]
+        found += [tile for tile in lines if _line_use(shape, tile) >= _LEAST_USE]
+        if level >= len(_TILES_BY_LEVEL):
+            return found
+
+        def predicted(tile: Tile) -> float:
+            return predicted_us(shape, tile, device.cores, sparse=sparse, residual=residual)
+
+        return sorted(found, key=predicted)[: _TILES_BY_LEVEL[level]]
 
     def tile(self, parameters: Mapping[str, Any]) -> Tile:
         """From the parameters of a choice."""
@@ -153,9 +168,9 @@ class Ampere:
         return {"architecture": device.architecture}
 
     def tiles(
-        self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False
+        self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False, level: int = 5
     ) -> Sequence[AmpereTile]:
-        """Those that are not mostly padding."""
+        """Those that are not mostly padding, at all levels."""
         limit = shared_bytes_on(generation_of(device))
         tiles = [deepest_ampere(*sizes, sparse=sparse, limit=limit) for sizes in AMPERE_TILES]
         return [tile for tile in tiles if tile is tiles[0] or _is_of_use(shape, tile.filters, tile.pixels)]

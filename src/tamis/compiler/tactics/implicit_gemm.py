@@ -25,11 +25,13 @@ from tamis.compiler.tactics.product import refuses_two_of_four, refuses_weights,
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.compile import NO_COMPILER, compile_ahead
-from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue
+from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, Tile
+from tamis.kernels.cuda.implicit_gemm_ampere import AmpereTile
 from tamis.kernels.cuda.pointwise import PointwiseStep
 from tamis.kernels.cuda.specification import Kernel
 
 PRECISIONS = (DType.FLOAT16, DType.BFLOAT16)
+MOST_LEVEL = 5  # at which all tiles race
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,27 @@ class ImplicitGemm:
         """Each allowed 16-bit precision, each tile that is not mostly padding."""
         channels_last = isinstance(layer.op, Conv)
         sparsity: Any = "2:4" if self.sparse else "dense"
-        shape, residual = shape_of(layer), adds_residual(layer)
+        tiles = self._tiles(layer, device, config.optimization_level)
         for precision in config.precisions:
             if precision not in PRECISIONS or not runs_in(precision, device):
                 continue
             inputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], precision, channels_last) for v in layer.node.outputs)
-            for tile in self.generation.tiles(shape, device, sparse=self.sparse, residual=residual):
+            for tile in tiles:
                 parameters = {**self.generation.parameters(device), **dataclasses.asdict(tile)}
                 yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
+
+    def left_out(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """How many tiles do not race at this level because others should be faster."""
+        level = config.optimization_level
+        missing = len(self._tiles(layer, device, MOST_LEVEL)) - len(self._tiles(layer, device, level))
+        if not missing:
+            return None
+        return f"{missing} more tiles are left out, the slowest by a model; level {MOST_LEVEL} races them too"
+
+    def _tiles(self, layer: Layer, device: DeviceInfo, level: int) -> Sequence[Tile | AmpereTile]:
+        residual = adds_residual(layer)
+        return self.generation.tiles(shape_of(layer), device, sparse=self.sparse, residual=residual, level=level)
 
     def prepare(self, layer: Layer, choices: Sequence[Choice]) -> None:
         """Compile the kernels of many choices."""

@@ -43,8 +43,9 @@ from tamis.compiler.tactics.space_to_depth import (
 )
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.formats.dtype import DType
+from tamis.formats.hopper import ROWS
 from tamis.kernels.cuda.implicit_gemm import Convolution
-from tamis.kernels.cuda.specification import MOST_ELEMENTS
+from tamis.kernels.cuda.specification import MOST_ELEMENTS, ceil_divide
 
 # Images of at most this many channels; with more the kernel takes a layer as it is.
 FEW_CHANNELS = 8
@@ -69,7 +70,10 @@ class HopperStem:
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
         """Each allowed 16-bit precision, the image as the network's inputs come or as other layers leave it, tiles."""
         _, shape = windows_of(layer)
-        tiles = HOPPER.tiles(shape, device, sparse=False, residual=adds_residual(layer))
+        # First layers may have 32 filters. No tile has less than 64, so that those that miss speak against none.
+        whole = replace(shape, filters=ceil_divide(shape.filters, ROWS) * ROWS)
+        residual, level = adds_residual(layer), config.optimization_level
+        tiles = HOPPER.tiles(whole, device, sparse=False, residual=residual, level=level)
         for precision in config.precisions:
             if precision not in PRECISIONS or not runs_in(precision, device):
                 continue

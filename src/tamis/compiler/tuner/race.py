@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.tactics.base import Choice, Layer, Lowered, Prepares, Tactic, flops_of, moved_bytes_of
+from tamis.compiler.tactics.base import Choice, Layer, LeavesOut, Lowered, Prepares, Tactic, flops_of, moved_bytes_of
 from tamis.compiler.tuner.accuracy import compare, objection, worst
 from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.compiler.tuner.describe import signature_of
@@ -91,6 +91,9 @@ def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> Layer
             refusals.append((tactic.name, reason))
             continue
         choices += [(tactic, choice) for choice in tactic.choices(layer, info, config)]
+        others = tactic.left_out(layer, info, config) if isinstance(tactic, LeavesOut) else None
+        if others is not None:
+            refusals.append((tactic.name, others))
     return LayerRace(layer, _measure(layer, choices, track), tuple(refusals))
 
 

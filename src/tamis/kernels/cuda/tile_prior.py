@@ -1,0 +1,54 @@
+"""How long a tile of ``implicit_gemm_hopper.cu`` should take for a layer: which of the many are worth a race.
+
+A model of what binds, in clocks of a multiprocessor, with figures measured on an H100 (docs/design/0008):
+
+- tensor cores: 2048 products a clock, of 2:4 weights 4096 with those of the zeros;
+- shared memory: 128 bytes a clock, for both operands of every instruction (each 64 filters read all pixels of the tile
+  again) and for what is copied there;
+- L2: 35 bytes a clock for what is copied; blocks of a cluster share their pixels;
+- a block alone cannot start a step more often than every 250 clocks;
+- results leave at 0.17 clocks each and warpgroup, with a residual at 0.3, while no product of the block runs;
+- all tiles take turns on the multiprocessors, so that the last turn may be a waste;
+- what the layer must read and write, at 3 TB/s.
+
+The ranking is what counts, not the times: tests/kernels/test_cuda_tile_prior.py has how far it is off.
+"""
+
+from __future__ import annotations
+
+from tamis.formats.steps import rows_bytes
+from tamis.kernels.cuda.implicit_gemm import Convolution, Tile
+from tamis.kernels.cuda.specification import ceil_divide
+
+_CLOCKS_A_MICROSECOND = 1750.0
+_PRODUCTS, _PORT_BYTES, _L2_BYTES = 2048.0, 128.0, 35.0
+_MEMORY_BYTES = 3e6  # a microsecond
+_SHORTEST_STEP = 250.0
+_LEAVE, _LEAVE_WITH_RESIDUAL = 0.17, 0.3
+_START_US, _EXCHANGE_US, _FIRST_COPY = 4.0, 1.5, 1500.0
+_CHANNELS, _PIXEL_BYTES = 64, 128  # of a step
+
+
+def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse: bool, residual: bool) -> float:
+    """Microseconds of a launch in 16 bits, from a cold L2 cache."""
+    blocks = tile.filters // 64
+    steps = ceil_divide(shape.steps, tile.split)
+    taps = shape.kernel[0] * shape.kernel[1]
+    weights = rows_bytes(tile.filters, sparse=sparse)
+    pixels = tile.line_bytes / taps if tile.lines else tile.pixels * _PIXEL_BYTES
+    tensor = tile.filters * tile.pixels * _CHANNELS / _PRODUCTS / (2 if sparse else 1)
+    operands = blocks * (tile.pixels * _PIXEL_BYTES + (4096 if sparse else 8192))
+    port = (operands + weights + pixels) / _PORT_BYTES
+    copies = (weights + pixels / tile.cluster) / _L2_BYTES
+    step = max(tensor, port, copies)
+    leave = (_LEAVE_WITH_RESIDUAL if residual else _LEAVE) * 64 * tile.blocks * tile.pixels
+    alone = steps * max(step, _SHORTEST_STEP) + leave
+    # The blocks of a multiprocessor compute by turns, one while another one's results leave.
+    together = max(tile.resident * steps * step, alone)
+    turns = ceil_divide(tile.count(shape) * tile.together, multiprocessors * tile.resident)
+    clocks = _FIRST_COPY + turns * together
+    size = 2 * (shape.batch * shape.height * shape.width * shape.channels)
+    results = 2 * shape.pixels * shape.filters
+    memory = (size + results * (2 if residual else 1)) / _MEMORY_BYTES
+    exchange = _EXCHANGE_US if tile.split > 1 else 0.0
+    return _START_US + exchange + max(clocks / _CLOCKS_A_MICROSECOND, memory)
