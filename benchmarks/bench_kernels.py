@@ -33,7 +33,7 @@ from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import flops_of, layer_of, moved_bytes_of
 from tamis.compiler.tactics.generations import AMPERE
 from tamis.compiler.tuner import open_track
-from tamis.compiler.tuner.race import Entry, LayerRace, race_layer
+from tamis.compiler.tuner.race import Entry, LayerRace, prepare, race_layer
 from tamis.compiler.tuner.timing import Clock
 from tamis.devices.base import Device
 from tamis.formats import TWO_FOUR, magnitude_mask
@@ -119,7 +119,9 @@ def raced(case: Case, precision: DType, device: Device, level: int) -> LayerRace
         optimization_level=level, budget_seconds=BUDGET_SECONDS,
     )  # fmt: skip
     track = replace(open_track(graph, device, config), clock=Clock(device, cold=True))
-    return race_layer(layer_of(graph, graph.nodes[0]), tactics_of(kind), track)
+    layer, tactics = layer_of(graph, graph.nodes[0]), tactics_of(kind)
+    prepare([layer], tactics, track)
+    return race_layer(layer, tactics, track)
 
 
 def graph_of(case: Case) -> Graph:

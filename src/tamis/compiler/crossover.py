@@ -27,7 +27,7 @@ from tamis.compiler.tactics.base import Choice, Layer, flops_of, layer_of
 from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.cache import Measurement
 from tamis.compiler.tuner.describe import signature_of
-from tamis.compiler.tuner.race import Entry, LayerRace, Track, race_layer, race_suspect
+from tamis.compiler.tuner.race import Entry, LayerRace, Track, prepare, race_layer, race_suspect
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, note_culprit, watch
 from tamis.compiler.tuner.timing import Clock, beats
@@ -256,7 +256,9 @@ def _measure(cell: Cell, config: CrossoverConfig, track: Track, left: float, off
     here = replace(track, reference=Reference(graph, track.device, track.config))
     try:
         with watch(track.device, Suspect()):
-            result = _result(cell, race_layer(layer, tactics_of(config.device), here), here)
+            tactics = tactics_of(config.device)
+            prepare([layer], tactics, here)
+            result = _result(cell, race_layer(layer, tactics, here), here)
     except DeviceLost as lost:
         note_culprit(track.cache, lost)
         again = "run it again with the same timing cache" if config.timing_cache else "run it with a timing cache"

@@ -18,7 +18,7 @@ from tamis.compiler.tactics import CPU_TACTICS
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
 from tamis.compiler.tuner import open_track
-from tamis.compiler.tuner.race import LayerRace, race_layer
+from tamis.compiler.tuner.race import LayerRace, prepare, race_layer
 from tamis.devices.cpu.device import CpuDevice
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.errors import DeviceError
@@ -85,8 +85,8 @@ class Prepared(Aten):
     def __init__(self) -> None:
         self.ready: list[str] = []
 
-    def prepare(self, layer: Layer, choices: Sequence[Choice]) -> None:
-        self.ready = [choice.key() for choice in choices]
+    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]]) -> None:
+        self.ready += [choice.key() for _, choices in work for choice in choices]
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         if choice.key() not in self.ready:
@@ -136,11 +136,18 @@ def test_a_failure_keeps_its_reason() -> None:
     assert "the library said no" in broken.reason
 
 
-def test_choices_are_prepared_together_before_they_run() -> None:
-    result = race(linear_graph(), (Aten(), Prepared()), precisions=(DType.FLOAT32, DType.BFLOAT16))
-    prepared = [entry for entry in result.entries if entry.choice.tactic == "prepared"]
-    assert len(prepared) > 1
-    assert not [entry.reason for entry in prepared if entry.disqualified]
+def test_choices_are_prepared_once_and_only_for_what_will_be_measured(tmp_path: Path) -> None:
+    graph, tactic = linear_graph(), Prepared()
+    config = BuildConfig(repetitions=3, precisions=(DType.FLOAT32, DType.BFLOAT16), timing_cache=tmp_path / "cache")
+    layer = layer_of(graph, graph.nodes[0])
+    for found in (2, 0):
+        track = open_track(graph, CpuDevice(2), config)
+        prepare([layer], (Aten(), tactic), track)
+        assert len(tactic.ready) == found
+        result = race_layer(layer, (Aten(), tactic), track)
+        track.cache.save()
+        assert not [entry.reason for entry in result.entries if entry.disqualified]
+        tactic.ready.clear()
 
 
 def test_refusals_are_recorded() -> None:

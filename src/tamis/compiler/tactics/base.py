@@ -119,8 +119,8 @@ class Tactic(Protocol):
 class Prepares(Protocol):
     """A tactic whose lowering takes long the first time, and less for many choices together."""
 
-    def prepare(self, layer: Layer, choices: Sequence[Choice]) -> None:
-        """Make ready what lowering these choices takes."""
+    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]]) -> None:
+        """Make ready what lowering these choices of these layers takes."""
         ...
 
 

@@ -39,7 +39,7 @@ ALL_GENERATIONS = 4
 # What the copy engine's im2col mode can say, see tamis/kernels/cuda/implicit_gemm_hopper.cu.
 _WIDEST_TAP, _WIDEST_PAD, _WIDEST_STRIDE = 255, 127, 8
 # How many tiles race, dense and 2:4 each; above the last level all do.
-_TILES_BY_LEVEL = (2, 3, 4, 6, 12)
+_TILES_BY_LEVEL = (1, 2, 3, 4, 8)
 # A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
 _LEAST_USE = 0.6
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,9 @@ class ImplicitGemm:
         residual = adds_residual(layer)
         return self.generation.tiles(shape_of(layer), device, sparse=self.sparse, residual=residual, level=level)
 
-    def prepare(self, layer: Layer, choices: Sequence[Choice]) -> None:
-        """Compile the kernels of many choices."""
-        compile_kernels([self._kernel(layer, choice) for choice in choices], choices)
+    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]]) -> None:
+        """Compile the kernels of all choices side by side: one takes seconds."""
+        compile_kernels((self._kernel(layer, choice), choice) for layer, choices in work for choice in choices)
 
     def _kernel(self, layer: Layer, choice: Choice) -> Kernel:
         return kernel_of(self.generation, layer, choice, shape_of(layer))
@@ -124,10 +124,11 @@ def kernel_of(generation: Generation, layer: Layer, choice: Choice, shape: Convo
     return generation.kernel(shape, choice.parameters, choice.precision, epilogue, sparse=sparse)
 
 
-def compile_kernels(kernels: Sequence[Kernel], choices: Sequence[Choice]) -> None:
-    """Compile the kernels of many choices side by side: one takes seconds."""
-    targets = [choice.parameters["architecture"] for choice in choices]
-    compile_ahead((f"{k.family}.cu", k.defines, target) for k, target in zip(kernels, targets, strict=True))
+def compile_kernels(kernels: Iterable[tuple[Kernel, Choice]]) -> None:
+    """Compile kernels for the architectures that their choices name, side by side."""
+    compile_ahead(
+        (f"{kernel.family}.cu", kernel.defines, choice.parameters["architecture"]) for kernel, choice in kernels
+    )
 
 
 def lower_kernel(layer: Layer, choice: Choice, kernel: Kernel, image: str, weight: np.ndarray) -> Lowered:

@@ -84,10 +84,13 @@ class HopperStem:
                 parameters = {**HOPPER.parameters(device), **dataclasses.asdict(tile)}
                 yield Choice(self.name, precision, (source, *others), outputs, parameters=parameters)
 
-    def prepare(self, layer: Layer, choices: Sequence[Choice]) -> None:
-        """Compile the kernels of many choices."""
-        shape = windows_of(layer)[1]
-        compile_kernels([kernel_of(HOPPER, layer, choice, shape) for choice in choices], choices)
+    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]]) -> None:
+        """Compile the kernels of all choices side by side."""
+        compile_kernels(
+            (kernel_of(HOPPER, layer, choice, windows_of(layer)[1]), choice)
+            for layer, choices in work
+            for choice in choices
+        )
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """The step that makes blocks of the image and pads it, the product over its windows, and what that leaves."""

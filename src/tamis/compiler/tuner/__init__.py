@@ -12,7 +12,7 @@ from tamis.compiler.tactics.base import layer_of
 from tamis.compiler.tuner.cache import TimingCache
 from tamis.compiler.tuner.describe import signature_of
 from tamis.compiler.tuner.prior import measure_roof
-from tamis.compiler.tuner.race import LayerRace, Track, race_layer
+from tamis.compiler.tuner.race import LayerRace, Track, prepare, race_layer
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, watch
 from tamis.compiler.tuner.timing import Clock
@@ -52,6 +52,8 @@ def race_all(graph: Graph, track: Track, progress: Callable[[int, int, str], Non
     keys = [(signature_of(layer), track.config.precisions_of(layer.name)) for layer in layers]
     first = dict(zip(reversed(keys), reversed(layers), strict=True))
     track.reference.expect(v for layer in first.values() for v in (*layer.values, *layer.node.outputs))
+    progress(0, len(layers), "compiling kernels")
+    prepare(first.values(), tactics, track)
     races: dict[tuple[str, tuple[DType, ...]], LayerRace] = {}
     results = []
     for index, (layer, key) in enumerate(zip(layers, keys, strict=True)):

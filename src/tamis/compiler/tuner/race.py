@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,28 +79,58 @@ class Track:
     state: DeviceState | None
 
 
+Offers = list[tuple[Tactic, Choice]]
+
+
+def prepare(layers: Iterable[Layer], tactics: tuple[Tactic, ...], track: Track) -> None:
+    """Make ready what the races of these layers will lower, as far as their times are not known yet."""
+    work: dict[str, list[tuple[Layer, list[Choice]]]] = {}
+    ready = {tactic.name: tactic for tactic in tactics if isinstance(tactic, Prepares)}
+    for layer in layers if ready else ():
+        offers, _ = _offers(layer, tactics, track)
+        if all(_found(layer, offers, track)):
+            continue
+        for name in ready:
+            choices = [choice for tactic, choice in offers if tactic.name == name]
+            if choices:
+                work.setdefault(name, []).append((layer, choices))
+    for name, share in work.items():
+        ready[name].prepare(share)
+
+
 def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> LayerRace:
     """Race all tactics for one layer. Raises ``DeviceLost`` for a candidate that breaks the device."""
+    offers, refusals = _offers(layer, tactics, track)
+    return LayerRace(layer, _measure(layer, offers, track), refusals)
+
+
+def _offers(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> tuple[Offers, tuple[tuple[str, str], ...]]:
+    """Who runs in a race, and who does not and why."""
     info = track.device.info()
     config = replace(track.config, precisions=track.config.precisions_of(layer.name))  # float32 always races
     refusals: list[tuple[str, str]] = []
-    choices: list[tuple[Tactic, Choice]] = []
+    offers: Offers = []
     for tactic in tactics:
         excluded = config.excludes(tactic.name) and tactic.name != "aten"  # the reference always races
         reason = "excluded by the user" if excluded else tactic.refuses(layer, info, config)
         if reason is not None:
             refusals.append((tactic.name, reason))
             continue
-        choices += [(tactic, choice) for choice in tactic.choices(layer, info, config)]
+        offers += [(tactic, choice) for choice in tactic.choices(layer, info, config)]
         others = tactic.left_out(layer, info, config) if isinstance(tactic, LeavesOut) else None
         if others is not None:
             refusals.append((tactic.name, others))
-    return LayerRace(layer, _measure(layer, choices, track), tuple(refusals))
+    return offers, tuple(refusals)
 
 
-def _measure(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) -> tuple[Entry, ...]:
+def _found(layer: Layer, offers: Offers, track: Track) -> list[Measurement | None]:
+    """What the cache knows of each."""
+    return [_still_valid(track.cache.get(race_suspect(layer, choice, track).key), track) for _, choice in offers]
+
+
+def _measure(layer: Layer, choices: Offers, track: Track) -> tuple[Entry, ...]:
     keys = [race_suspect(layer, choice, track).key for _, choice in choices]
-    found = [_still_valid(track.cache.get(key), track) for key in keys]
+    found = _found(layer, choices, track)
     if all(found):
         return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
     # Times count beside those taken in turns with them, so a race is run as a whole; only what broke the GPU stays out.
@@ -140,16 +171,13 @@ def _entry(choice: Choice, measurement: Measurement, track: Track) -> Entry:
     )
 
 
-def _race_now(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) -> list[Measurement]:
+def _race_now(layer: Layer, choices: Offers, track: Track) -> list[Measurement]:
     results: dict[int, Measurement] = {}
     trials: dict[int, Trial] = {}
     best: dict[object, float] = {}
     timings: dict[int, Timing] = {}
     accuracies: dict[int, Accuracy] = {}
     flops = flops_of(layer)
-    for tactic in {tactic.name: tactic for tactic, _ in choices}.values():
-        if isinstance(tactic, Prepares) and time.monotonic() < track.deadline:
-            tactic.prepare(layer, [choice for other, choice in choices if other is tactic])
     suspects = [race_suspect(layer, choice, track) for _, choice in choices]
     memory = SharedMemory()
     for index, (tactic, choice) in enumerate(choices):

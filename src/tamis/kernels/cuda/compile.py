@@ -70,7 +70,7 @@ def compile_ahead(units: Iterable[tuple[str, Mapping[str, str | int | float], st
         list(pool.map(compiled, {translation_unit(*unit[:2]): unit for unit in units}.values()))
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=1024)
 def _compile(source: str, text: str, architecture: str) -> bytes:
     nvrtc = load_nvrtc()
     if nvrtc is not None:
