@@ -4,34 +4,34 @@
 //   Weights are operand A (64 rows of filters), pixels operand B, sums are float32 registers. The sum runs over `steps`:
 //   tap by tap, 64 channels at a time. With 2:4 weights a step is two wgmma.sp of 32 channels, else four wgmma of 16.
 //   In 8 bits (EIGHT_BITS) it is all twice as many channels, and the same bytes; sums of int8 are int32 (INTEGERS).
-// Layouts: X is NHWC, or a matrix [pixels, channels]; its map may let pixels overlap. The copy engine brings 64 channels (128 bytes a pixel, in the 128-byte
-//   swizzle) of PIXELS pixels; for a convolution its im2col mode finds those that a tap sees and fills the padding with
-//   zeros. With HALO it brings whole lines of the padded image instead, once for all taps: pixel p of the tile is at
-//   (p / line, p % line) of these, a tap sees the one a fixed number of rows of shared memory further, and the pixels at
-//   the end of each line, which have no place in the result, are computed for no one.
+// Layouts: X is NHWC, or a matrix [pixels, channels]; its map may let pixels overlap. The copy engine brings 64 channels
+//   (128 bytes a pixel, in the 128-byte swizzle) of PIXELS pixels; for a convolution its im2col mode finds those that a
+//   tap sees and fills the padding with zeros. With HALO it brings whole lines of the padded image instead, once for all
+//   taps: pixel p of the tile is at (p / line, p % line) of these, a tap sees the one a fixed number of rows of shared
+//   memory further, and the pixels at the end of each line, which have no place in the result, are computed for no one.
 //   The weights lie as their step reads them, one block of bytes for each tile of filters and step, packed by
 //   tamis.formats.hopper: for every 64 filters the core matrices (8 rows x 16 bytes), then all metadata. `bias` is as
 //   gemm_epilogue.h has it, with scales before it if SCALED.
 //   out is [pixels, pitch], of which `filters` channels from `offset` on are written.
 // Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
 //   steps ahead. Blocks stay, RESIDENT on each multiprocessor, and take every gridDim.x-th tile: `band` tiles of filters
-//   of the same pixels follow each other, then those of the next pixels, so that what runs at a time reads little twice. The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the
-//   pixels, to all of them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its
-//   part of the pixels.
+//   of the same pixels follow each other, then those of the next pixels, so that what runs at a time reads little twice.
+//   The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of
+//   them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
+//   How results leave is in hopper_leave.h.
 // Limits: channels a multiple of 8, in 8 bits of 16 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels,
 //   filters and pixels past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, no
 //   cluster, lines of up to 256 pixels.
 // Accuracy: sums of int8 are exact up to 2^31. Inside the tensor cores those of e4m3 keep fewer bits than float32 has.
-// Roof: tensor cores, 989 TFLOP/s dense on an H100, twice that in 2:4, and twice again in 8 bits; what is reached of it is
-//   in docs/design/0008-hopper-kernels.md.
+// Roof: the instruction beside the copies that it needs, measured on an H100: 788 TFLOP/s dense, 1365 in 2:4, in int8 1634
+//   and 2715. Reached of it in 2:4: 77 % by large layers, 80 % in int8, 40 to 65 % by ResNet's 3x3 convolutions at batch
+//   128; all layers are in docs/design/0008-hopper-kernels.md.
 //
 // Constants: KERNEL (its name), SPARSE, IM2COL, HALO, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES, STRIP_COUNT, RESIDENT, and
 // those of the headers.
-#include "gemm_epilogue.h"
-#include "hopper.h"
+#include "hopper_leave.h"
 #include "overlap.h"
 
-constexpr int THREADS = 128;  // of a warpgroup
 constexpr int CHANNELS = EIGHT_BITS ? 128 : 64;  // of a step
 constexpr int WORDS = EIGHT_BITS ? 2 : 1;        // of metadata that a thread has for both products of 64 filters
 constexpr int FILTERS = GROUPS * BLOCKS * 64;
@@ -43,9 +43,6 @@ constexpr int ABREAST = SPLIT ? 1 : CLUSTER;          // tiles of a cluster
 constexpr int SHARE = PIXELS / ABREAST;               // of the pixels, that a block copies
 constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
 // Shared memory: barriers, strips of results, the stages of steps, those of lines.
-// Of a warpgroup: SPAN pixels fill a strip of packed results.
-constexpr int SPAN = 64 / BLOCKS, ROW_BYTES = BLOCKS * 128 + 16;  // 16 more: eight rows go to 32 banks
-constexpr int STRIP_BYTES = STRIP_COUNT * SPAN * ROW_BYTES > 18432 ? STRIP_COUNT * SPAN * ROW_BYTES : 18432;
 constexpr int STRIPS = 1024, RING = (STRIPS + GROUPS * STRIP_BYTES + 1023) / 1024 * 1024;
 constexpr int LINES = RING + STAGES * STAGE_BYTES;
 static_assert((STAGES + LINE_STAGES) * 16 <= STRIPS, "barriers");
@@ -171,213 +168,10 @@ TAMIS_DEVICE void multiply(Sum (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines &
     if constexpr (HALO) give_back(used_lines, thread);
 }
 
-// Where a tile's pixels are in the result.
-struct Target {
-    int pixel, end;   // the tile's first one, and the first one that does not exist
-    int line, width;  // HALO: pixels from line to line of the tile, and of the result
-    int inverse;      // 65536 / line, rounded up: p / line without a division, p and line up to 256
-    // -1: nowhere.
-    __device__ __forceinline__ int of(int p) const {
-        if constexpr (!HALO) return pixel + p < end ? pixel + p : -1;
-        const int y = p * inverse >> 16, x = p - y * line, at = pixel + y * width + x;
-        return x < width && at < end ? at : -1;
-    }
-};
-
 // Which pixels and which filters a tile has: numbers of tiles.
 struct Spot {
     int column, row;
 };
-
-// Where and how a warpgroup's results of a tile leave.
-struct Exit {
-    Target target;
-    int filter, filters, pitch, offset, residual_pitch;
-    const float *bias;
-    const OUT_TYPE *residual;
-    OUT_TYPE *out;
-};
-
-// Eight sums of a strip; with SPLIT those of all blocks together, always in the same order.
-TAMIS_DEVICE void load_sums(const Sum *from, float (&values)[8]) {
-    if constexpr (!SPLIT) {
-        load<8>(from, values);
-    } else {
-        Sum sums[8];
-#pragma unroll
-        for (int rank = 0; rank < CLUSTER; rank++) {
-            Sum more[8];
-            load_from(rank, shared_address(from), more);
-#pragma unroll
-            for (int j = 0; j < 8; j++) sums[j] = rank ? sums[j] + more[j] : more[j];
-        }
-#pragma unroll
-        for (int j = 0; j < 8; j++) values[j] = (float)sums[j];
-    }
-}
-
-// Results of 16 bits are finished in the registers of the products, and turn from filters x pixels to pixels x filters on
-// their way through shared memory, a strip at a time: one fills while the one before leaves. Residuals turn the other way
-// in the same strips; as many as there are strips come while the products run.
-constexpr bool PACKED = sizeof(OUT_TYPE) == 2 && VECTORS && !SPLIT && !EIGHT_BITS;
-constexpr int PARTS = (PIXELS + SPAN - 1) / SPAN;     // strips of a tile
-constexpr int CHUNKS = BLOCKS * 8;                    // 16 bytes each, of a pixel
-constexpr int ROWS = THREADS / CHUNKS;                // pixels of a pass
-static_assert(STRIP_COUNT > 1, "one strip fills while another one leaves");
-
-// What the threads of a warpgroup move: 16 bytes of a pixel, of every ROWS-th one.
-struct Mover {
-    int chunk, row, channel;
-    __device__ __forceinline__ Mover(const Exit &to, int thread)
-        : chunk(thread % CHUNKS), row(thread / CHUNKS), channel(to.filter + thread % CHUNKS * 8) {}
-    // Where in the result the pixel of a pass is; -1: nothing to do.
-    __device__ __forceinline__ int place(const Exit &to, int part, int pass) const {
-        const int p = part * SPAN + pass * ROWS + row;
-        return channel < to.filters && p < PIXELS ? to.target.of(p) : -1;
-    }
-    __device__ __forceinline__ int in_strip(int pass) const { return (pass * ROWS + row) * ROW_BYTES + chunk * 16; }
-};
-
-// What a warpgroup adds to its sums lies in far memory: bring it nearer in time, unless it comes at once anyway. Eight
-// values must be 16 bytes.
-constexpr bool ANNOUNCES = RESIDUAL && VECTORS && sizeof(OUT_TYPE) > 1 && !(PACKED && PARTS <= STRIP_COUNT);
-TAMIS_DEVICE void announce(const Exit &to, int thread) {
-    const int channels = to.filters - to.filter < BLOCKS * 64 ? to.filters - to.filter : BLOCKS * 64;
-    for (int p = thread; p < PIXELS; p += THREADS) {
-        const int here = to.target.of(p);
-        if (here >= 0 && channels > 0)
-            fetch_to_cache(to.residual + (long long)here * to.residual_pitch + to.filter, channels * sizeof(OUT_TYPE));
-    }
-}
-
-// Starts to copy the residuals of a strip, if there are any: a group of copies in any case.
-TAMIS_DEVICE void fetch_residuals(const Exit &to, unsigned char *strips, int part, int thread) {
-    if (part < PARTS) {
-        const Mover mover(to, thread);
-        const unsigned strip = shared_address(strips + part % STRIP_COUNT * (SPAN * ROW_BYTES));
-#pragma unroll
-        for (int pass = 0; pass < SPAN / ROWS; pass++) {
-            const int here = mover.place(to, part, pass);
-            if (here >= 0)
-                copy(strip + mover.in_strip(pass), to.residual + (long long)here * to.residual_pitch + mover.channel);
-        }
-    }
-    copies_commit();
-}
-
-// `turn` counts strips, from tile to tile; with residuals each tile begins with the first one.
-TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned char *strips, int &turn, const Exit &to,
-                               int group, int thread) {
-    const int warp = thread / 32, lane = thread % 32;
-    const Mover mover(to, thread);
-    // This lane's row of the matrices that a warp moves at a time: filters 0 - 7 and 8 - 15 of two times eight pixels.
-    const int mine = (lane / 16 * 8 + lane % 8) * ROW_BYTES + (warp * 16 + lane / 8 % 2 * 8) * 2;
-    float biases[BLOCKS][2];
-#pragma unroll
-    for (int i = 0; i < BLOCKS * 2; i++) {
-        const int at = to.filter + i / 2 * 64 + warp * 16 + lane / 4 + i % 2 * 8;
-        biases[i / 2][i % 2] = BIAS && at < to.filters ? to.bias[at] : 0.0f;
-    }
-#pragma unroll
-    for (int part = 0; part < PARTS; part++) {
-        unsigned char *strip = strips + (RESIDUAL ? part % STRIP_COUNT : (turn + part) % 2) * (SPAN * ROW_BYTES);
-        const unsigned address = shared_address(strip) + mine;
-        if constexpr (RESIDUAL) {
-            // Each strip has committed a group before this, and those that did not fit at first came one strip late.
-            copies_wait<(PARTS > STRIP_COUNT ? STRIP_COUNT - 2 : STRIP_COUNT - 1)>();
-            threads_meet(group + 1, THREADS);  // this strip's are there, and the strip before has been read
-            if constexpr (PARTS > STRIP_COUNT)
-                fetch_residuals(to, strips, part ? part + STRIP_COUNT - 1 : PARTS, thread);
-            else
-                copies_commit();
-        }
-#pragma unroll
-        for (int block = 0; block < BLOCKS; block++)
-#pragma unroll
-            for (int p = 0; p < SPAN && part * SPAN + p < PIXELS; p += 16) {
-                const unsigned there = address + p * ROW_BYTES + block * 128;
-                unsigned words[4] = {};
-                if constexpr (RESIDUAL) load_turned(there, words);
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int at = (part * SPAN + p) / 2 + 2 * i;
-                    if (at >= PIXELS / 2) continue;  // eight pixels are left
-                    float values[2];
-                    Convert<OUT_TYPE>::unpack(words[i], values);
-#pragma unroll
-                    for (int j = 0; j < 2; j++)
-                        values[j] = finished(sums[block][at + j] + biases[block][i % 2], values[j]);
-                    words[i] = Convert<OUT_TYPE>::pack(values);
-                }
-                store_turned(there, words);
-            }
-        threads_meet(group + 1, THREADS);
-#pragma unroll
-        for (int pass = 0; pass < SPAN / ROWS; pass++) {
-            const int here = mover.place(to, part, pass);
-            if (here < 0) continue;
-            *reinterpret_cast<FourWords *>(to.out + (long long)here * to.pitch + to.offset + mover.channel) =
-                *reinterpret_cast<const FourWords *>(strip + mover.in_strip(pass));
-        }
-    }
-    turn += PARTS;
-    if constexpr (RESIDUAL) {
-        copies_wait<0>();
-        threads_meet(group + 1, THREADS);  // all strips have been read: the next tile's residuals may come
-    }
-}
-
-// All others turn as sums, and are finished behind shared memory. A split tile leaves at once, since all its blocks must
-// meet: each finishes its part of the pixels.
-TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int group, int thread, int rank,
-                        const Exit &to) {
-    constexpr int STRIP = SPLIT ? PIXELS : 32, PITCH = BLOCKS * 64 + 4;  // sums between pixels: a warp writes to 32 banks
-    static_assert(STRIP * PITCH * 4 <= STRIP_BYTES, "strips");
-    constexpr int OWN = SPLIT ? STRIP / CLUSTER : STRIP;  // pixels of a strip that this block finishes
-    constexpr int PASSES = (OWN + ROWS - 1) / ROWS;
-    const int channel = to.filter + thread % CHUNKS * 8, row = thread / 32 * 16 + thread % 32 / 4;
-    const int count = to.filters - channel < 8 ? to.filters - channel : 8;
-    const int own = SPLIT ? rank * OWN : 0;
-    Channels factors;
-    load_channels(to.bias, channel, to.filters, factors);
-#pragma unroll
-    for (int part = 0; part < (PIXELS + STRIP - 1) / STRIP; part++) {
-#pragma unroll
-        for (int block = 0; block < BLOCKS; block++)
-#pragma unroll
-            for (int i = 0; i < STRIP / 2; i++)
-                if (part * STRIP / 2 + i < PIXELS / 2)
-                    strip[(i / 4 * 8 + thread % 4 * 2 + i % 2) * PITCH + block * 64 + row + i / 2 % 2 * 8] =
-                        sums[block][part * STRIP / 2 + i];
-        Eight residuals[PASSES];
-        int places[PASSES];
-#pragma unroll
-        for (int pass = 0; pass < PASSES; pass++) {
-            const int p = own + pass * ROWS + thread / CHUNKS;
-            const bool exists = count > 0 && p < own + OWN && part * STRIP + p < PIXELS;
-            places[pass] = exists ? to.target.of(part * STRIP + p) : -1;
-            if (RESIDUAL && places[pass] >= 0)
-                load_residual(to.residual + (long long)places[pass] * to.residual_pitch + channel, count,
-                              residuals[pass]);
-        }
-        if constexpr (SPLIT)
-            cluster_meets();
-        else
-            threads_meet(group + 1, THREADS);
-#pragma unroll
-        for (int pass = 0; pass < PASSES; pass++) {
-            if (places[pass] < 0) continue;
-            float values[8];
-            load_sums(strip + (own + pass * ROWS + thread / CHUNKS) * PITCH + thread % CHUNKS * 8, values);
-            finish(values, factors, residuals[pass], count,
-                   to.out + (long long)places[pass] * to.pitch + to.offset + channel);
-        }
-        if constexpr (SPLIT)
-            cluster_gathers();  // all have read; the block's next strip, or its end, may come
-        else
-            threads_meet(group + 1, THREADS);
-    }
-}
 
 extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT)
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,

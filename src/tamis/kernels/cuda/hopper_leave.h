@@ -1,0 +1,224 @@
+// How the sums of implicit_gemm_hopper.cu leave: finished, in the output's type, from filters x pixels to pixels x filters.
+//
+// A warpgroup has BLOCKS times 64 filters of PIXELS pixels in its registers: of a block, row 16 w + q (and + 8) of warp w
+// and quad q, and two neighbouring pixels of every eight.
+//   16 bits: values are finished there (gemm_epilogue.h) and turn by stmatrix, on their way through strips of shared
+//   memory; residuals come into the same strips beforehand and turn the other way by ldmatrix.
+//   All others: sums turn in shared memory, and are finished behind it. So do those that blocks have divided (SPLIT).
+//
+// Limits: filters a multiple of eight for the first way (VECTORS).
+// Roof: memory. At 128 filters x 208 pixels it takes 1.6 us a tile on an H100, 0.1 clocks for a result.
+//
+// Constants: those of implicit_gemm_hopper.cu.
+#pragma once
+
+#include "gemm_epilogue.h"
+#include "hopper.h"
+
+constexpr int THREADS = 128;  // of a warpgroup
+// Shared memory of a warpgroup: strips of SPAN pixels in 16 bits, or one of sums.
+constexpr int SPAN = 64 / BLOCKS, ROW_BYTES = BLOCKS * 128 + 16;  // 16 more: eight rows go to 32 banks
+constexpr int STRIP_BYTES = STRIP_COUNT * SPAN * ROW_BYTES > 18432 ? STRIP_COUNT * SPAN * ROW_BYTES : 18432;
+
+// Where a tile's pixels are in the result.
+struct Target {
+    int pixel, end;   // the tile's first one, and the first one that does not exist
+    int line, width;  // HALO: pixels from line to line of the tile, and of the result
+    int inverse;      // 65536 / line, rounded up: p / line without a division, p and line up to 256
+    // -1: nowhere.
+    __device__ __forceinline__ int of(int p) const {
+        if constexpr (!HALO) return pixel + p < end ? pixel + p : -1;
+        const int y = p * inverse >> 16, x = p - y * line, at = pixel + y * width + x;
+        return x < width && at < end ? at : -1;
+    }
+};
+
+// Where and how a warpgroup's results of a tile leave.
+struct Exit {
+    Target target;
+    int filter, filters, pitch, offset, residual_pitch;
+    const float *bias;
+    const OUT_TYPE *residual;
+    OUT_TYPE *out;
+};
+
+// Eight sums of a strip; with SPLIT those of all blocks together, always in the same order.
+TAMIS_DEVICE void load_sums(const Sum *from, float (&values)[8]) {
+    if constexpr (!SPLIT) {
+        load<8>(from, values);
+    } else {
+        Sum sums[8];
+#pragma unroll
+        for (int rank = 0; rank < CLUSTER; rank++) {
+            Sum more[8];
+            load_from(rank, shared_address(from), more);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sums[j] = rank ? sums[j] + more[j] : more[j];
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) values[j] = (float)sums[j];
+    }
+}
+
+// Results of 16 bits are finished in the registers of the products, and turn from filters x pixels to pixels x filters on
+// their way through shared memory, a strip at a time: one fills while the one before leaves. Residuals turn the other way
+// in the same strips; as many as there are strips come while the products run.
+constexpr bool PACKED = sizeof(OUT_TYPE) == 2 && VECTORS && !SPLIT && !EIGHT_BITS;
+constexpr int PARTS = (PIXELS + SPAN - 1) / SPAN;     // strips of a tile
+constexpr int CHUNKS = BLOCKS * 8;                    // 16 bytes each, of a pixel
+constexpr int ROWS = THREADS / CHUNKS;                // pixels of a pass
+static_assert(STRIP_COUNT > 1, "one strip fills while another one leaves");
+
+// What the threads of a warpgroup move: 16 bytes of a pixel, of every ROWS-th one.
+struct Mover {
+    int chunk, row, channel;
+    __device__ __forceinline__ Mover(const Exit &to, int thread)
+        : chunk(thread % CHUNKS), row(thread / CHUNKS), channel(to.filter + thread % CHUNKS * 8) {}
+    // Where in the result the pixel of a pass is; -1: nothing to do.
+    __device__ __forceinline__ int place(const Exit &to, int part, int pass) const {
+        const int p = part * SPAN + pass * ROWS + row;
+        return channel < to.filters && p < PIXELS ? to.target.of(p) : -1;
+    }
+    __device__ __forceinline__ int in_strip(int pass) const { return (pass * ROWS + row) * ROW_BYTES + chunk * 16; }
+};
+
+// What a warpgroup adds to its sums lies in far memory: bring it nearer in time, unless it comes at once anyway. Eight
+// values must be 16 bytes.
+constexpr bool ANNOUNCES = RESIDUAL && VECTORS && sizeof(OUT_TYPE) > 1 && !(PACKED && PARTS <= STRIP_COUNT);
+TAMIS_DEVICE void announce(const Exit &to, int thread) {
+    const int channels = to.filters - to.filter < BLOCKS * 64 ? to.filters - to.filter : BLOCKS * 64;
+    for (int p = thread; p < PIXELS; p += THREADS) {
+        const int here = to.target.of(p);
+        if (here >= 0 && channels > 0)
+            fetch_to_cache(to.residual + (long long)here * to.residual_pitch + to.filter, channels * sizeof(OUT_TYPE));
+    }
+}
+
+// Starts to copy the residuals of a strip, if there are any: a group of copies in any case.
+TAMIS_DEVICE void fetch_residuals(const Exit &to, unsigned char *strips, int part, int thread) {
+    if (part < PARTS) {
+        const Mover mover(to, thread);
+        const unsigned strip = shared_address(strips + part % STRIP_COUNT * (SPAN * ROW_BYTES));
+#pragma unroll
+        for (int pass = 0; pass < SPAN / ROWS; pass++) {
+            const int here = mover.place(to, part, pass);
+            if (here >= 0)
+                copy(strip + mover.in_strip(pass), to.residual + (long long)here * to.residual_pitch + mover.channel);
+        }
+    }
+    copies_commit();
+}
+
+// `turn` counts strips, from tile to tile; with residuals each tile begins with the first one.
+TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned char *strips, int &turn, const Exit &to,
+                               int group, int thread) {
+    const int warp = thread / 32, lane = thread % 32;
+    const Mover mover(to, thread);
+    // This lane's row of the matrices that a warp moves at a time: filters 0 - 7 and 8 - 15 of two times eight pixels.
+    const int mine = (lane / 16 * 8 + lane % 8) * ROW_BYTES + (warp * 16 + lane / 8 % 2 * 8) * 2;
+    float biases[BLOCKS][2];
+#pragma unroll
+    for (int i = 0; i < BLOCKS * 2; i++) {
+        const int at = to.filter + i / 2 * 64 + warp * 16 + lane / 4 + i % 2 * 8;
+        biases[i / 2][i % 2] = BIAS && at < to.filters ? to.bias[at] : 0.0f;
+    }
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        unsigned char *strip = strips + (RESIDUAL ? part % STRIP_COUNT : (turn + part) % 2) * (SPAN * ROW_BYTES);
+        const unsigned address = shared_address(strip) + mine;
+        if constexpr (RESIDUAL) {
+            // Each strip has committed a group before this, and those that did not fit at first came one strip late.
+            copies_wait<(PARTS > STRIP_COUNT ? STRIP_COUNT - 2 : STRIP_COUNT - 1)>();
+            threads_meet(group + 1, THREADS);  // this strip's are there, and the strip before has been read
+            if constexpr (PARTS > STRIP_COUNT)
+                fetch_residuals(to, strips, part ? part + STRIP_COUNT - 1 : PARTS, thread);
+            else
+                copies_commit();
+        }
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++)
+#pragma unroll
+            for (int p = 0; p < SPAN && part * SPAN + p < PIXELS; p += 16) {
+                const unsigned there = address + p * ROW_BYTES + block * 128;
+                unsigned words[4] = {};
+                if constexpr (RESIDUAL) load_turned(there, words);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int at = (part * SPAN + p) / 2 + 2 * i;
+                    if (at >= PIXELS / 2) continue;  // eight pixels are left
+                    float values[2];
+                    Convert<OUT_TYPE>::unpack(words[i], values);
+#pragma unroll
+                    for (int j = 0; j < 2; j++)
+                        values[j] = finished(sums[block][at + j] + biases[block][i % 2], values[j]);
+                    words[i] = Convert<OUT_TYPE>::pack(values);
+                }
+                store_turned(there, words);
+            }
+        threads_meet(group + 1, THREADS);
+#pragma unroll
+        for (int pass = 0; pass < SPAN / ROWS; pass++) {
+            const int here = mover.place(to, part, pass);
+            if (here < 0) continue;
+            *reinterpret_cast<FourWords *>(to.out + (long long)here * to.pitch + to.offset + mover.channel) =
+                *reinterpret_cast<const FourWords *>(strip + mover.in_strip(pass));
+        }
+    }
+    turn += PARTS;
+    if constexpr (RESIDUAL) {
+        copies_wait<0>();
+        threads_meet(group + 1, THREADS);  // all strips have been read: the next tile's residuals may come
+    }
+}
+
+// All others turn as sums, and are finished behind shared memory. A split tile leaves at once, since all its blocks must
+// meet: each finishes its part of the pixels.
+TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int group, int thread, int rank,
+                        const Exit &to) {
+    constexpr int STRIP = SPLIT ? PIXELS : 32, PITCH = BLOCKS * 64 + 4;  // sums between pixels: a warp writes to 32 banks
+    static_assert(STRIP * PITCH * 4 <= STRIP_BYTES, "strips");
+    constexpr int OWN = SPLIT ? STRIP / CLUSTER : STRIP;  // pixels of a strip that this block finishes
+    constexpr int PASSES = (OWN + ROWS - 1) / ROWS;
+    const int channel = to.filter + thread % CHUNKS * 8, row = thread / 32 * 16 + thread % 32 / 4;
+    const int count = to.filters - channel < 8 ? to.filters - channel : 8;
+    const int own = SPLIT ? rank * OWN : 0;
+    Channels factors;
+    load_channels(to.bias, channel, to.filters, factors);
+#pragma unroll
+    for (int part = 0; part < (PIXELS + STRIP - 1) / STRIP; part++) {
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++)
+#pragma unroll
+            for (int i = 0; i < STRIP / 2; i++)
+                if (part * STRIP / 2 + i < PIXELS / 2)
+                    strip[(i / 4 * 8 + thread % 4 * 2 + i % 2) * PITCH + block * 64 + row + i / 2 % 2 * 8] =
+                        sums[block][part * STRIP / 2 + i];
+        Eight residuals[PASSES];
+        int places[PASSES];
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) {
+            const int p = own + pass * ROWS + thread / CHUNKS;
+            const bool exists = count > 0 && p < own + OWN && part * STRIP + p < PIXELS;
+            places[pass] = exists ? to.target.of(part * STRIP + p) : -1;
+            if (RESIDUAL && places[pass] >= 0)
+                load_residual(to.residual + (long long)places[pass] * to.residual_pitch + channel, count,
+                              residuals[pass]);
+        }
+        if constexpr (SPLIT)
+            cluster_meets();
+        else
+            threads_meet(group + 1, THREADS);
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) {
+            if (places[pass] < 0) continue;
+            float values[8];
+            load_sums(strip + (own + pass * ROWS + thread / CHUNKS) * PITCH + thread % CHUNKS * 8, values);
+            finish(values, factors, residuals[pass], count,
+                   to.out + (long long)places[pass] * to.pitch + to.offset + channel);
+        }
+        if constexpr (SPLIT)
+            cluster_gathers();  // all have read; the block's next strip, or its end, may come
+        else
+            threads_meet(group + 1, THREADS);
+    }
+}
