@@ -119,7 +119,7 @@ class Candidate:
     ``status``: ``won``, ``lost``, ``refused`` (the tactic cannot run the layer), ``skipped`` (the prior or the
     budget left it out) or ``disqualified`` (its result was wrong). ``reason`` says why, in words. One that refused has
     the sparsity "2:4" if it makes use of sparse weights. ``inputs`` and ``outputs`` are the formats that it reads and
-    writes; one that refused has none.
+    writes; one that refused has none, and so has one that was skipped for many of its kind.
     """
 
     tactic: str

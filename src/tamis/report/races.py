@@ -113,7 +113,7 @@ def _standing(candidate: Candidate) -> tuple[int, float]:
 
 
 def _candidate(candidate: Candidate) -> tuple[str, ...]:
-    ran = candidate.status not in ("refused",)
+    ran = bool(candidate.outputs)  # not a refusal, nor a word on all that was left out
     return (
         tactic_text(candidate.tactic, candidate.parameters),
         str(candidate.precision) if ran else "",

@@ -69,6 +69,20 @@ def test_tiles_that_are_mostly_padding_are_left_out() -> None:
     assert told(tiles_for(Convolution(1, 1, 1, 64, 8), 132, sparse=False)) == [(64, 64)], "the smallest is always there"
 
 
+def test_levels_say_how_many_tiles_race() -> None:
+    layer, _ = conv_layer(conv(RELU), (8, 128, 28, 28), (128, 128, 3, 3))
+    offered = []
+    for level in range(6):
+        config = replace(CONFIG, optimization_level=level)
+        offered.append(len(list(DENSE.choices(layer, H200, config))))
+        words = DENSE.left_out(layer, H200, config)
+        assert (words is None) == (level == 5)
+    assert offered == sorted(offered)
+    assert offered[:4] == [1, 2, 3, 4]
+    words = DENSE.left_out(layer, H200, CONFIG)
+    assert words is not None and words.startswith(f"{offered[5] - 4} more tiles are left out")
+
+
 def test_tiles_for_older_gpus() -> None:
     def told(shape: Convolution) -> list[tuple[int, int]]:
         return [(tile.filters, tile.pixels) for tile in AMPERE.tiles(shape, A100, sparse=True)]

@@ -94,6 +94,18 @@ class Prepared(Aten):
         return super().lower(layer, choice)
 
 
+class Picky(Aten):
+    """Offers the first of its choices only."""
+
+    name = "picky"
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        yield next(super().choices(layer, device, config))
+
+    def left_out(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        return f"the others, at level {config.optimization_level}"
+
+
 class Shy(Aten):
     name = "shy"
 
@@ -148,6 +160,12 @@ def test_choices_are_prepared_once_and_only_for_what_will_be_measured(tmp_path: 
         track.cache.save()
         assert not [entry.reason for entry in result.entries if entry.disqualified]
         tactic.ready.clear()
+
+
+def test_what_a_tactic_leaves_out_is_recorded_where_it_races() -> None:
+    result = race(linear_graph(), (Aten(), Picky()), optimization_level=1)
+    assert result.left_out == (("picky", "the others, at level 1"),)
+    assert race(linear_graph(), (Aten(), Picky()), exclude_tactics=("picky",)).left_out == ()
 
 
 def test_refusals_are_recorded() -> None:

@@ -93,6 +93,10 @@ def _why_region(whole_us: float, parts_us: float, is_used: bool, winner: str) ->
     return f"the engine '{winner}' won by its time as a whole, and runs these layers otherwise"
 
 
+def _sparsity_of(tactic: str) -> Sparsity:
+    return "2:4" if tactic in _SPARSE else "dense"
+
+
 def _layer_record(race: LayerRace, option: Option, draft: Draft, rivals: Mapping[str, Option]) -> LayerRecord:
     layer, note = race.layer, race.layer.note
     alone = option.stop == option.start + 1
@@ -101,8 +105,10 @@ def _layer_record(race: LayerRace, option: Option, draft: Draft, rivals: Mapping
     place = _Place(option, in_race, views, rivals)
     candidates = [_candidate(entry, place) for entry in race.entries]
     candidates += [
-        Candidate(name, "refused", sparsity="2:4" if name in _SPARSE else "dense", reason=reason)
-        for name, reason in race.refusals
+        Candidate(name, "refused", sparsity=_sparsity_of(name), reason=reason) for name, reason in race.refusals
+    ]
+    candidates += [
+        Candidate(name, "skipped", sparsity=_sparsity_of(name), reason=reason) for name, reason in race.left_out
     ]
     return LayerRecord(
         name=layer.name,

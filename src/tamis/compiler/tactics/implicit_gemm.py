@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,11 +74,7 @@ class ImplicitGemm:
 
     def left_out(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """How many tiles do not race at this level because others should be faster."""
-        level = config.optimization_level
-        missing = len(self._tiles(layer, device, MOST_LEVEL)) - len(self._tiles(layer, device, level))
-        if not missing:
-            return None
-        return f"{missing} more tiles are left out, the slowest by a model; level {MOST_LEVEL} races them too"
+        return missing_tiles(lambda level: self._tiles(layer, device, level), config)
 
     def _tiles(self, layer: Layer, device: DeviceInfo, level: int) -> Sequence[Tile | AmpereTile]:
         residual = adds_residual(layer)
@@ -99,6 +95,13 @@ class ImplicitGemm:
         )
         packed = _packed(weight, choice.precision, self.generation, filters, self.sparse)
         return lower_kernel(layer, choice, self._kernel(layer, choice), layer.node.inputs[0], packed)
+
+
+def missing_tiles(tiles_at: Callable[[int], Sequence[object]], config: BuildConfig) -> str | None:
+    """How many tiles do not race at the level of a build, None for none."""
+    missing = len(tiles_at(MOST_LEVEL)) - len(tiles_at(config.optimization_level))
+    words = f"{missing} more tiles are left out, the slowest by a model; level {MOST_LEVEL} races them too"
+    return words if missing else None
 
 
 def refuses_kernel(layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:

@@ -30,6 +30,7 @@ from tamis.compiler.tactics.implicit_gemm import (
     compile_kernels,
     kernel_of,
     lower_kernel,
+    missing_tiles,
     refuses_kernel,
 )
 from tamis.compiler.tactics.precision import runs_in, to_precision
@@ -44,7 +45,7 @@ from tamis.compiler.tactics.space_to_depth import (
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import ROWS
-from tamis.kernels.cuda.implicit_gemm import Convolution
+from tamis.kernels.cuda.implicit_gemm import Convolution, Tile
 from tamis.kernels.cuda.specification import MOST_ELEMENTS, ceil_divide
 
 # Images of at most this many channels; with more the kernel takes a layer as it is.
@@ -69,11 +70,7 @@ class HopperStem:
 
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
         """Each allowed 16-bit precision, the image as the network's inputs come or as other layers leave it, tiles."""
-        _, shape = windows_of(layer)
-        # First layers may have 32 filters. No tile has less than 64, so that those that miss speak against none.
-        whole = replace(shape, filters=ceil_divide(shape.filters, ROWS) * ROWS)
-        residual, level = adds_residual(layer), config.optimization_level
-        tiles = HOPPER.tiles(whole, device, sparse=False, residual=residual, level=level)
+        tiles = _tiles(layer, device, config.optimization_level)
         for precision in config.precisions:
             if precision not in PRECISIONS or not runs_in(precision, device):
                 continue
@@ -83,6 +80,10 @@ class HopperStem:
             for source, tile in product(sources, tiles):
                 parameters = {**HOPPER.parameters(device), **dataclasses.asdict(tile)}
                 yield Choice(self.name, precision, (source, *others), outputs, parameters=parameters)
+
+    def left_out(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
+        """How many tiles do not race at this level because others should be faster."""
+        return missing_tiles(lambda level: _tiles(layer, device, level), config)
 
     def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]]) -> None:
         """Compile the kernels of all choices side by side."""
@@ -103,6 +104,13 @@ class HopperStem:
         kept = (layer.type(0).shape[0], made.channels, *made.size)
         temporaries = {image: (kept, Format(choice.precision.storage, "channels_last")), **behind.temporaries}
         return Lowered((step, *behind.steps), {**binary, **behind.constants}, temporaries)
+
+
+def _tiles(layer: Layer, device: DeviceInfo, level: int) -> Sequence[Tile]:
+    # First layers may have 32 filters. No tile has less than 64, so that those that miss speak against none.
+    shape = windows_of(layer)[1]
+    whole = replace(shape, filters=ceil_divide(shape.filters, ROWS) * ROWS)
+    return HOPPER.tiles(whole, device, sparse=False, residual=adds_residual(layer), level=level)
 
 
 def windows_of(layer: Layer) -> tuple[Rearranged, Convolution]:

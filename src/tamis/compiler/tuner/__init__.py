@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph
@@ -61,7 +62,7 @@ def race_all(graph: Graph, track: Track, progress: Callable[[int, int, str], Non
         if key not in races:
             races[key] = race_layer(layer, tactics, track)
         shared = races[key]
-        results.append(LayerRace(layer, shared.entries, shared.refusals))
+        results.append(replace(shared, layer=layer))
     progress(len(layers), len(layers), "")
     return tuple(results)
 

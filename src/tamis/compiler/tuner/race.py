@@ -52,11 +52,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class LayerRace:
-    """All that was found out about one layer."""
+    """All that was found out about one layer.
+
+    ``refusals`` and ``left_out`` are tactics with the reason why they, or some of their choices, did not race.
+    """
 
     layer: Layer
     entries: tuple[Entry, ...]
     refusals: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def finishers(self) -> tuple[Entry, ...]:
@@ -101,7 +105,7 @@ def prepare(layers: Iterable[Layer], tactics: tuple[Tactic, ...], track: Track) 
 def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> LayerRace:
     """Race all tactics for one layer. Raises ``DeviceLost`` for a candidate that breaks the device."""
     offers, refusals = _offers(layer, tactics, track)
-    return LayerRace(layer, _measure(layer, offers, track), refusals)
+    return LayerRace(layer, _measure(layer, offers, track), refusals, _left_out(layer, offers, track))
 
 
 def _offers(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> tuple[Offers, tuple[tuple[str, str], ...]]:
@@ -117,10 +121,14 @@ def _offers(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> tuple[Of
             refusals.append((tactic.name, reason))
             continue
         offers += [(tactic, choice) for choice in tactic.choices(layer, info, config)]
-        others = tactic.left_out(layer, info, config) if isinstance(tactic, LeavesOut) else None
-        if others is not None:
-            refusals.append((tactic.name, others))
     return offers, tuple(refusals)
+
+
+def _left_out(layer: Layer, offers: Offers, track: Track) -> tuple[tuple[str, str], ...]:
+    """Tactics that offer some of their choices only, and why."""
+    racing = {tactic.name: tactic for tactic, _ in offers if isinstance(tactic, LeavesOut)}
+    reasons = ((name, t.left_out(layer, track.device.info(), track.config)) for name, t in racing.items())
+    return tuple((name, reason) for name, reason in reasons if reason is not None)
 
 
 def _found(layer: Layer, offers: Offers, track: Track) -> list[Measurement | None]:
