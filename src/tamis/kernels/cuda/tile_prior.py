@@ -9,6 +9,9 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
 - a block alone cannot start a step more often than every 250 clocks;
 - results leave at 0.17 clocks each and warpgroup, with a residual at 0.3, while no product of the block runs;
 - all tiles take turns on the multiprocessors, so that the last turn may be a waste;
+- blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup. Four or
+  eight of them must lie in one of the GPU's groups of multiprocessors, and those that are left over in each group wait
+  (26 clusters of four and 13 of eight ran at once on 132, 32 and 16 did not; all pairs do);
 - what the layer must read and write, at 3 TB/s.
 
 The ranking is what counts, not the times: tests/kernels/test_cuda_tile_prior.py has how far it is off.
@@ -25,7 +28,9 @@ _PRODUCTS, _PORT_BYTES, _L2_BYTES = 2048.0, 128.0, 35.0
 _MEMORY_BYTES = 3e6  # a microsecond
 _SHORTEST_STEP = 250.0
 _LEAVE, _LEAVE_WITH_RESIDUAL = 0.17, 0.3
-_START_US, _EXCHANGE_US, _FIRST_COPY = 4.0, 1.5, 1500.0
+_START_US, _FIRST_COPY = 4.0, 1500.0
+_EXCHANGE_US, _EXCHANGE_US_EACH = 2.0, 0.15
+_FIT_IN_CLUSTERS = 0.9  # of the multiprocessors, where more than two blocks must lie in one group of them
 _CHANNELS, _PIXEL_BYTES = 64, 128  # of a step
 
 
@@ -45,10 +50,22 @@ def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse
     alone = steps * max(step, _SHORTEST_STEP) + leave
     # The blocks of a multiprocessor compute by turns, one while another one's results leave.
     together = max(tile.resident * steps * step, alone)
-    turns = ceil_divide(tile.count(shape) * tile.together, multiprocessors * tile.resident)
+    turns = _turns(tile.count(shape), tile, multiprocessors)
     clocks = _FIRST_COPY + turns * together
     size = 2 * (shape.batch * shape.height * shape.width * shape.channels)
     results = 2 * shape.pixels * shape.filters
     memory = (size + results * (2 if residual else 1)) / _MEMORY_BYTES
-    exchange = _EXCHANGE_US if tile.split > 1 else 0.0
+    exchange = turns * (_EXCHANGE_US + _EXCHANGE_US_EACH * tile.split * tile.groups) if tile.split > 1 else 0.0
     return _START_US + exchange + max(clocks / _CLOCKS_A_MICROSECOND, memory)
+
+
+def _turns(tiles: int, tile: Tile, multiprocessors: int) -> int:
+    """How many tiles follow each other on the busiest multiprocessor.
+
+    As many clusters are launched as there are multiprocessors for, and stay; those that do not fit come when the others
+    have done all of their tiles.
+    """
+    places = multiprocessors * tile.resident
+    launched = min(tiles, max(places // tile.together, 1))
+    fitting = places if tile.together <= 2 else int(places * _FIT_IN_CLUSTERS)
+    return ceil_divide(launched, max(fitting // tile.together, 1)) * ceil_divide(tiles, launched)
