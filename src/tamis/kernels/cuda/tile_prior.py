@@ -4,20 +4,25 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
 
 - tensor cores: 2048 products a clock, of 2:4 weights 4096 with those of the zeros;
 - shared memory: 128 bytes a clock, for both operands of every instruction (each 64 filters read all pixels of the tile
-  again) and for what is copied there;
+  again) and for what is copied there; where these two bind, power holds the clock at 0.85 of what it is else (the
+  instruction alone reaches 783 to 815 of 949 dense TFLOP/s, and 1447 in 2:4 where the port would allow 1687);
 - L2: 35 bytes a clock for what is copied; blocks of a cluster share their pixels;
+- the first products wait for the first copy, which with whole lines is of all that the tile sees;
 - a block alone cannot start a step more often than every 250 clocks;
 - results leave at 0.17 clocks each and warpgroup, with a residual at 0.3, while no product of the block runs;
 - all tiles take turns on the multiprocessors, so that the last turn may be a waste;
-- blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup. Four or
-  eight of them must lie in one of the GPU's groups of multiprocessors, and those that are left over in each group wait
-  (26 clusters of four and 13 of eight ran at once on 132, 32 and 16 did not; all pairs do);
-- what the layer must read and write, at 3 TB/s.
+- blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup.
+  Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
+  26 clusters of four and 13 of eight ran at once on 132, 32 and 16 did not; pairs all do;
+- what the layer must read and write, at 3 TB/s. Where this binds many tiles are equal, and the caller's order decides:
+  breaking such ties by their clocks, too, kept no better tiles of those measured.
 
 The ranking is what counts, not the times: tests/kernels/test_cuda_tile_prior.py has how far it is off.
 """
 
 from __future__ import annotations
+
+import math
 
 from tamis.formats.steps import rows_bytes
 from tamis.kernels.cuda.implicit_gemm import Convolution, Tile
@@ -26,6 +31,7 @@ from tamis.kernels.cuda.specification import ceil_divide
 _CLOCKS_A_MICROSECOND = 1750.0
 _PRODUCTS, _PORT_BYTES, _L2_BYTES = 2048.0, 128.0, 35.0
 _MEMORY_BYTES = 3e6  # a microsecond
+_UNDER_POWER = 0.85
 _SHORTEST_STEP = 250.0
 _LEAVE, _LEAVE_WITH_RESIDUAL = 0.17, 0.3
 _START_US, _FIRST_COPY = 4.0, 1500.0
@@ -45,16 +51,18 @@ def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse
     operands = blocks * (tile.pixels * _PIXEL_BYTES + (4096 if sparse else 8192))
     port = (operands + weights + pixels) / _PORT_BYTES
     copies = (weights + pixels / tile.cluster) / _L2_BYTES
-    step = max(tensor, port, copies)
+    step = max(max(tensor, port) / _UNDER_POWER, copies)
     leave = (_LEAVE_WITH_RESIDUAL if residual else _LEAVE) * 64 * tile.blocks * tile.pixels
     alone = steps * max(step, _SHORTEST_STEP) + leave
     # The blocks of a multiprocessor compute by turns, one while another one's results leave.
     together = max(tile.resident * steps * step, alone)
     turns = _turns(tile.count(shape), tile, multiprocessors)
-    clocks = _FIRST_COPY + turns * together
-    size = 2 * (shape.batch * shape.height * shape.width * shape.channels)
+    first = _FIRST_COPY + (tile.line_bytes or tile.pixels * _PIXEL_BYTES) / _L2_BYTES
+    clocks = first + turns * together
+    seen = math.prod(min(1.0, size / stride) for size, stride in zip(shape.kernel, shape.strides, strict=True))
+    image = shape.apart[2] if shape.apart else shape.height * shape.width * shape.channels  # elements of one
     results = 2 * shape.pixels * shape.filters
-    memory = (size + results * (2 if residual else 1)) / _MEMORY_BYTES
+    memory = (2 * shape.batch * image * seen + results * (2 if residual else 1)) / _MEMORY_BYTES
     exchange = turns * (_EXCHANGE_US + _EXCHANGE_US_EACH * tile.split * tile.groups) if tile.split > 1 else 0.0
     return _START_US + exchange + max(clocks / _CLOCKS_A_MICROSECOND, memory)
 
