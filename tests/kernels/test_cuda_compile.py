@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -234,6 +235,9 @@ def test_many_are_compiled_ahead_and_what_fails_fails_later(monkeypatch):
     assert sorted(asked) == sorted(translation_unit("softmax.cu", {"N": number}) for number in (5, 6, 7))
     with pytest.raises(BuildError, match="no sevens"):
         compile_source("softmax.cu", {"N": 7}, "sm_90")
+    asked.clear()
+    compile_ahead([("softmax.cu", {"N": 8}, "sm_90")], deadline=time.monotonic() - 1)
+    assert not asked, "the time is over"
 
 
 def test_nvcc_compiles_the_same_units():

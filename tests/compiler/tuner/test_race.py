@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -85,7 +86,8 @@ class Prepared(Aten):
     def __init__(self) -> None:
         self.ready: list[str] = []
 
-    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]]) -> None:
+    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]], deadline: float) -> None:
+        assert deadline > time.monotonic()
         self.ready += [choice.key() for _, choices in work for choice in choices]
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:

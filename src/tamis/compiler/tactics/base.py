@@ -119,8 +119,11 @@ class Tactic(Protocol):
 class Prepares(Protocol):
     """A tactic whose lowering takes long the first time, and less for many choices together."""
 
-    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]]) -> None:
-        """Make ready what lowering these choices of these layers takes."""
+    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]], deadline: float) -> None:
+        """Make ready what lowering these choices of these layers takes, as far as it begins by ``deadline``.
+
+        That is a time of ``time.monotonic``.
+        """
         ...
 
 

@@ -80,9 +80,10 @@ class ImplicitGemm:
         residual = adds_residual(layer)
         return self.generation.tiles(shape_of(layer), device, sparse=self.sparse, residual=residual, level=level)
 
-    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]]) -> None:
+    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]], deadline: float) -> None:
         """Compile the kernels of all choices side by side: one takes seconds."""
-        compile_kernels((self._kernel(layer, choice), choice) for layer, choices in work for choice in choices)
+        kernels = ((self._kernel(layer, choice), choice) for layer, choices in work for choice in choices)
+        compile_kernels(kernels, deadline)
 
     def _kernel(self, layer: Layer, choice: Choice) -> Kernel:
         return kernel_of(self.generation, layer, choice, shape_of(layer))
@@ -127,11 +128,10 @@ def kernel_of(generation: Generation, layer: Layer, choice: Choice, shape: Convo
     return generation.kernel(shape, choice.parameters, choice.precision, epilogue, sparse=sparse)
 
 
-def compile_kernels(kernels: Iterable[tuple[Kernel, Choice]]) -> None:
-    """Compile kernels for the architectures that their choices name, side by side."""
-    compile_ahead(
-        (f"{kernel.family}.cu", kernel.defines, choice.parameters["architecture"]) for kernel, choice in kernels
-    )
+def compile_kernels(kernels: Iterable[tuple[Kernel, Choice]], deadline: float) -> None:
+    """Compile kernels for the architectures that their choices name, side by side, as far as they begin in time."""
+    units = ((f"{kernel.family}.cu", kernel.defines, choice.parameters["architecture"]) for kernel, choice in kernels)
+    compile_ahead(units, deadline)
 
 
 def lower_kernel(layer: Layer, choice: Choice, kernel: Kernel, image: str, weight: np.ndarray) -> Lowered:

@@ -85,13 +85,14 @@ class HopperStem:
         """How many tiles do not race at this level because others should be faster."""
         return missing_tiles(lambda level: _tiles(layer, device, level), config)
 
-    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]]) -> None:
+    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]], deadline: float) -> None:
         """Compile the kernels of all choices side by side."""
-        compile_kernels(
+        kernels = (
             (kernel_of(HOPPER, layer, choice, windows_of(layer)[1]), choice)
             for layer, choices in work
             for choice in choices
         )
+        compile_kernels(kernels, deadline)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """The step that makes blocks of the image and pads it, the product over its windows, and what that leaves."""

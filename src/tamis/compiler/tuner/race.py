@@ -87,7 +87,10 @@ Offers = list[tuple[Tactic, Choice]]
 
 
 def prepare(layers: Iterable[Layer], tactics: tuple[Tactic, ...], track: Track) -> None:
-    """Make ready what the races of these layers will lower, as far as their times are not known yet."""
+    """Make ready what the races of these layers will lower, as far as their times are not known yet.
+
+    It may take half of the time that is left.
+    """
     work: dict[str, list[tuple[Layer, list[Choice]]]] = {}
     ready = {tactic.name: tactic for tactic in tactics if isinstance(tactic, Prepares)}
     for layer in layers if ready else ():
@@ -98,8 +101,9 @@ def prepare(layers: Iterable[Layer], tactics: tuple[Tactic, ...], track: Track) 
             choices = [choice for tactic, choice in offers if tactic.name == name]
             if choices:
                 work.setdefault(name, []).append((layer, choices))
+    deadline = (time.monotonic() + track.deadline) / 2
     for name, share in work.items():
-        ready[name].prepare(share)
+        ready[name].prepare(share, deadline)
 
 
 def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> LayerRace:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,15 +58,19 @@ def compile_source(source: str, defines: Mapping[str, str | int | float], archit
     return _compile(source, translation_unit(source, defines), architecture)
 
 
-def compile_ahead(units: Iterable[tuple[str, Mapping[str, str | int | float], str]]) -> None:
+def compile_ahead(
+    units: Iterable[tuple[str, Mapping[str, str | int | float], str]], deadline: float = math.inf
+) -> None:
     """Compile what ``compile_source`` will be asked for, all cores at a time.
 
-    What cannot be compiled is left for ``compile_source`` to complain of.
+    What cannot be compiled is left for ``compile_source`` to complain of, and so is what has not begun by ``deadline``,
+    a time of ``time.monotonic``.
     """
 
     def compiled(unit: tuple[str, Mapping[str, str | int | float], str]) -> None:
-        with contextlib.suppress(TamisError):
-            compile_source(*unit)
+        if time.monotonic() < deadline:
+            with contextlib.suppress(TamisError):
+                compile_source(*unit)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compiled, {translation_unit(*unit[:2]): unit for unit in units}.values()))
