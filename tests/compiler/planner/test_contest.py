@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from tamis.compiler.planner.contest import drop_duplicates
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sample_engines import FakeDevice, make_plan
+from tamis.compiler import BuildConfig
+from tamis.compiler.planner.contest import Contest, drop_duplicates
 from tamis.compiler.planner.lower import Draft
 from tamis.compiler.planner.options import Option
 from tamis.compiler.tactics.base import Choice
+from tamis.compiler.tuner.cache import TimingCache
+from tamis.engine import Engine
 from tamis.engine.plan import Format
 from tamis.formats.dtype import DType
 
@@ -22,3 +31,28 @@ def test_equal_drafts_run_once_and_names_do_not_hide_one() -> None:
     first, second, third = draft("avx2"), draft("avx512"), draft("portable")
     proposals = [("chain", first), ("chain", second), ("dense", first), ("all", second), ("more", third)]
     assert drop_duplicates(proposals) == {"chain": first, "all": second, "more": third}
+
+
+class Expected:
+    """A reference of ones, with what the engine gives whose weight is 1."""
+
+    graph = SimpleNamespace(outputs=("out",))
+
+    def samples(self) -> dict[str, np.ndarray]:
+        return {"x": np.ones((2, 4), np.float32)}
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        return {"out": np.full((2, 4), 3.0, np.float32)}
+
+
+def test_a_draft_is_never_judged_by_one_that_is_gone() -> None:
+    """A search drops drafts, and the next ones take their place in memory: each has a session and a key of its own."""
+
+    def assemble(draft: Draft) -> Engine:
+        weight = str(draft.options[0].choice.parameters["isa"])
+        return Engine(make_plan(name=f"times {weight}"), {"w": np.float32([float(weight)])})
+
+    device = FakeDevice()
+    contest = Contest(assemble, device, BuildConfig(), TimingCache(None, device.info(), 1), Expected())  # type: ignore[arg-type]
+    errors = [contest.accuracy(draft(str(weight))).max_relative_error for weight in range(1, 50)]
+    assert errors == pytest.approx([2 * (weight - 1) / 3 for weight in range(1, 50)], rel=1e-4)

@@ -68,8 +68,8 @@ class Contest:
         self._config = config
         self._cache = cache
         self._reference = reference
-        self._keys: dict[int, str] = {}
-        self._sessions: dict[int, Session] = {}
+        self._keys: dict[Draft, str] = {}
+        self._sessions: dict[Draft, Session] = {}
 
     def accuracy(self, draft: Draft) -> Accuracy:
         """How far the outputs of a draft are from the reference on the sample inputs."""
@@ -132,7 +132,7 @@ class Contest:
 
     def _keep(self, draft: Draft) -> None:
         """Unload all sessions but that of a draft."""
-        self._sessions = {key: session for key, session in self._sessions.items() if key == id(draft)}
+        self._sessions = {kept: session for kept, session in self._sessions.items() if kept is draft}
 
     def _timings(self, drafts: Mapping[str, Draft]) -> dict[str, Timing]:
         together = short_hash(*(self._key(d) for d in drafts.values()))
@@ -153,9 +153,9 @@ class Contest:
 
     def _session(self, draft: Draft) -> Session:
         """The draft, loaded; it stays loaded until the end of the contest."""
-        if id(draft) not in self._sessions:
-            self._sessions[id(draft)] = Session(self._assemble(draft), device=self._device)
-        return self._sessions[id(draft)]
+        if draft not in self._sessions:
+            self._sessions[draft] = Session(self._assemble(draft), device=self._device)
+        return self._sessions[draft]
 
     def _suspect(self, draft: Draft) -> Suspect:
         return Suspect(f"an engine of {len(draft.steps)} steps", key=self._accuracy_key(draft))
@@ -164,13 +164,13 @@ class Contest:
         return f"{self._key(draft)} accuracy"
 
     def _key(self, draft: Draft) -> str:
-        if id(draft) not in self._keys:
+        if draft not in self._keys:
             steps = to_json(replace(self._assemble(draft).plan, config={}))
             constants = [f"{name} {digest}" for name, digest in sorted(draft.digests.items())]
             samples = sorted((self._config.samples or {}).items())
             seed = json.dumps([self._config.seed, [f"{name} {digest_of(array)}" for name, array in samples]])
-            self._keys[id(draft)] = f"engine: {len(draft.steps)} steps #{short_hash(steps, seed, *constants)}"
-        return self._keys[id(draft)]
+            self._keys[draft] = f"engine: {len(draft.steps)} steps #{short_hash(steps, seed, *constants)}"
+        return self._keys[draft]
 
 
 def _best(results: Sequence[Result]) -> tuple[Result, Result]:

@@ -27,9 +27,11 @@ from tamis.devices.base import Device
 from tamis.engine.plan import Buffer, DeviceInfo, Format, Step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Draft:
     """Steps, buffers and constants of an engine. ``step_of`` names the step that computes each layer.
+
+    A draft is equal to itself only, so it can be a key: never its ``id``, which goes to another one once it is gone.
 
     ``copying`` is the same engine with a copy wherever this one hands out a view, ``aside`` the same with some steps on
     a second stream; None where they are the same.
