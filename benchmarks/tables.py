@@ -150,14 +150,19 @@ def kernel_table(results: Path) -> str:
     for path in sorted(results.glob("kernels-*.json")):
         content = json.loads(path.read_text())
         rows = [row for row in content["rows"] if usable(row)]
-        roofs_file = path.with_name(path.name.replace("kernels-", "wgmma-"))
-        roofs = json.loads(roofs_file.read_text())["rows"] if roofs_file.exists() else []
+        measured = [path.with_name(path.name.replace("kernels-", bench)) for bench in ("wgmma-", "cuda_kernels-")]
+        roofs = [row for file in measured if file.exists() for row in json.loads(file.read_text())["rows"]]
         parts += [gpu_caption(content["meta"]), "", markdown(KERNEL_HEADER, kernel_lines(rows, roofs)), ""]
     return "\n".join(parts or ["No results yet: run `python benchmarks/bench_kernels.py`.", ""])
 
 
 def kernel_lines(rows: Sequence[Row], roofs: Sequence[Row]) -> Iterable[tuple[str, ...]]:
-    """A line for each layer and precision; the roof is the instruction's fastest form with copies beside it."""
+    """A line for each layer and precision.
+
+    The roof is what takes longer: the arithmetic, by the instruction's fastest form with copies beside it, or each byte
+    once, at the highest rate that a kernel of plain reads and writes reached.
+    """
+    rates = [row["bytes"] / row["median_us"] for row in roofs if row["bench"] == "cuda_kernels"]
     for case, precision in dict.fromkeys((row["case"], row["precision"]) for row in rows):
         found = {row["impl"]: row for row in rows if (row["case"], row["precision"]) == (case, precision)}
         us = {impl: float(row["median_us"]) for impl, row in found.items()}
@@ -169,15 +174,25 @@ def kernel_lines(rows: Sequence[Row], roofs: Sequence[Row]) -> Iterable[tuple[st
         speed = sparse["flops"] / sparse["median_us"] / 1e6
         kind = precision if precision != "float8_e4m3" else "int8"
         alike = [row for row in roofs if (row["precision"], row["sparsity"]) == (kind, "2:4")]
-        reached = [row["flops"] / row["median_us"] / 1e6 for row in alike if row["case"].endswith("shared-fill")]
+        reached = [row["flops"] / row["median_us"] for row in alike if row["case"].endswith("shared-fill")]
         ours = us.get("tamis.hopper")
         yield (
             case, precision, f"{milliseconds(dense[library])} ({library})",
             milliseconds(us["cusparselt"]) if "cusparselt" in us else "", milliseconds(ours) if ours else "",
             milliseconds(us["tamis.hopper.sparse"]), f"{speed:.0f}",
-            f"{speed / max(reached):.0%}" if reached else "", ratio(dense[library], ours),
+            of_the_roof(sparse, max(reached, default=0), max(rates, default=0)), ratio(dense[library], ours),
             ratio(dense[library], us["tamis.hopper.sparse"]),
         )  # fmt: skip
+
+
+def of_the_roof(row: Row, flops_per_us: float, bytes_per_us: float) -> str:
+    """How much of a layer's time its roof takes, and which one that is if it is the memory; empty without a roof."""
+    if not flops_per_us:
+        return ""
+    arithmetic = row["flops"] / flops_per_us
+    memory = row["bytes"] / bytes_per_us if bytes_per_us else 0.0
+    share = f"{max(arithmetic, memory) / row['median_us']:.0%}"
+    return f"{share}, memory" if memory > arithmetic else share
 
 
 def runtime_table(results: Path) -> str:
