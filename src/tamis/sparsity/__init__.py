@@ -7,6 +7,7 @@ from tamis.sparsity.check_onnx import check_onnx
 from tamis.sparsity.export import ExportMismatch, ExportReport, SparsityLost, export_onnx
 from tamis.sparsity.hold import PrunedLayer, PruneReport, finalize
 from tamis.sparsity.masks import LayerChoice, magnitude_mask, nm_mask, prunable
+from tamis.sparsity.permutation import PermutationReport, PermutedLayer, permute_channels
 from tamis.sparsity.pruning import SparseGPT, apply_masks, prune
 from tamis.sparsity.scores import magnitude_scores, taylor_scores, wanda_scores
 
@@ -15,6 +16,8 @@ __all__ = [
     "ExportReport",
     "LayerCheck",
     "LayerChoice",
+    "PermutationReport",
+    "PermutedLayer",
     "PruneReport",
     "PrunedLayer",
     "SparseGPT",
@@ -28,6 +31,7 @@ __all__ = [
     "magnitude_mask",
     "magnitude_scores",
     "nm_mask",
+    "permute_channels",
     "prunable",
     "prune",
     "taylor_scores",
