@@ -98,8 +98,7 @@ def met_by(owner: nn.Module, layer: LayerChoice, arguments: Arguments) -> tuple[
     """
     positional, named = arguments
     if owner is layer.module and not isinstance(owner, nn.MultiheadAttention):
-        inputs = positional[0] if positional else named["input"]
-        return (inputs,)
+        return ((*positional, *named.values())[0],)
     query, key, value = (
         positional[index] if index < len(positional) else named[name]
         for index, name in enumerate(("query", "key", "value"))

@@ -235,7 +235,8 @@ def _before(
     positional: tuple[Any, ...],
     named: dict[str, Any],
 ) -> None:
-    note(layer, owner, (positional, named))
+    if positional or named:  # else its own error says more
+        note(layer, owner, (positional, named))
 
 
 def _after(

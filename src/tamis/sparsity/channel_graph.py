@@ -221,7 +221,7 @@ def _roots(size: int, places: dict[int, int]) -> torch.Tensor:
     roots = torch.full((size,), -1, dtype=torch.long)
     if places:
         if max(places) >= size:
-            raise Refused("Torch-Pruning counts more channels than there are")
+            raise Refused("Torch-Pruning's channels do not fit the tensors")
         roots[torch.tensor(list(places))] = torch.tensor(list(places.values()))
     return roots
 

@@ -12,6 +12,7 @@ from tamis.formats import NM
 from tamis.sparsity.masks import nm_mask
 
 _ATTEMPTS = 8
+_NO_LOSS = 1e-12
 _REFIT_ELEMENTS = 1 << 24  # of the systems solved at a time, 64 MB
 
 
@@ -37,13 +38,15 @@ def compensate(
         SparsityError: `hessian` is not finite.
     """
     factor = _inverse_factor(hessian, damping)
+    # Damping gives columns that meet nothing a loss, which they do not have; among themselves they rank by magnitude.
+    losses = torch.where(hessian.diagonal(dim1=1, dim2=2) > 0, 1.0, _NO_LOSS) / factor.diagonal(dim1=1, dim2=2).square()
     work, mask = weight.clone(), torch.ones_like(weight, dtype=torch.bool)
     columns = weight.shape[-1]
     width = max(block // pattern.m, 1) * pattern.m
     for start in range(0, columns, width):
         stop = min(start + width, columns)
         here, kept = work[..., start:stop], mask[..., start:stop]
-        errors = _prune_block(here, kept, factor[:, start:stop, start:stop], pattern)
+        errors = _prune_block(here, kept, factor[:, start:stop, start:stop], losses[:, start:stop], pattern)
         work[..., stop:] -= errors @ factor[:, start:stop, stop:]
     return work, mask
 
@@ -74,14 +77,19 @@ def refit(dense: torch.Tensor, mask: torch.Tensor, hessian: torch.Tensor, *, dam
     return fitted
 
 
-def _prune_block(here: torch.Tensor, kept: torch.Tensor, factor: torch.Tensor, pattern: NM) -> torch.Tensor:
-    """Prune the columns of one block in place; their errors, each over its pivot."""
+def _prune_block(
+    here: torch.Tensor, kept: torch.Tensor, factor: torch.Tensor, losses: torch.Tensor, pattern: NM
+) -> torch.Tensor:
+    """Prune the columns of one block in place; their errors, each over its pivot.
+
+    `losses` are those of removing a weight of 1 from each column.
+    """
     errors = torch.empty_like(here)
     pivots = factor.diagonal(dim1=1, dim2=2)
     for column in range(here.shape[-1]):
         if column % pattern.m == 0:
             group = slice(column, column + pattern.m)
-            kept[..., group] = nm_mask((here[..., group] / pivots[:, None, group]).square(), pattern, -1)
+            kept[..., group] = nm_mask(here[..., group].square() * losses[:, None, group], pattern, -1)
         before = here[..., column]
         after = torch.where(kept[..., column], before, 0.0)
         error = (before - after) / pivots[:, column, None]
