@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from channel_networks import NETWORKS, Divided, network
 from torch import nn
 
+from channel_networks import NETWORKS, Divided, network
 from tamis.errors import MissingLibrary, SparsityError
 from tamis.formats import NM
 from tamis.sparsity import magnitude_mask, permute_channels, prunable, prune
@@ -75,7 +75,10 @@ def test_which_layers_are_permuted() -> None:
     assert reasons("divided")["third"] is not None
     flattened = reasons("flattened")
     assert flattened["second"] is None and flattened["end"] is None
-    assert "feeds several" in str(flattened["hidden"])
+    assert flattened["hidden"] is None  # its inputs moved along, pixels of a channel together
+    alone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4))
+    report = permute_channels(alone, torch.randn(2, 3, 8, 8))
+    assert "not each of its input channels" in str(report.layers[1].reason)
 
 
 def test_an_order_that_changes_the_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +155,33 @@ def test_what_cannot_be_permuted_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(MissingLibrary, match=r"tamis\[sparsity\]"):
         permute_channels(Divided(), inputs)
+
+
+def test_of_very_many_rows_a_sample_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_pruning")
+    monkeypatch.setattr(permutation_module, "_MOST_ROWS", 16)
+    model, inputs = network("encoder")
+    with torch.no_grad():
+        expected = model(inputs)
+    report = permute_channels(model, inputs)
+    assert report.after > 1.002 * report.before
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), expected)
+
+
+@pytest.mark.cuda
+def test_permutation_on_a_gpu() -> None:
+    pytest.importorskip("torch_pruning")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model, inputs = network("resnext")
+    model, inputs = model.cuda(), inputs.cuda()
+    with torch.no_grad():
+        expected = model(inputs)
+    report = permute_channels(model, inputs)
+    assert report.after > report.before
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), expected)
 
 
 def total(scores: torch.Tensor, pattern: NM) -> float:

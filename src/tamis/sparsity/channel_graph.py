@@ -121,7 +121,7 @@ class ChannelGraph:
         except Exception as error:
             raise Refused(f"Torch-Pruning finds no group: {type(error).__name__}") from error
         axes: dict[tuple[int, int], Axis] = {}
-        produced = False
+        produced: set[int] = set()
         for item in group:
             is_input = bool(self._graph.is_in_channel_pruning_fn(item.dep.handler))
             target = item.dep.target
@@ -133,9 +133,12 @@ class ChannelGraph:
                 known = axes.setdefault((id(axis.tensor), axis.axis), axis)
                 if not torch.equal(known.roots, axis.roots):
                     raise Refused("a tensor takes part with its channels in two orders")
-            produced |= _produces(target.module, is_input)
+            if _produces(target.module, is_input):
+                produced |= set(roots.values())
         if not produced:
             raise Refused("its inputs come from outside of the model")
+        if len(produced) < channels:  # such as pixels of a flattened map, of which the graph keeps one a channel
+            raise Refused("not each of its input channels is produced as one channel")
         return ChannelGroup(tuple(axes.values()), _classes(axes.values(), channels))
 
 

@@ -24,6 +24,7 @@ from tamis.sparsity.masks import TRANSPOSED, LayerChoice, as_pattern, nm_mask, p
 from tamis.sparsity.permutation_search import search_order
 
 _TOLERANCE = 1e-6  # of the largest output; models that compute in float32 on the way need that much
+_MOST_ROWS = 1 << 14  # that a search looks at; a residual stream has hundreds of thousands
 
 Scores = Callable[[LayerChoice], torch.Tensor]
 
@@ -235,7 +236,11 @@ def _search(work: _Work, layer: LayerChoice, group: ChannelGroup, escapes: int, 
             seen.add(id(reader.weight))
             rows.append(_by_channel(reader, axis, work.scores[id(reader.weight)], len(group.classes)))
     classes = group.classes.to(rows[0].device)
-    return search_order(torch.cat(rows), classes, work.pattern, escapes=escapes, seed=seed).cpu()
+    stacked = torch.cat(rows)
+    if len(stacked) > _MOST_ROWS:
+        sample = torch.randperm(len(stacked), generator=torch.Generator().manual_seed(seed))[:_MOST_ROWS]
+        stacked = stacked[sample.to(stacked.device)]
+    return search_order(stacked, classes, work.pattern, escapes=escapes, seed=seed).cpu()
 
 
 def _reads(layer: LayerChoice, axis: Axis) -> bool:
