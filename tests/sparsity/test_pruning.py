@@ -372,9 +372,37 @@ def test_masks_made_elsewhere() -> None:
         ({"1.weight": torch.ones(8, 8)}, r"layer '1.weight': the mask does not follow 2:4 along axis 1"),
         ({"2.weight": mask}, "layer '2.weight': cannot be masked"),
         ({"0.weight": mask}, "already masked"),
+        ({"1.weight": mask.long(), "odd": mask}, "layer 'odd': cannot be masked"),
     ]:
         with pytest.raises(SparsityError, match=message):
             apply_masks(model, masks)
+
+
+def test_masks_of_a_shared_weight() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    mask = nm_mask(torch.rand(8, 8), NM(2, 4), 1)
+    with pytest.raises(SparsityError, match=r"layer '1.weight': another name of this shared weight"):
+        apply_masks(model, {"0.weight": mask, "1.weight": mask.roll(1, 0)})
+    assert len(apply_masks(model, {"1.weight": mask}).pruned) == 2
+    assert torch.equal(model[0].weight, model[1].weight)
+
+
+def test_survivors_that_overflow_are_refused() -> None:
+    """Four equal inputs: two weights would have to do the work of four, beyond the largest float16."""
+    model = nn.Sequential(nn.Linear(4, 2, bias=False)).half()
+    with torch.no_grad():
+        model[0].weight.fill_(6e4)
+    same = torch.randn(64, 1).expand(64, 4).contiguous().half() / 1e3
+    with pytest.raises(SparsityError, match=r"layer '0.weight': its compensated weight overflows float16"):
+        prune(model, method="sparsegpt", calibration=[same])
+    assert bool((model[0].weight == 6e4).all())
+
+
+@pytest.mark.parametrize("options", [{"damping": 0.0}, {"damping": float("nan")}, {"block": 0}])
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SparsityError, match="damping must be positive"):
+        SparseGPT(**options)
 
 
 def test_what_cannot_be_pruned_says_so() -> None:
@@ -400,6 +428,11 @@ def test_what_cannot_be_pruned_says_so() -> None:
             linear,
             {"method": "taylor", "calibration": [torch.full((4, 8), torch.nan)], "loss": square},
             "layer 'weight': its gradient",
+        ),
+        (
+            linear,
+            {"method": "taylor", "calibration": [torch.ones(4, 8)], "loss": lambda net, batch: net(batch)},
+            "batch 0 does not run: .* Loss takes the model and a batch",
         ),
     ]:
         before = copy.deepcopy(model.state_dict())

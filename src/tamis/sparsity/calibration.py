@@ -20,6 +20,7 @@ Measure = Callable[[LayerChoice, torch.Tensor], torch.Tensor]
 Identity = int | str
 
 NO_DATA = "give calibration=: an iterable of batches, or a function that runs the model on data"
+_LOSS_FORM = "loss takes the model and a batch, and gives a scalar"
 _FORMS = "a batch is a tensor, a tuple of positional inputs or a mapping of named ones; or give a function of the model"
 
 
@@ -147,7 +148,7 @@ def gradients(
         try:
             for weight in frozen:
                 weight.requires_grad_(True)
-            _each(calibration, work)
+            _each(calibration, work, _LOSS_FORM)
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
@@ -157,7 +158,7 @@ def _run(model: nn.Module, calibration: Calibration) -> int | None:
     """Run the model on all data; the number of batches, or None where a function runs them."""
     with _evaluating(model), torch.no_grad():
         if not callable(calibration):
-            return _each(calibration, lambda batch: _call(model, batch))
+            return _each(calibration, lambda batch: _call(model, batch), _FORMS)
         try:
             calibration(model)
         except TamisError:
@@ -167,7 +168,7 @@ def _run(model: nn.Module, calibration: Calibration) -> int | None:
         return None
 
 
-def _each(calibration: Iterable[Any], work: Callable[[Any], object]) -> int:
+def _each(calibration: Iterable[Any], work: Callable[[Any], object], remedy: str) -> int:
     """Do some work for each batch; the number of batches, at least one."""
     count = 0
     for batch in calibration:
@@ -179,7 +180,7 @@ def _each(calibration: Iterable[Any], work: Callable[[Any], object]) -> int:
             raise
         except Exception as error:
             raise SparsityError(
-                f"calibration batch {count} does not run: {_first_line(error)}", remedy=_FORMS
+                f"calibration batch {count} does not run: {_first_line(error)}", remedy=remedy
             ) from error
         count += 1
     if count == 0:

@@ -167,7 +167,9 @@ def _prepare(model: nn.Module, example_inputs: Any, pattern: NM, scores: Scores 
             raise SparsityError(
                 "its weight holds NaN or infinity", layer=layer.full_name, remedy="mend or retrain the model"
             )
-    twin = copy.deepcopy(model).double().eval().requires_grad_(True)
+    twin = copy.deepcopy(model).double().eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     arguments, named = _arguments(_pytree.tree_map(_doubled, example_inputs))
     layers = prunable(twin, pattern)
     values: dict[int, torch.Tensor] = {}

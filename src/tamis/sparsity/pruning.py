@@ -42,6 +42,10 @@ class SparseGPT:
     block: int = 128
     refit: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 < self.damping < float("inf") or self.block < 1:
+            raise SparsityError("damping must be positive and finite, block at least 1", remedy="leave them out")
+
 
 Method = str | SparseGPT | Scores
 
@@ -124,7 +128,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor], pattern: st
     Args:
         model: changed in place.
         masks: by name of weight, as in the state dict; true or not zero where the weight is kept. Weights that
-            are not named are left alone, and so is every weight of a layer that shares one that is not.
+            are not named are left alone. One that several layers share has to be named once.
         pattern: what each mask must follow.
 
     Raises:
@@ -144,7 +148,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor], pattern: st
         kept = (mask != 0).to(layer.weight.device)
         if bool((kept & ~nm_mask(kept.to(torch.uint8), wanted, layer.axis)).any()):
             raise SparsityError(f"the mask does not follow {wanted} along axis {layer.axis}", layer=name)
-        held[layer.identity] = kept
+        if not torch.equal(held.setdefault(layer.identity, kept), kept):
+            raise SparsityError("another name of this shared weight has another mask", layer=name)
     result = [
         layer if layer.reason or layer.identity in held else replace(layer, reason="no mask given")
         for layer in layers.values()
@@ -298,5 +303,12 @@ def _compensate(
             masks.append(mask)
     except SparsityError as error:
         raise SparsityError(error.cause, layer=layer.full_name, remedy=error.remedy) from error
-    weight.copy_(from_matrices(layer, torch.cat(values, 1)))
+    compensated = from_matrices(layer, torch.cat(values, 1)).to(weight.dtype)
+    if not bool(torch.isfinite(compensated).all()):
+        raise SparsityError(
+            f"its compensated weight overflows {str(weight.dtype).removeprefix('torch.')}",
+            layer=layer.full_name,
+            remedy="prune the model in a wider type, with more damping, or exclude the layer",
+        )
+    weight.copy_(compensated)
     return from_matrices(layer, torch.cat(masks, 1)).contiguous()
