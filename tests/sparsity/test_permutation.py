@@ -16,7 +16,7 @@ from tamis.errors import MissingLibrary, SparsityError
 from tamis.formats import NM
 from tamis.sparsity import magnitude_mask, permute_channels, prunable, prune
 from tamis.sparsity import permutation as permutation_module
-from tamis.sparsity.channel_graph import ChannelGroup
+from tamis.sparsity.channel_graph import Axis, ChannelGroup
 from tamis.sparsity.permutation_search import search_order
 
 
@@ -167,6 +167,30 @@ def test_of_very_many_rows_a_sample_is_searched(monkeypatch: pytest.MonkeyPatch)
     assert report.after > 1.002 * report.before
     with torch.no_grad():
         torch.testing.assert_close(model(inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("roots", "aligned"),
+    [
+        (range(8), True),
+        ([-1] * 4 + [*range(8)], True),  # behind four other channels of a concatenation
+        ([-1] * 2 + [*range(8)], False),
+        ([*range(4, 12)], True),
+        ([0, 0, 1, 1, 2, 2, 3, 3], False),  # a flattened map
+    ],
+)
+def test_which_readers_have_the_stripes_of_the_group(roots: list[int], aligned: bool) -> None:
+    axis = Axis(torch.empty(2, len(roots)), 1, torch.tensor(roots))
+    assert permutation_module._aligned(axis, NM(2, 4)) is aligned
+
+
+def test_an_axis_moves_all_places_of_a_channel() -> None:
+    flattened = Axis(torch.empty(1, 8), 1, torch.tensor([2, 2, -1, 0, 0, 1, 1, -1]))
+    assert flattened.order(torch.tensor([1, 2, 0])).tolist() == [3, 4, 2, 5, 6, 0, 1, 7]
+    grouped = Axis(torch.empty(2, 4), 1, torch.arange(8), groups=2, bins=2)
+    tensor = torch.arange(8.0).reshape(2, 4)
+    grouped.permute(tensor, torch.tensor([1, 0, 2, 3, 4, 5, 7, 6]))
+    assert tensor.tolist() == [[1, 0, 2, 3], [4, 5, 7, 6]]
 
 
 @pytest.mark.cuda

@@ -190,6 +190,32 @@ def test_each_layer_is_compensated_on_what_the_pruned_ones_before_it_give() -> N
         torch.testing.assert_close(model[index].weight, expected[index].weight)
 
 
+class InPlace(nn.Module):
+    """Two layers that read one tensor, which the first one's output has changed in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8).double(), nn.Linear(8, 8).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x.add_(self.first(x))
+        outputs: torch.Tensor = self.second(x)
+        return outputs
+
+
+def test_a_tensor_that_is_changed_in_place_is_another_one() -> None:
+    torch.manual_seed(0)
+    model = InPlace()
+    dense = model.second.weight.detach().clone()
+    x = torch.randn(32, 8, dtype=torch.float64)
+    prune(model, method="sparsegpt", calibration=[x])
+    with torch.no_grad():
+        given = x + model.first(x)
+    expected, _ = compensate(dense[None], (given.T @ given)[None], NM(2, 4))
+    torch.testing.assert_close(model.second.weight, expected[0])
+
+
 def test_a_weight_that_two_layers_share_is_compensated_for_the_inputs_of_both() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Tanh(), nn.Linear(8, 8, bias=False)).double()

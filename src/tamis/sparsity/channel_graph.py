@@ -130,9 +130,7 @@ class ChannelGraph:
                 if root is None or roots.setdefault(place, root) != root:
                     raise Refused("one channel feeds several of its inputs")
             for axis in _axes(target.module, target.pruning_dim, is_input, roots):
-                known = axes.setdefault((id(axis.tensor), axis.axis), axis)
-                if not torch.equal(known.roots, axis.roots):
-                    raise Refused("a tensor takes part with its channels in two orders")
+                axes.setdefault((id(axis.tensor), axis.axis), axis)
             if _produces(target.module, is_input):
                 produced |= set(roots.values())
         if not produced:
