@@ -84,6 +84,26 @@ class Attention(nn.Module):
         return x + joined
 
 
+class SharedHeads(nn.Module):
+    """Attention of four heads of queries over two of keys and values, each used twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.query, self.out = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+        self.key, self.value = nn.Linear(width, width // 2), nn.Linear(width, width // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        query = self.query(y).unflatten(2, (4, -1)).transpose(1, 2)
+        twice = []
+        for each in (self.key, self.value):
+            heads = each(y).unflatten(2, (2, -1)).transpose(1, 2)
+            size = heads.shape
+            twice.append(heads[:, :, None].expand(size[0], 2, 2, *size[2:]).reshape(size[0], 4, *size[2:]))
+        joined: Tensor = self.out(F.scaled_dot_product_attention(query, *twice).transpose(1, 2).flatten(2))
+        return x + joined
+
+
 class Mlp(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,12 +117,14 @@ class Mlp(nn.Module):
 class Transformer(nn.Module):
     """Token and position embeddings, attention written out, and MLPs; or PyTorch's own encoder."""
 
-    def __init__(self, own: bool) -> None:
+    def __init__(self, own: bool, shared: bool = False) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(50, 32), nn.Parameter(torch.randn(1, 7, 32))
         self.blocks: nn.Module = nn.Sequential(Attention(32, 4), Mlp(32), Attention(32, 4), Mlp(32))
         if not own:
             self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+        if shared:
+            self.blocks = nn.Sequential(SharedHeads(32), Mlp(32), SharedHeads(32), Mlp(32))
         self.norm, self.classify = nn.LayerNorm(32), nn.Linear(32, 10)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -161,6 +183,7 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "mobilenet": (mobile_net, IMAGES),
     "transformer": (lambda: Transformer(own=True), ()),
     "encoder": (lambda: Transformer(own=False), ()),
+    "shared-heads": (lambda: Transformer(own=True, shared=True), ()),
     "joined": (Joined, (2, 3, 8, 8)),
     "divided": (Divided, (2, 3, 8, 8)),
     "flattened": (Flattened, (2, 3, 4, 4)),

@@ -78,7 +78,23 @@ def test_which_layers_are_permuted() -> None:
     assert flattened["hidden"] is None  # its inputs moved along, pixels of a channel together
     alone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4))
     report = permute_channels(alone, torch.randn(2, 3, 8, 8))
-    assert "not each of its input channels" in str(report.layers[1].reason)
+    assert "feeds several of its inputs" in str(report.layers[1].reason)
+
+
+class BesideItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 12, 3, padding=1), nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.second(torch.cat([self.first(x), x], 1))
+        return outputs
+
+
+def test_channels_of_the_models_input_stay() -> None:
+    pytest.importorskip("torch_pruning")
+    report = permute_channels(BesideItsInput(), torch.randn(2, 4, 8, 8))
+    assert all(layer.reason is not None for layer in report.layers)
 
 
 def test_an_order_that_changes_the_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ _NORMS = (
     nn.LayerNorm,
     nn.PReLU,
 )
+_MOST_PLACES = 1 << 20  # along one axis; a chain of reshapes in a circle counts without end
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -90,11 +91,13 @@ class ChannelGraph:
     def __init__(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         try:
             import torch_pruning  # noqa: PLC0415
+            from torch_pruning._helpers import _HybridIndex  # noqa: PLC0415
         except ImportError as error:
             raise MissingLibrary(
                 "channel permutation needs Torch-Pruning", remedy="run \"pip install 'tamis[sparsity]'\""
             ) from error
         self._graph = torch_pruning.DependencyGraph()
+        self._index = _HybridIndex  # a place, and the channel that it comes from
         try:
             with torch.enable_grad():
                 self._graph.build_dependency(
@@ -115,29 +118,43 @@ class ChannelGraph:
         """All axes that are permuted with the input channels of `module`; raises `Refused`."""
         if module not in self._graph.module2node:
             raise Refused("Torch-Pruning does not see what produces its inputs")
-        handler = self._graph.get_pruner_of_module(module).prune_in_channels
-        try:
-            group = self._graph.get_pruning_group(module, handler, list(range(channels)))
-        except Exception as error:
-            raise Refused(f"Torch-Pruning finds no group: {type(error).__name__}") from error
         axes: dict[tuple[int, int], Axis] = {}
-        produced: set[int] = set()
-        for item in group:
-            is_input = bool(self._graph.is_in_channel_pruning_fn(item.dep.handler))
-            target = item.dep.target
-            roots = dict[int, int]()
-            for place, root in zip(item.idxs, item.root_idxs, strict=True):
-                if root is None or roots.setdefault(place, root) != root:
-                    raise Refused("one channel feeds several of its inputs")
-            for axis in _axes(target.module, target.pruning_dim, is_input, roots):
+        produced = False
+        for (node, handler), roots in self._coupled(module, channels).items():
+            is_input = bool(self._graph.is_in_channel_pruning_fn(handler))
+            for axis in _axes(node.module, node.pruning_dim, is_input, roots):
                 axes.setdefault((id(axis.tensor), axis.axis), axis)
-            if _produces(target.module, is_input):
-                produced |= set(roots.values())
+            produced |= _produces(node.module, is_input)
         if not produced:
             raise Refused("its inputs come from outside of the model")
-        if len(produced) < channels:  # such as pixels of a flattened map, of which the graph keeps one a channel
-            raise Refused("not each of its input channels is produced as one channel")
         return ChannelGroup(tuple(axes.values()), _classes(axes.values(), channels))
+
+    def _coupled(self, module: nn.Module, channels: int) -> dict[tuple[Any, Any], dict[int, int]]:
+        """All that is coupled with the input channels of `module`: by node and handler, from place to channel.
+
+        As Torch-Pruning's `get_pruning_group`, which does not end where a chain of reshapes keeps giving the same
+        places in another order, and keeps one of several channels of a place.
+        """
+        start = self._graph.module2node[module], self._graph.get_pruner_of_module(module).prune_in_channels
+        reached: dict[tuple[Any, Any], dict[int, int]] = {}
+        waiting = [(start, [self._index(channel, channel) for channel in range(channels)])]
+        while waiting:
+            place, indices = waiting.pop()
+            known = reached.setdefault(place, {})
+            new = [index for index in indices if index.idx not in known]
+            known.update((index.idx, index.root_idx) for index in new)
+            if any(known[index.idx] != index.root_idx for index in indices):
+                raise Refused("one channel feeds several of its inputs")
+            if any(index.root_idx is None or not 0 <= index.idx < _MOST_PLACES for index in new):
+                raise Refused("Torch-Pruning loses track of its channels")
+            node, handler = place
+            for dependency in node.dependencies if new else ():
+                if dependency.is_triggered_by(handler):
+                    mapped = new
+                    for mapping in dependency.index_mapping:
+                        mapped = mapped if mapping is None else mapping(mapped)
+                    waiting.append(((dependency.target, dependency.handler), mapped))
+        return {place: roots for place, roots in reached.items() if roots}
 
 
 def _differentiable(outputs: Any) -> list[torch.Tensor]:
