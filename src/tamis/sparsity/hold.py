@@ -1,4 +1,4 @@
-"""Prune a model and hold its zeros while it trains.
+"""Hold the zeros of a model while it trains, and bake them in.
 
 The mask is part of the weight: `layer.weight` is computed from the dense parameter and the mask each time it
 is read (`torch.nn.utils.parametrize`). No optimiser, loss scaler, averaging or trainer can undo that, because
@@ -7,9 +7,8 @@ none of them sees the masked weight; gradients of the masked elements are zero b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -17,9 +16,7 @@ from torch.nn.utils import parametrize
 
 from tamis.errors import SparsityError
 from tamis.formats import NM
-from tamis.sparsity.masks import LayerChoice, as_pattern, magnitude_mask, prunable
-
-Exclude = Iterable[str] | Callable[[str, nn.Module], bool]
+from tamis.sparsity.masks import LayerChoice, prunable
 
 
 class HeldMask(nn.Module):
@@ -87,43 +84,11 @@ class PruneReport:
         return "\n".join(lines)
 
 
-def prune(model: nn.Module, pattern: str | NM = "2:4", *, exclude: Exclude = ()) -> PruneReport:
-    """Mask all weights of `model` that the pattern fits, by magnitude, and hold the masks from now on.
-
-    The state dict then has `weight`'s values under `parametrizations.weight.original` and the mask beside it,
-    until `finalize` bakes the zeros in. The parameters stay the same objects, so an optimiser made before
-    still works.
-
-    Args:
-        model: changed in place.
-        pattern: `"2:4"`, another N:M, or an `NM`.
-        exclude: names of modules or weights to leave alone, `*` and `?` allowed (`"encoder.0.*"`), or a
-            function of (module name, module). A weight shared with an excluded layer is left alone too.
-
-    Raises:
-        SparsityError: a weight is masked already or holds NaN, or a name of `exclude` matches no layer.
-    """
-    wanted = as_pattern(pattern)
-    choices = prunable(model, wanted)
-    if not callable(exclude):
-        exclude = tuple(exclude)
-        present = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
-        for name in exclude:
-            if not any(fnmatchcase(each, name) for each in present):
-                raise SparsityError(f"exclude '{name}' matches no layer", remedy="name modules as named_modules() does")
-    excluded = {choice.identity for choice in choices if _excluded(choice, exclude)}
-    masks: dict[int | str, torch.Tensor] = {}  # layers that share a weight share the mask
-    planned: list[tuple[LayerChoice, HeldMask | None]] = []
-    for choice in choices:
-        layer = replace(choice, reason="excluded") if choice.identity in excluded else choice
-        if layer.reason is None and layer.identity not in masks:
-            masks[layer.identity] = _mask(layer, wanted)
-        mask = masks.get(layer.identity) if layer.reason is None else None
-        planned.append((layer, None if mask is None else HeldMask(mask, wanted, _position(layer))))
-    for layer, held in planned:  # only now, so that an error above leaves the model as it was
-        if held is not None:
-            parametrize.register_parametrization(layer.module, layer.parameter, held)
-    return PruneReport(tuple(_describe(layer, wanted) for layer, _ in planned))
+def hold_masks(masks: Sequence[tuple[LayerChoice, torch.Tensor]], pattern: NM) -> None:
+    """Hold a mask on the weight of each layer from now on."""
+    for layer, mask in masks:
+        held = HeldMask(mask, pattern, _position(layer))
+        parametrize.register_parametrization(layer.module, layer.parameter, held)
 
 
 def finalize(model: nn.Module) -> PruneReport:
@@ -146,7 +111,7 @@ def finalize(model: nn.Module) -> PruneReport:
                 layer=choice.full_name,
                 remedy="another parametrisation changes it after the mask; register that before pruning",
             )
-        layers.append(_describe(replace(choice, reason=None), held.pattern))
+        layers.append(describe(replace(choice, reason=None), held.pattern))
     return PruneReport(tuple(layers))
 
 
@@ -160,8 +125,12 @@ def held_mask(module: nn.Module, parameter: str) -> HeldMask | None:
 
 
 def _position(layer: LayerChoice) -> int:
-    """The place of a weight among the parameters of its module; the end if it is not a plain parameter."""
+    """The place of a weight among the parameters of its module before any was masked; the end if it is computed."""
     names = [name for name, _ in layer.module.named_parameters(recurse=False)]
+    chains = getattr(layer.module, "parametrizations", {})
+    held = {name: mask for name in chains if (mask := held_mask(layer.module, name)) is not None}
+    for name, mask in sorted(held.items(), key=lambda item: item[1].position):
+        names.insert(mask.position, name)
     return names.index(layer.parameter) if layer.parameter in names else len(names)
 
 
@@ -177,22 +146,8 @@ def _bake(module: nn.Module, parameter: str, held: HeldMask) -> None:
         module.register_parameter(name, module._parameters.pop(name))
 
 
-def _mask(layer: LayerChoice, pattern: NM) -> torch.Tensor:
-    if held_mask(layer.module, layer.parameter) is not None:
-        raise SparsityError("already masked", layer=layer.full_name, remedy="call finalize first")
-    try:
-        return magnitude_mask(layer.weight, pattern, layer.axis)
-    except SparsityError as error:
-        raise SparsityError(error.cause, layer=layer.full_name, remedy=error.remedy) from error
-
-
-def _excluded(layer: LayerChoice, exclude: Exclude) -> bool:
-    if callable(exclude):
-        return exclude(layer.name, layer.module)
-    return any(fnmatchcase(layer.name, name) or fnmatchcase(layer.full_name, name) for name in exclude)
-
-
-def _describe(layer: LayerChoice, pattern: NM) -> PrunedLayer:
+def describe(layer: LayerChoice, pattern: NM) -> PrunedLayer:
+    """What became of a layer's weight."""
     weight = layer.weight.detach()
     zeros = 1.0 - int(torch.count_nonzero(weight)) / weight.numel()
     return PrunedLayer(layer.full_name, pattern, layer.axis, tuple(weight.shape), zeros, layer.reason)
