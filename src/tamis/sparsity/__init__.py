@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+from tamis.sparsity.callbacks import lightning_callback, trainer_callback
+from tamis.sparsity.channel_rounding import useful_multiple
+from tamis.sparsity.channel_shapes import load_channels, save_channels
+from tamis.sparsity.channels import ChannelReport, Removal, prune_channels
 from tamis.sparsity.check import LayerCheck, check_module, check_state_dict
 from tamis.sparsity.check_onnx import check_onnx
 from tamis.sparsity.export import ExportMismatch, ExportReport, SparsityLost, export_onnx
 from tamis.sparsity.hold import PrunedLayer, PruneReport, finalize, prune
 from tamis.sparsity.masks import LayerChoice, magnitude_mask, nm_mask, prunable
+from tamis.sparsity.progressive import ChannelStep, prune_progressively
+from tamis.sparsity.schedule import Schedule
+from tamis.sparsity.training import SRSTE, SparseTraining, bake_state_dict
 
 __all__ = [
+    "ChannelReport",
+    "ChannelStep",
     "ExportMismatch",
     "ExportReport",
     "LayerCheck",
     "LayerChoice",
     "PruneReport",
     "PrunedLayer",
+    "Removal",
+    "SRSTE",
+    "Schedule",
+    "SparseTraining",
     "SparsityLost",
+    "bake_state_dict",
     "check_module",
     "check_onnx",
     "check_state_dict",
     "export_onnx",
     "finalize",
+    "lightning_callback",
+    "load_channels",
     "magnitude_mask",
     "nm_mask",
     "prunable",
     "prune",
+    "prune_channels",
+    "prune_progressively",
+    "save_channels",
+    "trainer_callback",
+    "useful_multiple",
 ]
