@@ -35,9 +35,7 @@ def lightning_callback(
 
         def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
             if stage == "fit" and self.training is None:
-                self.training = SparseTraining(
-                    pl_module, pattern, schedule=schedule, refine=refine, exclude=exclude
-                )
+                self.training = SparseTraining(pl_module, pattern, schedule=schedule, refine=refine, exclude=exclude)
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             while self.training is not None and self.training.steps < trainer.global_step:

@@ -32,7 +32,9 @@ class LayerCost:
 def layer_costs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[LayerCost, ...]:
     """The cost of each linear, convolution and attention layer; a copy of the model is run once."""
     probe = copy.deepcopy(model).eval()
-    attention = {child for module in probe.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()}
+    attention = {
+        child for module in probe.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()
+    }
     kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
     layers = {
         name: module for name, module in probe.named_modules() if isinstance(module, kinds) and module not in attention

@@ -45,9 +45,13 @@ def useful_multiple(table: str | Path | Mapping[str, Any], kind: str = "conv3x3"
         data = table if isinstance(table, Mapping) else json.loads(Path(table).read_text())
         times = _times(data, kind)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"not a crossover map: {error}", remedy="write one by 'tamis crossover -o map.json'") from error
+        raise ConfigError(
+            f"not a crossover map: {error}", remedy="write one by 'tamis crossover -o map.json'"
+        ) from error
     if not times:
-        raise ConfigError(f"the crossover map has no measured {kind} layer", remedy="measure that kind, or name another")
+        raise ConfigError(
+            f"the crossover map has no measured {kind} layer", remedy="measure that kind, or name another"
+        )
     for multiple in _MULTIPLES[:-1]:
         sizes = {size for by_size in times.values() for size in by_size if size % multiple == 0}
         spoken_for = any(size % (2 * multiple) for size in sizes)

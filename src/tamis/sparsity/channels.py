@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
 
@@ -182,6 +182,7 @@ class _Attempt:
         self.source, self.inputs, self.removal = source, inputs, removal
         self._pruning = _torch_pruning()
         self.model, self._graph = self._traced()
+        self._shared = _shared_layers(self.model)
         self._names = {module: name for name, module in self.model.named_modules()}
         self.groups: list[ChannelGroup] = []
         self.candidates: list[tuple[Any, str, int, torch.Tensor]] = []  # group, name, groups in it, importance
@@ -189,26 +190,29 @@ class _Attempt:
         score = self._importance(loss)
         for group in list(self._graph.get_all_groups(root_module_types=[_CONVOLUTIONS, nn.Linear])):
             name = self._names[group[0].dep.target.module]
-            members = tuple(sorted({self._names[item.dep.target.module] for item in group if _is_layer(item, self._names)}))
+            members = tuple(
+                sorted({self._names[item.dep.target.module] for item in group if _is_layer(item, self._names)})
+            )
             channels, parts = len(group[0].idxs), _parts(group)
             reason = refused.get(name) or self._refusal(group, members, ignore, channels, parts)
-            values = None if reason else score(group)
-            if values is None and not reason:
-                reason = "no batch norm scales it"
-            if reason is None:
+            values: torch.Tensor | None = None if reason else score(group)
+            if values is not None:
                 self.candidates.append((group, name, parts, values))
+            elif reason is None:
+                reason = "no batch norm scales it"
             self.groups.append(ChannelGroup(name, members, channels, channels, reason))
         self.removed: dict[str, list[int]] = {}
 
     def run(self) -> str | None:
         """Remove the channels; what goes wrong then, or None."""
-        for group, name, parts, values in self._with_counts():
-            self.removed[name] = values
+        for group, name, lost in self._losing():
+            self.removed[name] = lost
             root = group[0].dep
-            self._graph.get_pruning_group(root.target.module, root.handler, values).prune()
-            index = next(place for place, entry in enumerate(self.groups) if entry.name == name)
-            entry = self.groups[index]
-            self.groups[index] = ChannelGroup(name, entry.members, entry.before, entry.before - len(values), None)
+            self._graph.get_pruning_group(root.target.module, root.handler, lost).prune()
+        _freeze_as(self.source, self.model)
+        self.groups = [
+            replace(entry, after=entry.before - len(self.removed.get(entry.name, ()))) for entry in self.groups
+        ]
         return self._fails(self.model)
 
     def alone(self, name: str) -> str | None:
@@ -221,7 +225,6 @@ class _Attempt:
 
     def _traced(self) -> tuple[nn.Module, Any]:
         model = copy.deepcopy(self.source)
-        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
         model.requires_grad_(True)
         graph = self._pruning.DependencyGraph()
         try:
@@ -239,8 +242,7 @@ class _Attempt:
                 f"Torch-Pruning cannot trace the model: {type(error).__name__}: {first}",
                 remedy="check that the model runs on the example inputs",
             ) from error
-        for name in frozen:
-            model.get_parameter(name).requires_grad_(False)
+        _freeze_as(self.source, model)
         for (_, module), (_, mine) in zip(self.source.named_modules(), model.named_modules(), strict=True):
             mine.training = module.training
         return model, graph
@@ -262,35 +264,37 @@ class _Attempt:
     def _refusal(
         self, group: Any, members: tuple[str, ...], ignore: tuple[str, ...], channels: int, parts: int
     ) -> str | None:
-        kinds = [type(item.dep.target.module).__name__ for item in group]
         labels = [str(item.dep.target.name).lower() for item in group]
         if any(fnmatchcase(member, name) for member in members for name in ignore):
             return "ignored"
-        if "_OutputOp" in kinds:
+        if any(
+            not item.dep.target.outputs and self._graph.is_out_channel_pruning_fn(item.dep.handler) for item in group
+        ):
             return "the model gives these channels out"
         if any(isinstance(item.dep.target.module, nn.MultiheadAttention) for item in group) or any(
             operator in label for label in labels for operator in _ATTENTION_OPS
         ):
             return "they pass through attention, whose heads are kept whole"
+        if shared := self._shared.intersection(members):
+            return f"'{min(shared)}' shares its weight with another layer"
         if kept_channels(channels, channels, self.removal.multiple, parts) >= channels:
             return f"{channels} channels, of which a multiple of {self.removal.multiple} must be left"
         return None
 
-    def _with_counts(self) -> list[tuple[Any, str, int, list[int]]]:
+    def _losing(self) -> list[tuple[Any, str, list[int]]]:
         """The candidates that lose channels, with those they lose."""
         removal = self.removal
         wanted = {name: self._wanted(name, len(group[0].idxs)) for group, name, _, _ in self.candidates}
         free = [entry for entry in self.candidates if wanted[entry[1]] is None]
         if free:
-            for name, count in self._globally(free).items():
-                wanted[name] = count
+            wanted.update(self._globally(free))
         chosen = []
         for group, name, parts, values in self.candidates:
             channels = len(values)
             keep = kept_channels(channels, wanted[name] or 0.0, removal.multiple, parts)
             lost = _least(values, parts, (channels - keep) // parts, removal.block)
             if lost:
-                chosen.append((group, name, parts, lost))
+                chosen.append((group, name, lost))
         return chosen
 
     def _wanted(self, name: str, channels: int) -> float | None:
@@ -343,7 +347,9 @@ def _require_prunable(
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             raise SparsityError(
-                "its weight is masked, or computed otherwise", layer=name, remedy="prune channels first, or call finalize"
+                "its weight is masked, or computed otherwise",
+                layer=name,
+                remedy="prune channels first, or call finalize",
             )
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -378,6 +384,20 @@ def _least(values: torch.Tensor, parts: int, count: int, block: int) -> list[int
 def _shared_importance(values: torch.Tensor, parts: int) -> torch.Tensor:
     """Importance of each channel; those of one place in all groups of a convolution go together and share it."""
     return values.detach().float().cpu().view(parts, -1).mean(0).repeat(parts)
+
+
+def _freeze_as(source: nn.Module, model: nn.Module) -> None:
+    """Torch-Pruning makes new parameters, all of which are trained."""
+    for name, parameter in source.named_parameters():
+        model.get_parameter(name).requires_grad_(parameter.requires_grad)
+
+
+def _shared_layers(model: nn.Module) -> set[str]:
+    """Names of modules that own a parameter together with others."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 def _parts(group: Any) -> int:

@@ -82,9 +82,7 @@ def prune_progressively(
     while number * step < how.most and _macs(current, inputs) > macs * whole:
         number += 1
         ratio = min(number * step, how.most)
-        report = prune_channels(
-            current, inputs, replace(how, ratio=ratio), ignore=ignore, loss=loss, original=original
-        )
+        report = prune_channels(current, inputs, replace(how, ratio=ratio), ignore=ignore, loss=loss, original=original)
         if all(group.before == group.after for group in report.groups):
             continue
         current = report.model

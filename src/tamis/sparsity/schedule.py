@@ -36,7 +36,9 @@ class Schedule:
         if self.curve not in get_args(Curve):
             raise ConfigError(f"no schedule is called '{self.curve}'", remedy="use cubic, linear or one-shot")
         if self.begin < 0 or self.every < 1:
-            raise ConfigError(f"begin {self.begin}, every {self.every}: a schedule counts steps from 0, in ones or more")
+            raise ConfigError(
+                f"begin {self.begin}, every {self.every}: a schedule counts steps from 0, in ones or more"
+            )
         if self.curve != "one-shot" and self.end <= self.begin:
             raise ConfigError(f"a {self.curve} schedule from step {self.begin} cannot end at {self.end}")
 

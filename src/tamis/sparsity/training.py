@@ -248,7 +248,8 @@ def bake_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def _grouped(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    return tensor.movedim(axis, -1).unflatten(-1, (-1, size))
+    moved = tensor.movedim(axis, -1)
+    return moved.reshape(*moved.shape[:-1], -1, size)
 
 
 def _originals(choice: LayerChoice) -> list[torch.Tensor]:
