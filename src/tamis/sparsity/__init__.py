@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tamis.sparsity.callbacks import lightning_callback, trainer_callback
+from tamis.sparsity.channel_costs import LayerCost
+from tamis.sparsity.channel_report import ChannelReport, PrunedGroup, Removal
 from tamis.sparsity.channel_rounding import useful_multiple
 from tamis.sparsity.channel_shapes import load_channels, save_channels
-from tamis.sparsity.channels import ChannelReport, Removal, prune_channels
+from tamis.sparsity.channels import prune_channels
 from tamis.sparsity.check import LayerCheck, check_module, check_state_dict
 from tamis.sparsity.check_onnx import check_onnx
 from tamis.sparsity.export import ExportMismatch, ExportReport, SparsityLost, export_onnx
@@ -22,7 +24,9 @@ __all__ = [
     "ExportReport",
     "LayerCheck",
     "LayerChoice",
+    "LayerCost",
     "PruneReport",
+    "PrunedGroup",
     "PrunedLayer",
     "Removal",
     "SRSTE",

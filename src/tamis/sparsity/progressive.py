@@ -14,8 +14,9 @@ from torch import nn
 
 from tamis.errors import ConfigError
 from tamis.sparsity.channel_costs import layer_costs
+from tamis.sparsity.channel_report import ChannelReport, Removal
 from tamis.sparsity.channel_shapes import load_channels, save_channels
-from tamis.sparsity.channels import ChannelReport, Removal, prune_channels
+from tamis.sparsity.channels import prune_channels
 
 
 @dataclass(frozen=True)
