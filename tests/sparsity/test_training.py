@@ -13,7 +13,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tamis.errors import ConfigError, SparsityError
 from tamis.formats import NM, is_nm
-from tamis.sparsity import SRSTE, Schedule, SparseTraining, bake_state_dict, finalize, prune
+from tamis.sparsity import (
+    SRSTE,
+    Schedule,
+    SparseTraining,
+    bake_state_dict,
+    check_module,
+    check_state_dict,
+    finalize,
+    prune,
+)
 
 CUBIC = Schedule("cubic", 2, 8, every=2)
 
@@ -199,6 +208,17 @@ def test_averages_begun_dense_are_found() -> None:
             training.finalize(average)
 
 
+def test_the_check_knows_an_average_begun_dense_from_a_dense_model() -> None:
+    model = network()
+    assert all("average" not in str(check.reason) for check in check_module(model))
+    average = copy.deepcopy(model)
+    prune(model)
+    with torch.no_grad():
+        for layer in (0, 4):
+            average[layer].weight.lerp_(model[layer].weight, 0.95)
+    assert all("begun before pruning" in str(check.reason) for check in check_module(average))
+
+
 @pytest.mark.parametrize("refine", [None, SRSTE(1e-2)])
 def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(refine: SRSTE | None) -> None:
     whole = network()
@@ -247,6 +267,10 @@ def test_state_dicts_are_baked() -> None:
     expected = model.state_dict()
     assert baked.keys() == expected.keys()
     assert all(torch.equal(baked[key], expected[key]) for key in expected)
+    layer = nn.Linear(8, 8)
+    prune(layer)
+    assert bake_state_dict(layer.state_dict()).keys() == {"weight", "bias"}
+    assert check_state_dict(layer.state_dict())[0].eligible
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
     prune(normed)
     with pytest.raises(SparsityError, match="another parametrisation"):

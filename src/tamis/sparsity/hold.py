@@ -193,6 +193,14 @@ def held_mask(module: nn.Module, parameter: str) -> HeldMask | None:
     return next((entry for entry in chains[parameter].children() if isinstance(entry, HeldMask)), None)
 
 
+def held_names(key: str) -> tuple[str, str] | None:
+    """Of the key under which a state dict keeps a masked weight: the weight's plain name, the key of its mask."""
+    module, marker, rest = f".{key}".rpartition(".parametrizations.")
+    if not marker or not rest.endswith(".original"):
+        return None
+    return f"{module}.{rest.removesuffix('.original')}"[1:], f"{key.removesuffix('original')}0.mask"
+
+
 def _position(layer: LayerChoice) -> int:
     """The place of a weight among the parameters of its module; the end if it is not a plain parameter."""
     names = [name for name, _ in layer.module.named_parameters(recurse=False)]

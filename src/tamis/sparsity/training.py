@@ -18,12 +18,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tamis.errors import ConfigError, SparsityError
 from tamis.formats import NM
-from tamis.sparsity.hold import Exclude, HeldMask, PruneReport, finalize, held_mask, placed_as, prune
+from tamis.sparsity.hold import Exclude, HeldMask, PruneReport, finalize, held_mask, held_names, placed_as, prune
 from tamis.sparsity.masks import LayerChoice, as_pattern, nm_mask, prunable
 from tamis.sparsity.schedule import Schedule
 
 _VERSION = 1
-_HELD = ("parametrizations.", ".original", ".0.mask")  # how torch names a masked weight and its mask
 
 
 @dataclass(frozen=True)
@@ -234,15 +233,19 @@ def bake_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     Raises:
         SparsityError: a masked weight is computed by other parametrisations too.
     """
-    middle, end, mask_end = _HELD
     baked = {}
-    masks = {key.removesuffix(mask_end): tensor for key, tensor in state.items() if key.endswith(mask_end)}
+    masks = set[str]()
     for key, tensor in state.items():
-        if middle not in key:
+        names = held_names(key)
+        if names is None or names[1] not in state:
             baked[key] = tensor
-        elif key.endswith(end) and (mask := masks.get(key.removesuffix(end))) is not None:
-            baked[key.removesuffix(end).replace(middle, "")] = torch.where(placed_as(mask, tensor), tensor, 0.0)
-        elif not key.endswith(mask_end):
+        else:
+            masks.add(names[1])
+            baked[names[0]] = torch.where(placed_as(state[names[1]], tensor), tensor, 0.0)
+    for key in baked.keys() & masks:
+        del baked[key]
+    for key in baked:
+        if ".parametrizations." in f".{key}":
             raise SparsityError("another parametrisation computes the weight", layer=key, remedy="remove it first")
     return baked
 
