@@ -64,6 +64,8 @@ def train(kind: str, rank: int, refine: bool) -> dict[str, torch.Tensor]:
 def gathered(model: nn.Sequential, training: SparseTraining) -> dict[str, torch.Tensor]:
     placed = model[5].weight  # outside of the forward pass: a part of the weight, masked
     assert type(placed).__name__ == "DTensor" and placed.placements == model[5].bias.placements
+    assert training.sharded
+    training.require_ended()
     try:
         training.finalize()
     except SparsityError as error:

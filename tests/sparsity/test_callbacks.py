@@ -45,7 +45,7 @@ class Fit:
 
     def __init__(self, callback: Any, module: nn.Module, accumulate: int = 1) -> None:
         self.callback, self.module, self.accumulate = callback, module, accumulate
-        self.global_step = 0
+        self.global_step = self.batch = 0
 
     def start(self, checkpoint: dict[str, Any] | None = None) -> None:
         self.callback.setup(self, self.module, "fit")
@@ -59,11 +59,20 @@ class Fit:
     def batches(self, numbers: range) -> None:
         for number in numbers:
             x = torch.randn(4, 16, generator=torch.Generator().manual_seed(number))
-            (self.module(x).square().sum() / 10).backward()
+
+            def closure(x: torch.Tensor = x) -> Any:
+                loss = self.module(x).square().sum() / 10
+                if (self.batch % self.accumulate) == 0:
+                    self.optimiser.zero_grad()
+                loss.backward()
+                return loss
+
+            self.batch = number
             if (number + 1) % self.accumulate == 0:
-                self.optimiser.step()
-                self.optimiser.zero_grad()
+                self.optimiser.step(closure)
                 self.global_step += 1
+            else:
+                closure()
             self.callback.on_train_batch_end(self, self.module, None, x, number)
 
     def checkpoint(self) -> dict[str, Any]:

@@ -268,6 +268,16 @@ def test_progressive_pruning_with_checkpoints(tmp_path: Path) -> None:
     assert again[0].macs_ratio == pytest.approx(ratios[-1], abs=0.1)
 
 
+def test_single_ratios_end_where_asked_and_what_cannot_be_reached_is_said() -> None:
+    removal = Removal(ratios={"hidden": 0.4, "wide": 0.2}, spread="layer", most=0.5)
+    sizes = []
+    with pytest.raises(SparsityError, match=r"% of the multiplications are left.*not 1\.0%"):
+        for step in prune_progressively(Network(), IMAGE, macs=0.01, step=0.2, removal=removal):
+            model: Any = step.model
+            sizes.append((model.stem.out_channels, model.wide.out_channels, model.hidden.out_features))
+    assert sizes == [(96, 48, 80), (64, 48, 64)]
+
+
 def test_saved_models_are_loaded_into_what_their_code_builds(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     report = prune_channels(Network(), IMAGE, Removal(0.4))

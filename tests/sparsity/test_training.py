@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import pytest
@@ -101,16 +103,27 @@ def test_refined_masks_follow_the_weights() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_gradient_of_srste_is_that_of_the_paper(accumulate: int) -> None:
+@pytest.mark.parametrize("closure", ["none", "named", "positional"])
+def test_the_gradient_of_srste_is_that_of_the_paper(accumulate: int, closure: str) -> None:
     model, lambda_, rate = nn.Sequential(nn.Linear(8, 4, bias=False)), 0.1, 0.5
     x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     training = SparseTraining(model, refine=SRSTE(lambda_, every=100))
     dense = model[0].parametrizations.weight.original.detach().clone()
     mask = model[0].weight.detach() != 0
     optimiser = torch.optim.SGD(model.parameters(), rate)
-    for _ in range(accumulate):
-        (model(x).square().sum() / accumulate).backward()
-    optimiser.step()
+
+    def gradients() -> float:
+        optimiser.zero_grad()
+        for _ in range(accumulate):
+            (model(x).square().sum() / accumulate).backward()
+        return 3.0
+
+    if closure == "none":
+        gradients()
+        optimiser.step()
+    else:  # as Lightning does
+        given = {"closure": gradients} if closure == "named" else {}
+        assert optimiser.step(*(() if given else (gradients,)), **given) == 3.0
     sparse = torch.where(mask, dense, 0.0)
     gradient = 2 * (x @ sparse.T).T @ x  # to the dense weight, straight through
     expected = dense - rate * (gradient + lambda_ * torch.where(mask, 0.0, dense))
@@ -137,6 +150,18 @@ def test_the_decay_is_not_scaled_by_a_loss_scaler_and_leaves_other_models_alone(
         training.finalize()
         assert_sparse(model)
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
+
+
+def test_the_decay_ends_with_the_training_object() -> None:
+    model = nn.Sequential(nn.Linear(8, 8, bias=False))
+    alive = weakref.ref(SparseTraining(model, refine=SRSTE(0.5)))
+    gc.collect()
+    assert alive() is None
+    original = model[0].parametrizations.weight.original
+    before = original.detach().clone()
+    original.grad = torch.zeros(8, 8)
+    torch.optim.SGD(model.parameters(), 1.0).step()
+    assert torch.equal(original, before)
 
 
 def test_the_decay_ends_with_finalize() -> None:
@@ -324,5 +349,7 @@ def test_shared_weights_share_their_masks() -> None:
         optimiser.step()
         training.step()
         assert torch.equal(model[0].weight, model[1].weight)
+    masks = [held.mask.untyped_storage().data_ptr() for _, held in training._layers]
+    assert len(set(masks)) == 2  # so that safetensors writes them
     training.finalize()
     assert model[0].weight is model[1].weight

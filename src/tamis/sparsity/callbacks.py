@@ -21,7 +21,8 @@ def lightning_callback(
 ) -> Any:
     """A Lightning `Callback` that prunes the module at the start of `fit` and bakes its zeros in at the end.
 
-    Its state is part of Lightning's checkpoints. Arguments are those of `SparseTraining`.
+    A model sharded by FSDP2 keeps its masks at the end: use `bake_state_dict` on its gathered state dict. The
+    callback's state is part of Lightning's checkpoints. Arguments are those of `SparseTraining`.
 
     Raises:
         MissingLibrary: neither `lightning` nor `pytorch_lightning` is installed.
@@ -43,7 +44,7 @@ def lightning_callback(
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             if self.training is not None:
-                self.training.finalize()
+                _end(self.training)
                 self.training = None
 
         def state_dict(self) -> dict[str, Any]:
@@ -64,6 +65,8 @@ def trainer_callback(
     exclude: Exclude = (),
 ) -> Any:
     """A `TrainerCallback` for Hugging Face's Trainer: prunes when the Trainer is made, bakes in at the end.
+
+    A model sharded by FSDP2 keeps its masks at the end: use `bake_state_dict` on its gathered state dict.
 
     On resuming, the masks come with the model's checkpoint and the step with the Trainer's. Arguments are those
     of `SparseTraining`.
@@ -92,10 +95,18 @@ def trainer_callback(
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.training is not None:
-                self.training.finalize()
+                _end(self.training)
                 self.training = None
 
     return SparsityCallback()
+
+
+def _end(training: SparseTraining) -> None:
+    """Bake the zeros in; where the model is sharded, only see that they are complete."""
+    if training.sharded:
+        training.require_ended()
+    else:
+        training.finalize()
 
 
 def _base(places: tuple[tuple[str, str], ...], package: str) -> type:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tamis.errors import ConfigError
+from tamis.errors import ConfigError, SparsityError
 from tamis.sparsity.channel_costs import layer_costs
 from tamis.sparsity.channel_report import ChannelReport, Removal
 from tamis.sparsity.channel_shapes import load_channels, save_channels
@@ -57,7 +57,7 @@ def prune_progressively(
         inputs: example inputs, positional.
         macs: fraction of the original's multiplications to stop at.
         step: fraction of the original channels that each step removes.
-        removal: how; its ratio is not used.
+        removal: how; its ratio is not used, its ratios of single layers are where these stop.
         ignore: as `prune_channels` takes it.
         loss: as `prune_channels` takes it.
         folder: where `step-01.safetensors` and so on are written, each when the caller asks for the next step, so
@@ -65,7 +65,7 @@ def prune_progressively(
 
     Raises:
         ConfigError: a fraction is out of range.
-        SparsityError: as `prune_channels` and `load_channels`.
+        SparsityError: as `prune_channels` and `load_channels`; or at the end, if `macs` cannot be reached.
     """
     if not (0.0 < macs < 1.0 and 0.0 < step < 1.0):
         raise ConfigError(f"macs {macs} and step {step} must lie between 0 and 1")
@@ -82,14 +82,27 @@ def prune_progressively(
             load_channels(current, _file(Path(folder), number))
     while number * step < how.most and _macs(current, inputs) > macs * whole:
         number += 1
-        ratio = min(number * step, how.most)
-        report = prune_channels(current, inputs, replace(how, ratio=ratio), ignore=ignore, loss=loss, original=original)
+        report = prune_channels(
+            current, inputs, _up_to(how, number * step), ignore=ignore, loss=loss, original=original
+        )
         if all(group.before == group.after for group in report.groups):
             continue
         current = report.model
         yield ChannelStep(number, current, report, _macs(current, inputs) / whole)
         if folder is not None:
             save_channels(current, _file(Path(folder), number))
+    left = _macs(current, inputs) / whole
+    if left > macs:
+        raise SparsityError(
+            f"{left:.1%} of the multiplications are left when all channels that may go are gone, not {macs:.1%}",
+            remedy="ignore fewer layers, round to a smaller multiple, or allow more of each group to go",
+        )
+
+
+def _up_to(removal: Removal, ratio: float) -> Removal:
+    """The removal that has come as far as `ratio` of the channels, and no layer further than asked for."""
+    ratios = {name: min(ratio, own) for name, own in (removal.ratios or {}).items()}
+    return replace(removal, ratio=min(ratio, removal.most), ratios=ratios)
 
 
 def _macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:

@@ -6,9 +6,11 @@ step of the optimiser.
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,11 +84,14 @@ class SparseTraining:
         masked = [(choice, held_mask(choice.module, choice.parameter)) for choice in prunable(model)]
         self._layers = [(choice, held) for choice, held in masked if held is not None]
         for _, held in self._layers:
+            held.mask = held.mask.clone()  # files of safetensors refuse tensors that share memory
             held.straight_through = refine is not None
             if self.schedule.share(0) < 1.0:
                 held.mask.fill_(True)
         self._update(self.schedule.share(0))
-        self._hook = register_optimizer_step_pre_hook(self._decay) if refine and refine.decay else None
+        if refine and refine.decay:
+            hook = register_optimizer_step_pre_hook(partial(_before_step, weakref.ref(self)))
+            self._unhook = weakref.finalize(self, hook.remove)
 
     @property
     def zeros(self) -> float:
@@ -102,6 +107,20 @@ class SparseTraining:
         if share != before or refined:
             self._update(share)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are distributed (FSDP2), so that `finalize` is not possible in place."""
+        return any(isinstance(_originals(choice)[0], DTensor) for choice, _ in self._layers)
+
+    def require_ended(self) -> None:
+        """Raise `SparsityError` if the schedule has not pruned all groups yet."""
+        share = self.schedule.share(self.steps)
+        if share < 1.0:
+            raise SparsityError(
+                f"step {self.steps} of the schedule: {share:.0%} of the groups are pruned",
+                remedy=f"train until step {max(self.schedule.begin, self.schedule.end)}",
+            )
+
     def finalize(self, model: nn.Module | None = None) -> PruneReport:
         """Bake the zeros in, and end this training's work.
 
@@ -112,18 +131,13 @@ class SparseTraining:
             SparsityError: the schedule has not ended; a zero is missing; or the given model has no or other masks,
                 as an average that was begun before pruning has.
         """
-        share = self.schedule.share(self.steps)
-        if share < 1.0:
-            raise SparsityError(
-                f"step {self.steps} of the schedule: {share:.0%} of the groups are pruned",
-                remedy=f"train until step {max(self.schedule.begin, self.schedule.end)}",
-            )
+        self.require_ended()
         target = self._model if model is None else model
         if target is not self._model:
             self._require_equal_masks(target)
         report = finalize(target)
-        if self._hook is not None and target is self._model:
-            self._hook.remove()
+        if target is self._model and self.refine and self.refine.decay:
+            self._unhook()
         return report
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,7 +198,7 @@ class SparseTraining:
                 held.mask.copy_(mask)  # in place: compiled models and wrappers know this tensor
 
     @torch.no_grad()
-    def _decay(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    def _decay(self, optimiser: torch.optim.Optimizer) -> None:
         """Add the decay of SR-STE to the gradients, once for each step, after a loss scaler took its scale out."""
         assert self.refine is not None
         scale = getattr(optimiser, "grad_scale", None)  # a fused optimiser takes it out itself
@@ -197,6 +211,29 @@ class SparseTraining:
                 continue
             done.add(id(weight))
             weight.grad.add_(torch.where(placed_as(held.mask, weight), 0.0, weight) * factor)
+
+
+def _before_step(
+    training: weakref.ref[SparseTraining],
+    optimiser: torch.optim.Optimizer,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Add the decay to the gradients, also where a closure computes them in the midst of the step."""
+    current = training()
+    if current is None:
+        return None
+    closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+    if closure is None:
+        current._decay(optimiser)
+        return None
+
+    def then_decay() -> Any:
+        result = closure()
+        current._decay(optimiser)
+        return result
+
+    return args[:1], {**kwargs, "closure": then_decay}
 
 
 def grown_mask(
