@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 
 from tamis.errors import ConfigError, MissingLibrary, SparsityError
 from tamis.formats import NM, is_nm
@@ -89,6 +90,19 @@ def test_residual_and_grouped_layers_shrink_together_to_what_2_4_fits(importance
     assert not smaller.training
     sparse = {layer.name for layer in prune(smaller).pruned}
     assert {"block.grouped.weight", "wide.weight", "hidden.weight", "classifier.weight"} == sparse
+
+
+@pytest.mark.parametrize("importance", ["norm", "taylor"])
+def test_measuring_does_not_train(importance: Any) -> None:
+    model = Network().train()
+    model(torch.randn(4, 3, 8, 8))
+    before = copy.deepcopy(model.state_dict())
+    loss = lambda module: module(IMAGE[0]).square().mean()  # noqa: E731
+    pruned: Any = prune_channels(model, IMAGE, Removal(0.3, "layer", importance=importance), loss=loss).model
+    for part in (model.block.norm, pruned.block.norm):
+        assert set(part.running_mean.tolist()) <= set(before["block.norm.running_mean"].tolist())
+        assert part.num_batches_tracked == 1 and part.training
+    assert all(parameter.grad is None for network in (model, pruned) for parameter in network.parameters())
 
 
 def test_what_is_kept_computes_the_same() -> None:
@@ -389,6 +403,10 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     prune(held)
     with pytest.raises(SparsityError, match=r"masked.*Prune channels first"):
         prune_channels(held, IMAGE)
+    foreign = Network()
+    torch_prune.random_unstructured(foreign.wide, "weight", 0.5)
+    with pytest.raises(SparsityError, match=r"'wide': its weight is masked"):
+        prune_channels(foreign, IMAGE)
     with torch.no_grad():
         broken.wide.weight[0] = float("nan")
     with pytest.raises(SparsityError, match=r"'wide\.weight': holds NaN"):

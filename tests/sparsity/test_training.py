@@ -267,6 +267,16 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(refine: SRSTE | None) 
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_weights_of_an_earlier_step_are_not_taken_for_the_last() -> None:
+    model = network()
+    training = SparseTraining(model, schedule=CUBIC)
+    early = copy.deepcopy(model.state_dict())
+    train(model, torch.optim.SGD(model.parameters(), 0.1), training, range(9))
+    model.load_state_dict(early)  # as a trainer does that ends with the best model
+    with pytest.raises(SparsityError, match=r"layer '0\.weight': its mask is not 2:4 yet"):
+        training.finalize()
+
+
 def test_checkpoints_of_other_runs_are_refused() -> None:
     training = SparseTraining(network(), schedule=CUBIC)
     wrong: list[tuple[dict[str, Any], str]] = [

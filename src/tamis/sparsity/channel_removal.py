@@ -65,6 +65,7 @@ class Attempt:
             root = group[0].dep
             self._graph.get_pruning_group(root.target.module, root.handler, lost).prune()
         _freeze_as(self.source, self.model)
+        self.model.zero_grad()
         self.groups = [
             replace(entry, after=entry.before - len(self.removed.get(entry.name, ()))) for entry in self.groups
         ]
@@ -109,8 +110,11 @@ class Attempt:
         if self.removal.importance == "norm":
             return kinds.GroupMagnitudeImportance(p=2)
         assert loss is not None
+        statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with torch.enable_grad():
             loss(self.model).backward()  # type: ignore[no-untyped-call]
+        for name, buffer in statistics.items():  # of norms: measuring does not train
+            self.model.get_buffer(name).copy_(buffer)
         for parameter in self.model.parameters():
             if parameter.grad is None:  # Torch-Pruning reads all of a group
                 parameter.grad = torch.zeros_like(parameter)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
 
 from tamis.errors import ConfigError, SparsityError
 from tamis.sparsity.channel_costs import layer_costs
@@ -79,7 +80,7 @@ def _require_prunable(
         if not any(fnmatchcase(name, pattern) for name in names):
             raise SparsityError(f"'{pattern}' matches no layer", remedy="name modules as named_modules() does")
     for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
+        if parametrize.is_parametrized(module) or (not list(module.children()) and torch_prune.is_pruned(module)):
             raise SparsityError(
                 "its weight is masked, or computed otherwise",
                 layer=name,

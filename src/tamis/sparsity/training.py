@@ -135,6 +135,13 @@ class SparseTraining:
         target = self._model if model is None else model
         if target is not self._model:
             self._require_equal_masks(target)
+        for choice, held in self._layers:
+            if bool((_grouped(held.mask, choice.axis, self.pattern.m).sum(-1) > self.pattern.n).any()):
+                raise SparsityError(
+                    f"its mask is not {self.pattern} yet: the model was loaded from an earlier step",
+                    layer=choice.full_name,
+                    remedy="load a checkpoint from the end of the schedule or later",
+                )
         report = finalize(target)
         if target is self._model and self.refine and self.refine.decay:
             self._unhook()
