@@ -119,6 +119,27 @@ def test_what_is_kept_computes_the_same() -> None:
     assert frozen == {"0.weight"} and model[2].weight.requires_grad
 
 
+@pytest.mark.parametrize("ratio", [0.3, 0.5])
+def test_halves_that_are_multiplied_are_kept_and_the_rest_is_not(ratio: float) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.both = nn.Conv2d(3, 64, 1)
+            self.next = nn.Conv2d(32, 64, 1)
+            self.last = nn.Conv2d(64, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gate, value = self.both(x).chunk(2, 1)
+            return self.last(self.next(gate.sigmoid() * value))
+
+    report = prune_channels(Gated(), IMAGE, Removal(ratio, "layer"))
+    groups = outcome(report)
+    assert groups["both"] == (64, 64, "some of its channels can only go together with others of it")
+    assert groups["next"] == (64, 48 if ratio == 0.3 else 32, None)
+    assert report.model.next.weight.shape[0] == groups["next"][1]  # type: ignore[union-attr]
+
+
 def test_layers_that_share_a_weight_keep_their_channels() -> None:
     model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(3)), nn.Linear(32, 64), nn.Linear(64, 3))
     model[1].weight = model[2].weight

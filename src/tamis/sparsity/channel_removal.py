@@ -18,6 +18,7 @@ from tamis.sparsity.channel_report import PrunedGroup, Removal
 from tamis.sparsity.channel_rounding import kept_channels
 
 _CONVOLUTIONS = nn.modules.conv._ConvNd
+_COUPLED = "some of its channels can only go together with others of it"
 _ATTENTION_OPS = ("attention", "softmax", "bmm")
 
 
@@ -69,6 +70,10 @@ class Attempt:
         self.groups = [
             replace(entry, after=entry.before - len(self.removed.get(entry.name, ()))) for entry in self.groups
         ]
+        modules = dict(self.model.named_modules())
+        for entry in self.groups:
+            if entry.after < entry.before and self._graph.get_out_channels(modules[entry.name]) != entry.after:
+                return _COUPLED
         return self._fails(self.model)
 
     def alone(self, name: str) -> str | None:
@@ -76,7 +81,10 @@ class Attempt:
         model, graph = self._traced()
         module = dict(model.named_modules())[name]
         handler = graph.get_pruner_of_module(module).prune_out_channels
+        before = graph.get_out_channels(module)
         graph.get_pruning_group(module, handler, self.removed[name]).prune()
+        if graph.get_out_channels(module) != before - len(self.removed[name]):
+            return _COUPLED
         return self._fails(model)
 
     def _traced(self) -> tuple[nn.Module, Any]:
