@@ -15,11 +15,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tamis.errors import ConfigError, UnsupportedModel
 from tamis.formats import NM
 from tamis.sparsity import (
     ExportMismatch,
+    SparseTraining,
     SparsityLost,
     check_module,
     check_onnx,
@@ -128,6 +130,89 @@ class Refilled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self.layer.weight + 1.0)
+
+
+class MasksItself(nn.Module):
+    """As layers of other toolkits do: the weight stays dense, its mask is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(LARGE, LARGE)
+        self.register_buffer("mask", magnitude_mask(self.layer.weight, NM(2, 4), 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.layer.weight * self.mask, self.layer.bias)
+
+
+@pytest.mark.parametrize("shape", [(2, LARGE), (2, 3, LARGE)])
+def test_masks_that_the_model_applies_itself_are_folded(shape: tuple[int, ...], tmp_path: Path) -> None:
+    report = export_onnx(MasksItself(), (torch.randn(shape),), tmp_path / "m.onnx")
+    assert [layer.eligible for layer in report.layers] == [True]
+    assert [layer.eligible for layer in check_onnx(tmp_path / "m.onnx")] == [True]
+    assert "Mul" not in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_norms_fold_into_sparse_convolutions_and_nothing_feeds_their_weights(groups: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(LARGE, LARGE, 3, groups=groups, bias=False), nn.BatchNorm2d(LARGE), nn.ReLU()),
+        *(nn.Conv2d(LARGE, 16, 1), nn.BatchNorm2d(16)),
+    )
+    model(torch.randn(4, LARGE, 6, 6))  # statistics that are not those of the start
+    prune(model)
+    report = export_onnx(model, (torch.randn(1, LARGE, 6, 6),), tmp_path / "m.onnx")
+    assert [layer.eligible for layer in report.layers] == [True, True]
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert [node.op_type for node in graph.node] == ["Conv", "Relu", "Conv"]
+    stored = {tensor.name for tensor in graph.initializer}
+    assert all(set(node.input[1:]) <= stored for node in graph.node)
+
+
+def test_averages_are_exported_as_they_are(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(LARGE, LARGE))
+    dense = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    training = SparseTraining(model)
+    begun_sparse = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    for average in (dense, begun_sparse):
+        for _ in range(8):
+            if average is begun_sparse:
+                average.update_parameters(model)
+            else:
+                average.module[0].weight.data.lerp_(model[0].weight.detach(), 0.5)
+    x = (torch.randn(2, LARGE),)
+    (layer,) = export_onnx(begun_sparse, x, tmp_path / "sparse.onnx").layers
+    assert layer.eligible
+    (layer,) = export_onnx(dense, x, tmp_path / "dense.onnx").layers
+    assert not layer.eligible
+    assert "begun before pruning" in str(check_module(dense)[0].reason)
+    training.finalize()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(LARGE, LARGE), nn.ReLU(), nn.Linear(LARGE, 8)).to(dtype)
+    prune(model)
+    x = torch.randn(2, LARGE, dtype=dtype)
+    report = export_onnx(model, (x,), tmp_path / "m.onnx", tolerance=1e-2)
+    assert [layer.eligible for layer in report.layers] == [True, True]
+    assert (report.max_error is None) == (dtype == torch.bfloat16)
+    if dtype == torch.bfloat16:
+        with pytest.raises(ConfigError, match="bfloat16"):
+            export_onnx(model, (x,), tmp_path / "m.onnx", compare=True)
+
+
+def test_a_file_that_onnx_runtime_cannot_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
+    with pytest.raises(ExportMismatch, match=r"cannot run the file: no kernel\."):
+        export_onnx(nn.Linear(8, 8), (torch.randn(1, 8),), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_zeros_lost_in_the_graph_leave_no_file_and_keep_the_old_one(tmp_path: Path) -> None:

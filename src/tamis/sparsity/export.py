@@ -33,6 +33,7 @@ from tamis.sparsity.masks import as_pattern, prunable
 
 OPSET = 20
 _REGISTRATION_LOGGER = "torch.onnx._internal.exporter._registration"
+_ANY_SIZE = 2**62
 _ONE_FILE_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; stay clear of it
 
 
@@ -78,7 +79,8 @@ def export_onnx(
     """Export `model` in eval mode with its zeros baked in; the model itself is left as it is.
 
     The file appears under `path` only if every weight that followed the pattern in torch follows it in the
-    file, and the outputs agree. Weights beyond 1.5 GB go to `<path>.data` beside it. Opset 20.
+    file, and the outputs agree. Weights that the model itself multiplies by masks are stored as products. Weights
+    beyond 1.5 GB go to `<path>.data` beside it. Opset 20.
 
     Args:
         model: pruned by `prune`, finalized or not, or by any other tool that has baked its zeros in.
@@ -88,18 +90,21 @@ def export_onnx(
         output_names: of the graph.
         dynamic_shapes: as `torch.onnx.export` takes it; static shapes if None.
         pattern: the pattern to preserve.
-        compare: run the file with ONNX Runtime and compare with torch; None: if ONNX Runtime is installed.
+        compare: run the file with ONNX Runtime and compare with torch; None: if ONNX Runtime is installed and the
+            model has no bfloat16, which it does not take.
         tolerance: the largest difference allowed, relative to the largest magnitude of each output.
 
     Raises:
         SparsityLost: a weight is sparse in torch but not in the file.
-        ExportMismatch: the file's outputs differ from torch's.
+        ExportMismatch: the file's outputs differ from torch's, or ONNX Runtime cannot run it.
         UnsupportedModel: PyTorch's exporter cannot trace the model.
-        ConfigError: `compare` was asked for without ONNX Runtime.
+        ConfigError: `compare` was asked for without ONNX Runtime, or for bfloat16.
     """
     wanted = as_pattern(pattern)
     if compare is None:
-        compare = importlib.util.find_spec("onnxruntime") is not None
+        compare = importlib.util.find_spec("onnxruntime") is not None and not _has_bfloat16(model, args, kwargs)
+    elif compare and _has_bfloat16(model, args, kwargs):
+        raise ConfigError("ONNX Runtime does not take bfloat16", remedy="export in float32, or pass compare=False")
     expected = _sparse_weights(model, wanted)
     frozen = copy.deepcopy(model).eval()
     finalize(frozen)
@@ -109,10 +114,11 @@ def export_onnx(
     target = Path(path)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         draft = Path(folder) / target.name
-        initializers = program.model.graph.initializers.values()
-        stored = sum(entry.const_value.nbytes for entry in initializers if entry.const_value is not None)
-        program.save(draft, external_data=stored > _ONE_FILE_BYTES)
-        layers = check_onnx(draft, wanted)
+        layers = _save(program, draft, wanted)
+        if any(layer.groups == 1.0 and not layer.eligible for layer in layers):
+            # masks that the model applies itself: the exporter leaves products of more than 8192 elements to run time
+            _fold(program)
+            layers = _save(program, draft, wanted)
         unused = _compare_layers(frozen, expected, layers)
         error = _compare_outputs(frozen, args, by_name, draft, tolerance) if compare else None
         # the data first: the model file never points to data that is not there
@@ -128,6 +134,23 @@ def _sparse_weights(model: nn.Module, pattern: NM) -> list[LayerCheck]:
         if check.reason:  # made when the model runs, by something that `finalize` cannot bake in
             raise SparsityLost(check.reason, layer=check.name)
     return checks
+
+
+def _save(program: torch.onnx.ONNXProgram, draft: Path, pattern: NM) -> tuple[LayerCheck, ...]:
+    """Write the program, and check what was written."""
+    for file in draft.parent.iterdir():
+        file.unlink()
+    initializers = program.model.graph.initializers.values()
+    stored = sum(entry.const_value.nbytes for entry in initializers if entry.const_value is not None)
+    program.save(draft, external_data=stored > _ONE_FILE_BYTES)
+    return check_onnx(draft, pattern)
+
+
+def _fold(program: torch.onnx.ONNXProgram) -> None:
+    """Compute what depends on constants alone, however large."""
+    from onnxscript import optimizer  # noqa: PLC0415
+
+    optimizer.optimize_ir(program.model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
 
 
 def _trace(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.onnx.ONNXProgram:
@@ -193,6 +216,11 @@ def _compare_layers(model: nn.Module, expected: Sequence[LayerCheck], layers: Se
     return tuple(unused)
 
 
+def _has_bfloat16(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> bool:
+    tensors = (*model.state_dict().values(), *_pytree.tree_leaves((args, dict(kwargs or {}))))
+    return any(torch.is_tensor(tensor) and tensor.dtype == torch.bfloat16 for tensor in tensors)
+
+
 def _compare_outputs(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path, tolerance: float
 ) -> float:
@@ -206,11 +234,18 @@ def _compare_outputs(
     with torch.no_grad():
         expected = [leaf for leaf in _pytree.tree_leaves(model(*args, **kwargs)) if torch.is_tensor(leaf)]
     given = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-    feeds = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, given, strict=True)}
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        names = [entry.name for entry in session.get_inputs()]
+        feeds = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, given, strict=True)}
+        outputs = session.run(None, feeds)
+    except Exception as error:  # ONNX Runtime's errors have no base of their own
+        first = str(error).strip().partition("\n")[0]
+        raise ExportMismatch(
+            f"ONNX Runtime cannot run the file: {first}", remedy="pass compare=False if another runtime can"
+        ) from error
     worst = 0.0
-    for index, (output, tensor) in enumerate(zip(session.run(None, feeds), expected, strict=True)):
+    for index, (output, tensor) in enumerate(zip(outputs, expected, strict=True)):
         reference = tensor.detach().cpu().double().numpy()
         scale = max(float(np.abs(reference).max(initial=0.0)), float(np.finfo(np.float32).tiny))
         difference = float(np.abs(output.astype(np.float64) - reference).max(initial=0.0)) / scale

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
 
 from tamis.errors import SparsityError
@@ -29,14 +31,38 @@ class HeldMask(nn.Module):
         self.register_buffer("mask", mask)
         self.pattern = pattern
         self.position = position  # of the weight among its module's parameters
+        self.straight_through = False  # gradients reach the masked elements too
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight with its masked elements zero."""
-        return torch.where(self.mask, weight, 0.0)
+        mask = placed_as(self.mask, weight)
+        if self.straight_through:
+            masked: torch.Tensor = _StraightThrough.apply(weight, mask)  # type: ignore[no-untyped-call]
+            return masked
+        return torch.where(mask, weight, 0.0)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """What an assignment to the weight stores."""
         return weight
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Masks a weight, and passes its gradient on as if it had not (Bengio et al., 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask, weight, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+def placed_as(mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The mask, distributed as the weight is: each process has all of it, and cuts out its part itself."""
+    if isinstance(weight, DTensor) and not isinstance(mask, DTensor):
+        return distribute_tensor(mask, weight.device_mesh, weight.placements, src_data_rank=None)
+    return mask
 
 
 @dataclass(frozen=True)
@@ -97,13 +123,21 @@ def finalize(model: nn.Module) -> PruneReport:
     Shared weights stay shared. Weights that were not masked are not looked at and not listed.
 
     Raises:
-        SparsityError: after that a masked element is not zero, because something else changes the weight too.
+        SparsityError: after that a masked element is not zero, because something else changes the weight too;
+            or a kept element is not finite, or the model is sharded, when it is left as it was.
     """
+    masked = [(choice, held) for choice in prunable(model) if (held := held_mask(choice.module, choice.parameter))]
+    for choice, _ in masked:
+        if isinstance(choice.weight, DTensor):
+            raise SparsityError(
+                "sharded over several processes, and cannot be finalized in place",
+                layer=choice.full_name,
+                remedy="gather the state dict, and load bake_state_dict of it into a model that is not sharded",
+            )
+        if not bool(torch.isfinite(choice.weight).all()):
+            raise SparsityError("kept elements are NaN or infinite", layer=choice.full_name, remedy="mend the training")
     layers = []
-    for choice in prunable(model):
-        held = held_mask(choice.module, choice.parameter)
-        if held is None:
-            continue
+    for choice, held in masked:
         _bake(choice.module, choice.parameter, held)
         if bool((choice.weight[~held.mask] != 0).any()):
             raise SparsityError(
@@ -122,6 +156,14 @@ def held_mask(module: nn.Module, parameter: str) -> HeldMask | None:
     chains = module.parametrizations
     assert isinstance(chains, nn.ModuleDict)
     return next((entry for entry in chains[parameter].children() if isinstance(entry, HeldMask)), None)
+
+
+def held_names(key: str) -> tuple[str, str] | None:
+    """Of the key under which a state dict keeps a masked weight: the weight's plain name, the key of its mask."""
+    module, marker, rest = f".{key}".rpartition(".parametrizations.")
+    if not marker or not rest.endswith(".original"):
+        return None
+    return f"{module}.{rest.removesuffix('.original')}"[1:], f"{key.removesuffix('original')}0.mask"
 
 
 def _position(layer: LayerChoice) -> int:
