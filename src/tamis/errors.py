@@ -152,3 +152,8 @@ class SparsityError(TamisError):
     """Pruning failed, or zeros that should be there were lost."""
 
     exit_code = 10
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first; some go on for pages."""
+    return str(error).strip().partition("\n")[0]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tamis.engine import Engine
-from tamis.errors import ConfigError, InputError, InvalidModel, MissingLibrary, ModelError
+from tamis.errors import ConfigError, InputError, InvalidModel, MissingLibrary, ModelError, first_line
 from tamis.report import Deviation, deviation
 from tamis.runtime import Session, random_inputs
 
@@ -120,7 +120,7 @@ def _refusal(model: Path, inputs: Mapping[str, np.ndarray], cause: str) -> Model
 
 def _plain(error: Exception) -> str:
     """The first line of an error of ONNX Runtime, without its number and code."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().partition("\n")[0])
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
 
 
 def _check_inputs(session: Any, inputs: Mapping[str, np.ndarray]) -> None:

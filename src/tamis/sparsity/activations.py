@@ -8,7 +8,7 @@ one tap, which is how sparse tensor cores group them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,13 @@ from tamis.sparsity.masks import CONVOLUTIONS, TRANSPOSED, LayerChoice
 _PATCH_ELEMENTS = 1 << 24  # of patches held at a time, 64 MB
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_arguments(batch: Any) -> Arguments:
+    """The arguments of a call: a tensor, a tuple of positional inputs or a mapping of named ones."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
 
 
 def weight_matrices(layer: LayerChoice, weight: torch.Tensor) -> torch.Tensor:
@@ -131,14 +138,15 @@ def _attended(attention: nn.Module, arguments: Arguments) -> torch.Tensor:
     return output
 
 
-def require_finite(layer: LayerChoice, measured: torch.Tensor, what: str = "its inputs hold") -> None:
-    """Raise `SparsityError` if what was measured at a layer holds NaN or infinity."""
-    if not bool(torch.isfinite(measured).all()):
-        raise SparsityError(
-            f"{what} NaN or infinity",
-            layer=layer.full_name,
-            remedy="look at the calibration data, and at the layers before it",
-        )
+def require_finite(
+    layer: LayerChoice,
+    tensor: torch.Tensor,
+    what: str = "its inputs hold",
+    remedy: str = "look at the calibration data, and at the layers before it",
+) -> None:
+    """Raise `SparsityError` if a tensor of a layer holds NaN or infinity."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise SparsityError(f"{what} NaN or infinity", layer=layer.full_name, remedy=remedy)
 
 
 def _padding(module: nn.modules.conv._ConvNd) -> list[int]:

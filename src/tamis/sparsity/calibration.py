@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tamis.errors import SparsityError, TamisError
-from tamis.sparsity.activations import Arguments, met_by, require_finite
+from tamis.errors import SparsityError, TamisError, first_line
+from tamis.sparsity.activations import Arguments, as_arguments, met_by, require_finite
 from tamis.sparsity.masks import LayerChoice
 
 Calibration = Iterable[Any] | Callable[[nn.Module], object]
@@ -156,15 +156,22 @@ def gradients(
 
 def _run(model: nn.Module, calibration: Calibration) -> int | None:
     """Run the model on all data; the number of batches, or None where a function runs them."""
+
+    def call(batch: Any) -> object:
+        positional, named = as_arguments(batch)
+        return model(*positional, **named)
+
     with _evaluating(model), torch.no_grad():
         if not callable(calibration):
-            return _each(calibration, lambda batch: _call(model, batch), _FORMS)
+            return _each(calibration, call, _FORMS)
         try:
             calibration(model)
         except TamisError:
             raise
         except Exception as error:
-            raise SparsityError(f"the calibration function fails: {_first_line(error)}") from error
+            raise SparsityError(
+                f"the calibration function fails: {type(error).__name__}: {first_line(error)}"
+            ) from error
         return None
 
 
@@ -180,22 +187,12 @@ def _each(calibration: Iterable[Any], work: Callable[[Any], object], remedy: str
             raise
         except Exception as error:
             raise SparsityError(
-                f"calibration batch {count} does not run: {_first_line(error)}", remedy=remedy
+                f"calibration batch {count} does not run: {type(error).__name__}: {first_line(error)}", remedy=remedy
             ) from error
         count += 1
     if count == 0:
         raise SparsityError("there are no calibration batches", remedy=NO_DATA)
     return count
-
-
-def _call(model: nn.Module, batch: Any) -> object:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @contextmanager
@@ -221,34 +218,22 @@ def _listening(
     with ExitStack() as hooks:
         for layer in layers:
             owner = _owner(model, layer)
-            if owner is layer.module:
-                handle = owner.register_forward_pre_hook(partial(_before, note, layer), with_kwargs=True)
-            else:
-                handle = owner.register_forward_hook(partial(_after, note, layer), with_kwargs=True)
+            listen = owner.register_forward_pre_hook if owner is layer.module else owner.register_forward_hook
+            handle = listen(partial(_heard, note, layer), with_kwargs=True)
             hooks.callback(handle.remove)
         yield
 
 
-def _before(
+def _heard(
     note: Callable[[LayerChoice, nn.Module, Arguments], None],
     layer: LayerChoice,
     owner: nn.Module,
     positional: tuple[Any, ...],
     named: dict[str, Any],
+    *_: object,
 ) -> None:
     if positional or named:  # else its own error says more
         note(layer, owner, (positional, named))
-
-
-def _after(
-    note: Callable[[LayerChoice, nn.Module, Arguments], None],
-    layer: LayerChoice,
-    owner: nn.Module,
-    positional: tuple[Any, ...],
-    named: dict[str, Any],
-    _: object,
-) -> None:
-    note(layer, owner, (positional, named))
 
 
 def _owner(model: nn.Module, layer: LayerChoice) -> nn.Module:

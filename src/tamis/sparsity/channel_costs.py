@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_TRANSPOSED = nn.modules.conv._ConvTransposeNd
+from tamis.sparsity.masks import TRANSPOSED
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _macs(module: Any, given: tuple[Any, ...], made: Any) -> int:
     if isinstance(module, nn.MultiheadAttention):
         weights = sum(each.numel() for name, each in module.named_parameters() if "weight" in name)
         return int(weights * made[0].numel() // module.embed_dim)
-    if isinstance(module, _TRANSPOSED):
+    if isinstance(module, TRANSPOSED):
         return int(given[0].numel() * module.weight[0].numel())
     return int(made.numel() * module.weight[0].numel())
 

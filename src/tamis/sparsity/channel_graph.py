@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree
 
-from tamis.errors import MissingLibrary, SparsityError
-from tamis.sparsity.masks import CONVOLUTIONS, TRANSPOSED
+from tamis.sparsity.dependency_graph import torch_pruning, traced
+from tamis.sparsity.masks import CONVOLUTIONS, TRANSPOSED, is_depthwise
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -89,30 +88,10 @@ class ChannelGraph:
     """The dependency graph of a model; the model is run once, and its parameters need gradients for that."""
 
     def __init__(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        try:
-            import torch_pruning  # noqa: PLC0415
-            from torch_pruning._helpers import _HybridIndex  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingLibrary(
-                "channel permutation needs Torch-Pruning", remedy="run \"pip install 'tamis[sparsity]'\""
-            ) from error
-        self._graph = torch_pruning.DependencyGraph()
-        self._index = _HybridIndex  # a place, and the channel that it comes from
-        try:
-            with torch.enable_grad():
-                self._graph.build_dependency(
-                    model,
-                    arguments,
-                    forward_fn=lambda module, inputs: module(*inputs, **named),
-                    output_transform=_differentiable,
-                    verbose=False,
-                )
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise SparsityError(
-                f"Torch-Pruning cannot trace the model: {type(error).__name__}: {first}",
-                remedy="check that the model runs on the example inputs, in float64 too",
-            ) from error
+        library = torch_pruning("channel permutation")
+        self._index = library._helpers._HybridIndex  # a place, and the channel that it comes from
+        remedy = "check that the model runs on the example inputs, in float64 too"
+        self._graph = traced(library, model, arguments, named, remedy=remedy)
 
     def inputs_of(self, module: nn.Module, channels: int) -> ChannelGroup:
         """All axes that are permuted with the input channels of `module`; raises `Refused`."""
@@ -157,24 +136,12 @@ class ChannelGraph:
         return {place: roots for place, roots in reached.items() if roots}
 
 
-def _differentiable(outputs: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(outputs) if torch.is_tensor(leaf) and leaf.grad_fn is not None]
-
-
 def _produces(module: Any, is_input: bool) -> bool:
     """Whether the values of channels are made there, rather than passed on or read."""
     if isinstance(module, (nn.Embedding, nn.Parameter, nn.MultiheadAttention)):
         return True
-    makes = isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) and not _is_depthwise(module)
+    makes = isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) and not is_depthwise(module)
     return makes and not is_input
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return (
-        isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
-        and module.groups == module.in_channels == module.out_channels
-        and module.groups > 1
-    )
 
 
 def _axes(module: Any, dimension: int, is_input: bool, places: dict[int, int]) -> list[Axis]:
@@ -190,7 +157,7 @@ def _axes(module: Any, dimension: int, is_input: bool, places: dict[int, int]) -
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
             return []
         return _along_first(module, _PER_CHANNEL, places, bins)
-    if _is_depthwise(module):
+    if is_depthwise(module):
         return _along_first(module, ("weight", "bias"), places, 1)
     if isinstance(module, nn.Embedding):
         return [_axis(module.weight, 1, places)]

@@ -7,15 +7,17 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree
 
-from tamis.errors import MissingLibrary, SparsityError
+from tamis.errors import first_line
 from tamis.sparsity.channel_report import PrunedGroup, Removal
 from tamis.sparsity.channel_rounding import kept_channels
+from tamis.sparsity.dependency_graph import tensors_of, torch_pruning, traced
+from tamis.sparsity.masks import is_depthwise
 
 _CONVOLUTIONS = nn.modules.conv._ConvNd
 _COUPLED = "some of its channels can only go together with others of it"
@@ -36,7 +38,7 @@ class Attempt:
         original: Mapping[str, int],
     ) -> None:
         self.source, self.inputs, self.removal = source, inputs, removal
-        self._pruning = _torch_pruning()
+        self._pruning = torch_pruning("channel pruning")
         self.model, self._graph = self._traced()
         self._shared = _shared_layers(self.model)
         self._names = {module: name for name, module in self.model.named_modules()}
@@ -90,22 +92,8 @@ class Attempt:
     def _traced(self) -> tuple[nn.Module, Any]:
         model = copy.deepcopy(self.source)
         model.requires_grad_(True)
-        graph = self._pruning.DependencyGraph()
-        try:
-            with torch.enable_grad():
-                graph.build_dependency(
-                    model,
-                    self.inputs,
-                    forward_fn=lambda module, inputs: module(*inputs),
-                    output_transform=_differentiable,
-                    verbose=False,
-                )
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise SparsityError(
-                f"Torch-Pruning cannot trace the model: {type(error).__name__}: {first}",
-                remedy="check that the model runs on the example inputs",
-            ) from error
+        remedy = "check that the model runs on the example inputs"
+        graph = traced(self._pruning, model, self.inputs, {}, remedy=remedy)
         _freeze_as(self.source, model)
         for (_, module), (_, mine) in zip(self.source.named_modules(), model.named_modules(), strict=True):
             mine.training = module.training
@@ -190,14 +178,19 @@ class Attempt:
             result[name] = min(below, max(size * self.removal.most - (size - len(values)), 0.0))
         return result
 
+    @cached_property
+    def _shapes(self) -> list[torch.Size]:
+        """Those of the outputs of the model as it was."""
+        return [leaf.shape for leaf in tensors_of(copy.deepcopy(self.source).eval()(*self.inputs))]
+
     def _fails(self, model: nn.Module) -> str | None:
         training = [(module, module.training) for module in model.modules()]
         try:
             with torch.no_grad():
-                after = [leaf.shape for leaf in _tensors(model.eval()(*self.inputs))]
-                before = [leaf.shape for leaf in _tensors(copy.deepcopy(self.source).eval()(*self.inputs))]
+                after = [leaf.shape for leaf in tensors_of(model.eval()(*self.inputs))]
+                before = self._shapes
         except Exception as error:
-            return f"the model does not run without them: {str(error).strip().partition(chr(10))[0]}"
+            return f"the model does not run without them: {first_line(error)}"
         finally:
             for module, mode in training:
                 module.training = mode
@@ -239,7 +232,7 @@ def _parts(group: Any) -> int:
     parts = 1
     for item in group:
         module = item.dep.target.module
-        if isinstance(module, _CONVOLUTIONS) and not module.groups == module.in_channels == module.out_channels:
+        if isinstance(module, _CONVOLUTIONS) and not is_depthwise(module):
             parts = math.lcm(parts, module.groups)
         elif isinstance(module, nn.GroupNorm):
             parts = math.lcm(parts, module.num_groups)
@@ -248,21 +241,3 @@ def _parts(group: Any) -> int:
 
 def _is_layer(item: Any, names: Mapping[nn.Module, str]) -> bool:
     return item.dep.target.module in names
-
-
-def _tensors(outputs: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(outputs) if torch.is_tensor(leaf)]
-
-
-def _differentiable(outputs: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in _tensors(outputs) if leaf.grad_fn is not None]
-
-
-def _torch_pruning() -> Any:
-    try:
-        import torch_pruning  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingLibrary(
-            "channel pruning needs Torch-Pruning", remedy="run \"pip install 'tamis[sparsity]'\""
-        ) from error
-    return torch_pruning

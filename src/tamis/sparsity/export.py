@@ -24,7 +24,7 @@ from torch import nn
 from torch.onnx import OnnxExporterError
 from torch.utils import _pytree
 
-from tamis.errors import ConfigError, SparsityError, UnsupportedModel
+from tamis.errors import ConfigError, SparsityError, UnsupportedModel, first_line
 from tamis.formats import NM
 from tamis.sparsity.check import LayerCheck, check_module
 from tamis.sparsity.check_onnx import check_onnx
@@ -161,7 +161,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.onn
                 model, args, dynamo=True, optimize=True, opset_version=OPSET, verbose=False, **options
             )
     except OnnxExporterError as error:
-        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        cause = first_line(error.__cause__ or error)
         raise UnsupportedModel(
             f"PyTorch cannot export the model: {cause}",
             remedy="see the exception above for its whole message",
@@ -240,9 +240,8 @@ def _compare_outputs(
         feeds = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, given, strict=True)}
         outputs = session.run(None, feeds)
     except Exception as error:  # ONNX Runtime's errors have no base of their own
-        first = str(error).strip().partition("\n")[0]
         raise ExportMismatch(
-            f"ONNX Runtime cannot run the file: {first}", remedy="pass compare=False if another runtime can"
+            f"ONNX Runtime cannot run the file: {first_line(error)}", remedy="pass compare=False if another runtime can"
         ) from error
     worst = 0.0
     for index, (output, tensor) in enumerate(zip(outputs, expected, strict=True)):

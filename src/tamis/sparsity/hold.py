@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
 
 from tamis.errors import SparsityError
@@ -60,9 +59,16 @@ class _StraightThrough(torch.autograd.Function):
 
 def placed_as(mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The mask, distributed as the weight is: each process has all of it, and cuts out its part itself."""
-    if isinstance(weight, DTensor) and not isinstance(mask, DTensor):
-        return distribute_tensor(mask, weight.device_mesh, weight.placements, src_data_rank=None)
-    return mask
+    if not is_sharded(weight) or is_sharded(mask):
+        return mask
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415
+
+    return distribute_tensor(mask, weight.device_mesh, weight.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a `DTensor`: told by what only those have, since loading that module takes half a second."""
+    return hasattr(tensor, "device_mesh")
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def finalize(model: nn.Module) -> PruneReport:
     """
     masked = [(choice, held) for choice in prunable(model) if (held := held_mask(choice.module, choice.parameter))]
     for choice, _ in masked:
-        if isinstance(choice.weight, DTensor):
+        if is_sharded(choice.weight):
             raise SparsityError(
                 "sharded over several processes, and cannot be finalized in place",
                 layer=choice.full_name,
@@ -156,6 +162,12 @@ def held_mask(module: nn.Module, parameter: str) -> HeldMask | None:
     chains = module.parametrizations
     assert isinstance(chains, nn.ModuleDict)
     return next((entry for entry in chains[parameter].children() if isinstance(entry, HeldMask)), None)
+
+
+def require_unmasked(layer: LayerChoice, remedy: str) -> None:
+    """Raise `SparsityError` if a mask is held on the layer's weight."""
+    if held_mask(layer.module, layer.parameter) is not None:
+        raise SparsityError("already masked", layer=layer.full_name, remedy=remedy)
 
 
 def held_names(key: str) -> tuple[str, str] | None:

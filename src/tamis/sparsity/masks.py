@@ -87,6 +87,19 @@ def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
     return [replace(layer, reason=layer.reason or _conflict(layer, owners[id(layer.weight)], axes)) for layer in layers]
 
 
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a module is a convolution of many groups with one channel in and out each."""
+    if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        return False
+    return 1 < module.groups == module.in_channels == module.out_channels
+
+
+def follows(mask: torch.Tensor, pattern: NM, axis: int) -> bool:
+    """Whether no group along the axis, a multiple of `pattern.m`, has more than `pattern.n` members that are true."""
+    members = torch.unflatten(mask, axis, (-1, pattern.m))
+    return not bool((members.sum(axis % mask.ndim + 1) > pattern.n).any())
+
+
 def nm_mask(scores: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
     """Mask that keeps the `pattern.n` highest scores of each aligned group of `pattern.m` along `axis`.
 

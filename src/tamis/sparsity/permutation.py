@@ -15,18 +15,18 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from tamis.errors import SparsityError
+from tamis.errors import SparsityError, first_line
 from tamis.formats import NM
-from tamis.sparsity.activations import weight_matrices
+from tamis.sparsity.activations import as_arguments, require_finite, weight_matrices
 from tamis.sparsity.channel_graph import Axis, ChannelGraph, ChannelGroup, Refused
-from tamis.sparsity.hold import held_mask
+from tamis.sparsity.dependency_graph import tensors_of
+from tamis.sparsity.hold import require_unmasked
 from tamis.sparsity.masks import TRANSPOSED, LayerChoice, as_pattern, nm_mask, prunable
 from tamis.sparsity.permutation_search import search_order
+from tamis.sparsity.scores import Scores
 
 _TOLERANCE = 1e-6  # of the largest output; models that compute in float32 on the way need that much
 _MOST_ROWS = 1 << 14  # that a search looks at; a residual stream has hundreds of thousands
-
-Scores = Callable[[LayerChoice], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -161,16 +161,12 @@ def _permute_inputs(
 
 def _prepare(model: nn.Module, example_inputs: Any, pattern: NM, scores: Scores | None) -> _Work:
     for layer in prunable(model, pattern):
-        if held_mask(layer.module, layer.parameter) is not None:
-            raise SparsityError("already masked", layer=layer.full_name, remedy="permute channels before pruning")
-        if not bool(torch.isfinite(layer.weight).all()):
-            raise SparsityError(
-                "its weight holds NaN or infinity", layer=layer.full_name, remedy="mend or retrain the model"
-            )
+        require_unmasked(layer, remedy="permute channels before pruning")
+        require_finite(layer, layer.weight, "its weight holds", "mend or retrain the model")
     twin = copy.deepcopy(model).double().eval()
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    arguments, named = _arguments(_pytree.tree_map(_doubled, example_inputs))
+    arguments, named = as_arguments(_pytree.tree_map(_doubled, example_inputs))
     layers = prunable(twin, pattern)
     values: dict[int, torch.Tensor] = {}
     for layer in layers:
@@ -189,12 +185,6 @@ def _prepare(model: nn.Module, example_inputs: Any, pattern: NM, scores: Scores 
     return work
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
-
-
 def _doubled(value: Any) -> Any:
     return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
 
@@ -204,12 +194,11 @@ def _outputs(work: _Work) -> list[torch.Tensor]:
     try:
         outputs = work.model(*work.arguments, **work.named)
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
         raise SparsityError(
-            f"the model does not run on the example inputs in float64: {type(error).__name__}: {first}",
+            f"the model does not run on the example inputs in float64: {type(error).__name__}: {first_line(error)}",
             remedy="give a tensor, a tuple of positional inputs or a mapping of named ones",
         ) from error
-    return [leaf for leaf in _pytree.tree_leaves(outputs) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+    return [tensor for tensor in tensors_of(outputs) if tensor.is_floating_point()]
 
 
 def _channels(layer: LayerChoice) -> int:

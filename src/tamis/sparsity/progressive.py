@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tamis.errors import ConfigError, SparsityError
-from tamis.sparsity.channel_costs import layer_costs
+from tamis.sparsity.channel_costs import LayerCost, layer_costs
 from tamis.sparsity.channel_report import ChannelReport, Removal
 from tamis.sparsity.channel_shapes import load_channels, save_channels
 from tamis.sparsity.channels import prune_channels
@@ -70,9 +70,8 @@ def prune_progressively(
     if not (0.0 < macs < 1.0 and 0.0 < step < 1.0):
         raise ConfigError(f"macs {macs} and step {step} must lie between 0 and 1")
     how = removal or Removal()
-    whole = sum(layer.macs for layer in layer_costs(model, inputs))
-    original: dict[str, int] = {}
     first = prune_channels(model, inputs, replace(how, ratio=0.0, ratios=None), ignore=ignore, loss=loss)
+    whole = _macs(first.before)
     original = {group.name: group.before for group in first.groups}
     current, number = copy.deepcopy(model), 0
     if folder is not None:
@@ -80,21 +79,22 @@ def prune_progressively(
         number = _last(Path(folder))
         if number:
             load_channels(current, _file(Path(folder), number))
-    while number * step < how.most and _macs(current, inputs) > macs * whole:
+    left = _macs(layer_costs(current, inputs))
+    while number * step < how.most and left > macs * whole:
         number += 1
         report = prune_channels(
             current, inputs, _up_to(how, number * step), ignore=ignore, loss=loss, original=original
         )
         if all(group.before == group.after for group in report.groups):
             continue
-        current = report.model
-        yield ChannelStep(number, current, report, _macs(current, inputs) / whole)
+        current, left = report.model, _macs(report.after)
+        yield ChannelStep(number, current, report, left / whole)
         if folder is not None:
             save_channels(current, _file(Path(folder), number))
-    left = _macs(current, inputs) / whole
-    if left > macs:
+    share = left / whole
+    if share > macs:
         raise SparsityError(
-            f"{left:.1%} of the multiplications are left when all channels that may go are gone, not {macs:.1%}",
+            f"{share:.1%} of the multiplications are left when all channels that may go are gone, not {macs:.1%}",
             remedy="ignore fewer layers, round to a smaller multiple, or allow more of each group to go",
         )
 
@@ -105,8 +105,8 @@ def _up_to(removal: Removal, ratio: float) -> Removal:
     return replace(removal, ratio=min(ratio, removal.most), ratios=ratios)
 
 
-def _macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
-    return sum(layer.macs for layer in layer_costs(model, inputs))
+def _macs(layers: Iterable[LayerCost]) -> int:
+    return sum(layer.macs for layer in layers)
 
 
 def _file(folder: Path, number: int) -> Path:

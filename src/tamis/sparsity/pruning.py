@@ -12,17 +12,16 @@ from torch import nn
 
 from tamis.errors import SparsityError
 from tamis.formats import NM
-from tamis.sparsity.activations import channel_squares, from_matrices, hessian, weight_matrices
+from tamis.sparsity.activations import channel_squares, from_matrices, hessian, require_finite, weight_matrices
 from tamis.sparsity.calibration import Calibration, Identity, as_calibration, gradients, measure, stages
 from tamis.sparsity.compensation import compensate, refit
-from tamis.sparsity.hold import PruneReport, describe, held_mask, hold_masks
-from tamis.sparsity.masks import TRANSPOSED, LayerChoice, as_pattern, nm_mask, prunable
-from tamis.sparsity.scores import channel_norms, magnitude_scores, taylor_scores, wanda_scores
+from tamis.sparsity.hold import PruneReport, describe, held_mask, hold_masks, require_unmasked
+from tamis.sparsity.masks import TRANSPOSED, LayerChoice, as_pattern, follows, nm_mask, prunable
+from tamis.sparsity.scores import Scores, channel_norms, magnitude_scores, taylor_scores, wanda_scores
 
 Exclude = Iterable[str] | Callable[[str, nn.Module], bool]
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Progress = Callable[[str, int, int, str], None]
-Scores = Callable[[LayerChoice], torch.Tensor]
 
 _NOT_REACHED = "the calibration data does not reach it"
 
@@ -143,10 +142,10 @@ def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor], pattern: st
         if layer is None or layer.reason:
             cause = layer.reason if layer else "not a weight of a linear, convolution or attention layer"
             raise SparsityError(f"cannot be masked: {cause}", layer=name, remedy="see tamis.sparsity.prunable")
-        _require_unmasked(layer)
+        require_unmasked(layer, remedy="call finalize first")
         _require_shape(layer, mask, "mask")
         kept = (mask != 0).to(layer.weight.device)
-        if bool((kept & ~nm_mask(kept.to(torch.uint8), wanted, layer.axis)).any()):
+        if not follows(kept, wanted, layer.axis):
             raise SparsityError(f"the mask does not follow {wanted} along axis {layer.axis}", layer=name)
         if not torch.equal(held.setdefault(layer.identity, kept), kept):
             raise SparsityError("another name of this shared weight has another mask", layer=name)
@@ -177,13 +176,8 @@ def _chosen(model: nn.Module, pattern: NM, exclude: Exclude) -> list[LayerChoice
     excluded = {layer.identity for layer in layers if _excluded(layer, exclude)}
     layers = [replace(layer, reason="excluded") if layer.identity in excluded else layer for layer in layers]
     for layer in _wanted(layers):
-        _require_unmasked(layer)
-        if not bool(torch.isfinite(layer.weight).all()):
-            raise SparsityError(
-                "its weight holds NaN or infinity",
-                layer=layer.full_name,
-                remedy="mend or retrain the model, or exclude it",
-            )
+        require_unmasked(layer, remedy="call finalize first")
+        require_finite(layer, layer.weight, "its weight holds", "mend or retrain the model, or exclude it")
     return layers
 
 
@@ -217,11 +211,6 @@ def _mask(layer: LayerChoice, scores: torch.Tensor, pattern: NM) -> torch.Tensor
         raise SparsityError(
             error.cause, layer=layer.full_name, remedy="look at the scores and the calibration data"
         ) from error
-
-
-def _require_unmasked(layer: LayerChoice) -> None:
-    if held_mask(layer.module, layer.parameter) is not None:
-        raise SparsityError("already masked", layer=layer.full_name, remedy="call finalize first")
 
 
 def _require_shape(layer: LayerChoice, tensor: torch.Tensor, what: str) -> None:

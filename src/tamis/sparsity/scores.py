@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from tamis.sparsity.masks import TRANSPOSED, LayerChoice
+
+Scores = Callable[[LayerChoice], torch.Tensor]
 
 
 def magnitude_scores(weight: torch.Tensor) -> torch.Tensor:

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tamis.errors import ConfigError, SparsityError
 from tamis.formats import NM
-from tamis.sparsity.hold import HeldMask, PruneReport, finalize, held_mask, held_names, placed_as
-from tamis.sparsity.masks import LayerChoice, as_pattern, nm_mask, prunable
+from tamis.sparsity.hold import HeldMask, PruneReport, finalize, held_mask, held_names, is_sharded, placed_as
+from tamis.sparsity.masks import LayerChoice, as_pattern, follows, nm_mask, prunable
 from tamis.sparsity.pruning import Exclude, prune
 from tamis.sparsity.schedule import Schedule
 
@@ -108,7 +107,7 @@ class SparseTraining:
     @property
     def sharded(self) -> bool:
         """Whether the weights are distributed (FSDP2), so that `finalize` is not possible in place."""
-        return any(isinstance(_originals(choice)[0], DTensor) for choice, _ in self._layers)
+        return any(is_sharded(_originals(choice)[0]) for choice, _ in self._layers)
 
     def require_ended(self) -> None:
         """Raise `SparsityError` if the schedule has not pruned all groups yet."""
@@ -134,7 +133,7 @@ class SparseTraining:
         if target is not self._model:
             self._require_equal_masks(target)
         for choice, held in self._layers:
-            if bool((_grouped(held.mask, choice.axis, self.pattern.m).sum(-1) > self.pattern.n).any()):
+            if not follows(held.mask, self.pattern, choice.axis):
                 raise SparsityError(
                     f"its mask is not {self.pattern} yet: the model was loaded from an earlier step",
                     layer=choice.full_name,
@@ -313,7 +312,7 @@ def _unmasked(choice: LayerChoice) -> torch.Tensor:
             break
         values = [entry(*values)]
     weight = values[0].detach()
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+    return weight.full_tensor() if is_sharded(weight) else weight  # type: ignore[attr-defined]
 
 
 def _difference(theirs: Any, mine: Any) -> str:
