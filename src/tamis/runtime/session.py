@@ -15,7 +15,7 @@ from tamis.devices.base import Device, Runner, Slots, Tensor
 from tamis.engine.check import check_plan
 from tamis.engine.file import Engine, read
 from tamis.engine.plan import DeviceInfo, Format, Plan
-from tamis.errors import ConfigError, DeviceError, InputError
+from tamis.errors import ConfigError, DeviceError, InputError, first_line
 from tamis.runtime.loop import Part, flat_loop, parts_of
 from tamis.runtime.match import EngineWarning, check_device
 from tamis.runtime.memory import lay_out
@@ -89,9 +89,12 @@ class Session:
                 try:
                     values = self._launch(tensors)
                     self.device.synchronize()
-                except IndexError as error:
+                except (IndexError, RuntimeError) as error:
+                    if not _of_an_index(error):
+                        raise
                     raise InputError(
-                        f"an index lies outside of what it selects from: {error}", remedy="check the integer inputs"
+                        f"an index lies outside of what it selects from: {first_line(error)}",
+                        remedy="check the integer inputs",
                     ) from error
             # Copies are made outside of inference mode, so that torch outputs may take part in training.
             fetch = self.device.download if output == "numpy" else _copied
@@ -279,3 +282,9 @@ def _threads(plan: Plan, info: DeviceInfo, threads: int | None) -> int:
 
 def _copied(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _of_an_index(error: Exception) -> bool:
+    """Whether an error of a step means an index outside; PyTorch has two types and several wordings for it."""
+    text = str(error)
+    return isinstance(error, IndexError) or "out of bounds" in text or "out of DATA bounds" in text

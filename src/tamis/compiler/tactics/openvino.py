@@ -14,6 +14,7 @@ import numpy as np
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph, Node
 from tamis.compiler.tactics.base import Choice, Lowered, flops_of, layer_of
+from tamis.compiler.tactics.indices import index_limits, refuses_indices
 from tamis.compiler.tactics.lowering import lower_to_onnx, refuses_lowering, to_openvino
 from tamis.compiler.tactics.region import Region, runs_of
 from tamis.devices.cpu.openvino import profile_region
@@ -26,12 +27,12 @@ class OpenVino:
     name = "openvino"
 
     def refuses(self, graph: Graph, node: Node, device: DeviceInfo, config: BuildConfig) -> str | None:
-        """Only when OpenVINO is missing or the operator has no counterpart."""
+        """When OpenVINO is missing, the operator has no counterpart, or its indices could not be checked."""
         if device.kind != "cpu":
             return "runs on the CPU only"
         if importlib.util.find_spec("openvino") is None:
             return "OpenVINO is not installed (pip install openvino)"
-        return refuses_lowering(node)
+        return refuses_lowering(node) or refuses_indices(graph, node)
 
     def regions(self, graph: Graph, able: frozenset[str]) -> tuple[Region, ...]:
         """The longest runs that OpenVINO can take; usually the whole network."""
@@ -51,6 +52,7 @@ class OpenVino:
             f"{region.name}.xml": np.frombuffer(xml, dtype=np.uint8),
             f"{region.name}.bin": np.frombuffer(weights, dtype=np.uint8),
         }
+        limits = index_limits(graph, region.nodes, region.inputs)
         layers = [layer_of(graph, node) for node in region.nodes]
         moved = sum(graph.types[v].size_bytes for v in (*region.inputs, *region.outputs)) + len(weights)
         step = Step(
@@ -59,7 +61,11 @@ class OpenVino:
             region.inputs,
             region.outputs,
             tuple(constants),
-            {"precision": str(choice.precision), "alone": len(region.nodes) == len(graph.nodes)},
+            {
+                "precision": str(choice.precision),
+                "alone": len(region.nodes) == len(graph.nodes),
+                **({"index_limits": limits} if limits else {}),
+            },
             tuple(node.name for node in region.nodes),
             choice.precision,
             flops=sum(flops_of(layer) for layer in layers),

@@ -129,6 +129,12 @@ def scatter_nd(binding: Binding) -> Prepared:
 
     def row_of(indices: Any) -> Any:
         indices = indices.long()
+        outside = (indices < -sizes) | (indices >= sizes)
+        if indices.is_cuda:
+            torch._assert_async(~outside.any())  # no wait for the GPU: the run may be part of a CUDA graph
+        elif outside.any():
+            # Rows are numbered through all axes: an index beyond its axis would be another row, not an error.
+            raise IndexError(f"index {indices[outside][0]} is out of range for {tuple(leading)}")
         return (torch.where(indices < 0, indices + sizes, indices) * strides).sum(-1).reshape(-1)
 
     def run(data: Any, indices: Any, updates: Any) -> Any:

@@ -1,8 +1,10 @@
 """Regions of layers that OpenVINO runs: the kernel ``openvino.region``.
 
-Constants of a step: OpenVINO's graph (XML) and weights (binary), both uint8. Attributes: ``precision``, the
-type to compute in. Inputs and outputs are in the order of the region; whatever types they have at the border,
-OpenVINO converts them. Tensors are shared, never copied, as long as they are dense and row-major.
+Constants of a step: OpenVINO's graph (XML) and weights (binary), both uint8. Attributes: ``precision``, the type to
+compute in; ``index_limits``, pairs of an input and a size, where the elements of the input are indices into that many:
+OpenVINO itself does not notice one that lies outside. Inputs and outputs are in the order of the region; whatever types
+they have at the border, OpenVINO converts them. Tensors are shared, never copied, as long as they are dense and
+row-major.
 """
 
 from __future__ import annotations
@@ -134,7 +136,8 @@ def bind(
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DeviceError(f"OpenVINO cannot compile it ({reason})", layer=step.name) from error
-    return Region(compiled.create_infer_request(), weights, inputs, outputs)
+    limits = [(inputs[index].slot, int(size)) for index, size in step.attributes.get("index_limits", ())]
+    return Region(compiled.create_infer_request(), weights, inputs, outputs, limits)
 
 
 class Region:
@@ -145,10 +148,16 @@ class Region:
         weights: the memory that the constants of the model lie in; kept alive here.
         inputs: where the inputs are.
         outputs: where the outputs go; those that are not preallocated get memory of the region.
+        index_limits: slots of indices with the extent that they select from; ``IndexError`` for one outside.
     """
 
     def __init__(
-        self, request: Any, weights: np.ndarray, inputs: Sequence[BoundShape], outputs: Sequence[BoundShape]
+        self,
+        request: Any,
+        weights: np.ndarray,
+        inputs: Sequence[BoundShape],
+        outputs: Sequence[BoundShape],
+        index_limits: Sequence[tuple[int, int]] = (),
     ) -> None:
         self._request = request
         self._weights = weights
@@ -164,9 +173,14 @@ class Region:
                 self._own.append((bound.slot, tensor))
         self._watched = tuple(slot for slot, _ in (*self._inputs, *self._given))
         self._addresses: list[int] = []
+        self._index_limits = tuple(index_limits)
 
     def __call__(self, slots: Slots) -> None:
         """Run on the tensors in the slots."""
+        for slot, size in self._index_limits:
+            low, high = (int(bound) for bound in torch.aminmax(slots[slot]))
+            if low < -size or high >= size:
+                raise IndexError(f"index {low if low < -size else high} is out of range for {size}")
         addresses = [slots[slot].data_ptr() for slot in self._watched]
         if addresses != self._addresses:
             self._set_tensors(slots)
