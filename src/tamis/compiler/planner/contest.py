@@ -31,7 +31,9 @@ from tamis.errors import DeviceLost, TamisError
 from tamis.formats.dtype import DType
 from tamis.runtime.session import Session
 
-_TURNS = 21
+# At the default level a contest takes 21 turns and a race 15: everything hangs on the contest. No level needs more.
+_MOST_TURNS = 21
+_TURNS_OF_A_RACE = 7 / 5
 # The turns of a contest end after this time (but not before the third one).
 _SECONDS = 10.0
 
@@ -147,7 +149,8 @@ class Contest:
                     call = _in_inference_mode(self._session(draft).bind(samples))
                 # Each engine as if it were alone: the one before it may have left its threads spinning.
                 contenders[name] = Contender(call, settle=True, suspect=suspect)
-            measured = Clock(self._device, cold=False).race(contenders, _TURNS, time.monotonic() + _SECONDS)
+            turns = min(_MOST_TURNS, round(self._config.turns * _TURNS_OF_A_RACE))
+            measured = Clock(self._device, cold=False).race(contenders, turns, time.monotonic() + _SECONDS)
             found = {n: self._cache.put(keys[n], Measurement(timing)) for n, timing in measured.items()}
         return {name: m.timing for name, m in found.items() if m is not None and m.timing is not None}
 

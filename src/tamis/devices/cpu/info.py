@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from importlib import metadata
 
 import torch
@@ -19,6 +20,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+@cache
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
