@@ -64,8 +64,10 @@ def _element_type(dtype: DType) -> Any:
     return getattr(_library().Type, name)
 
 
-def _settings(precision: str, threads: int, *, alone: bool) -> dict[str, Any]:
-    return {
+def _settings(model: Any, precision: str, threads: int, *, alone: bool) -> dict[str, Any]:
+    # OpenVINO's own code generator for pointwise chains; not needed for anything else in a model that it breaks on.
+    generator = {"SNIPPETS_MODE": "DISABLE"} if _breaks_generator(model) else {}
+    return generator | {
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
@@ -74,6 +76,33 @@ def _settings(precision: str, threads: int, *, alone: bool) -> dict[str, Any]:
         # there are none, they keep to their caches.
         "ENABLE_CPU_PINNING": alone,
     }
+
+
+# What may follow attention as its exporters write it: the code generator stops there.
+_AFTER_ATTENTION = ("Convert", "MatMul", "Reshape", "Result", "Squeeze", "Transpose", "Unsqueeze")
+
+
+def _breaks_generator(model: Any) -> bool:
+    """Whether a pointwise layer follows a softmax and a product with nothing in between.
+
+    OpenVINO (2026.4) then generates one kernel for all of it, and some forms of it, such as a difference that is read
+    twice, end the process with a segmentation fault.
+    """
+
+    def readers(node: Any) -> list[Any]:
+        return [port.get_node() for port in node.output(0).get_target_inputs()]
+
+    seen, waiting = set(), [node for node in model.get_ops() if node.get_type_name() == "Softmax"]
+    while waiting:
+        for reader in readers(waiting.pop()):
+            kind, name = reader.get_type_name(), reader.get_friendly_name()
+            if kind == "MatMul":
+                if any(after.get_type_name() not in _AFTER_ATTENTION for after in readers(reader)):
+                    return True
+            elif name not in seen and kind not in _AFTER_ATTENTION:  # scaled or masked on the way
+                seen.add(name)
+                waiting.append(reader)
+    return False
 
 
 def _read(xml: bytes, weights: np.ndarray) -> Any:
@@ -131,7 +160,7 @@ def bind(
             _read(xml.tobytes(), weights), [b.format.dtype for b in inputs], [b.format.dtype for b in outputs]
         )
         alone = bool(step.attributes.get("alone", False))
-        settings = _settings(str(step.attributes["precision"]), torch.get_num_threads(), alone=alone)
+        settings = _settings(model, str(step.attributes["precision"]), torch.get_num_threads(), alone=alone)
         compiled = _core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -208,8 +237,9 @@ def profile_region(
     the median of ``PROFILE_RUNS`` runs.
     """
     openvino = _library()
-    settings = _settings(str(precision), threads, alone=False) | {"PERF_COUNT": "YES"}
-    request = _core().compile_model(_read(xml, weights), "CPU", settings).create_infer_request()
+    model = _read(xml, weights)
+    settings = _settings(model, str(precision), threads, alone=False) | {"PERF_COUNT": "YES"}
+    request = _core().compile_model(model, "CPU", settings).create_infer_request()
     tensors = {index: openvino.Tensor(np.ascontiguousarray(array)) for index, array in enumerate(inputs)}
     layers = _layers(xml)
     samples: dict[str, list[float]] = {}
