@@ -4,6 +4,7 @@ from tamis.report.conditions import condition_lines, state_text
 from tamis.report.crossover import crossover_report
 from tamis.report.crossover_picture import check_picture, draw_crossover
 from tamis.report.deviations import Deviation, deviation, deviation_data, deviation_table, first_beyond
+from tamis.report.estimate import estimate_conditions, estimate_report, estimate_verdict
 from tamis.report.measured import (
     bench_data,
     bench_lines,
@@ -41,6 +42,9 @@ __all__ = [
     "difference_of_engines",
     "differing_layers",
     "draw_crossover",
+    "estimate_conditions",
+    "estimate_report",
+    "estimate_verdict",
     "explain",
     "explain_data",
     "first_beyond",
