@@ -12,11 +12,10 @@ import pytest
 from small_models import save_mlp
 from tamis.compiler import BuildConfig, estimate_sparsity
 from tamis.compiler.tuner import race as race_module
-from tamis.compiler.what_if import WhatIf, hardware_pattern, open_what_if, runs_as_two_four
+from tamis.compiler.what_if import WhatIf, hardware_pattern, open_what_if
 from tamis.engine import estimate_from_json, estimate_json
 from tamis.errors import ConfigError, FormatError, ModelError
-from tamis.formats import NM, TWO_FOUR, is_nm
-from tamis.formats.nm import nonzeros_per_group, violations
+from tamis.formats import TWO_FOUR, is_nm
 from what_if_models import make_up_times, save_dense_cnn
 
 CONFIG = BuildConfig(threads=1, exclude_tactics=("openvino", "tamis.chain"))
@@ -136,22 +135,3 @@ def test_patterns_that_no_kernel_uses(network: Path) -> None:
         hardware_pattern("two of four")
     with pytest.raises(ConfigError, match="no layer matches"):
         estimate_sparsity(network, replace(CONFIG, layer_precisions=(("nobody", ("float32",)),)))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("m", range(2, 13))
-@pytest.mark.parametrize("n", range(1, 12))
-def test_which_patterns_are_two_of_four(n: int, m: int) -> None:
-    """Against the worst weight of the pattern: the non-zeros of each group as close together as they can be."""
-    if not n < m:
-        return
-    pattern = NM(n, m)
-    worst = 0
-    for shift in range(m):
-        group = np.zeros(m, bool)
-        group[[(shift + i) % m for i in range(n)]] = True
-        row = np.tile(group, 12)[None]
-        row[:, 4 * m : 5 * m] = np.arange(m) >= m - n  # neighbours that lean together
-        row[:, 5 * m : 6 * m] = np.arange(m) < n
-        assert violations(row, pattern).count == 0
-        worst = max(worst, int(nonzeros_per_group(row[:, : row.shape[1] // 4 * 4], 4, 1).max()))
-    assert runs_as_two_four(pattern) == (worst <= 2)

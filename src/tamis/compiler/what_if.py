@@ -8,9 +8,7 @@ faster than they will.
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,21 +46,12 @@ _SECONDS = 20.0
 def hardware_pattern(text: str) -> NM:
     """A pattern whose weights are 2:4 too, so that sparse kernels run them. Raises ``ConfigError`` for others."""
     pattern = parse_pattern(text)
-    if isinstance(pattern, NM) and runs_as_two_four(pattern):
+    if isinstance(pattern, NM) and pattern.is_part_of(TWO_FOUR):
         return pattern
     raise ConfigError(
         f"no kernel makes use of {text}, whose weights are not 2:4",
         remedy="ask for 2:4, 1:4, 1:2 or another part of it",
     )
-
-
-def runs_as_two_four(pattern: NM) -> bool:
-    """Whether every weight of the pattern is 2:4: at most two non-zeros in any aligned four."""
-    for start in range(0, math.lcm(pattern.m, TWO_FOUR.m), TWO_FOUR.m):
-        met = Counter(index // pattern.m for index in range(start, start + TWO_FOUR.m))  # members of each group in it
-        if sum(min(pattern.n, members) for members in met.values()) > TWO_FOUR.n:
-            return False
-    return True
 
 
 class WhatIf:
