@@ -12,6 +12,7 @@ from tamis.compiler.passes import run_passes
 from tamis.compiler.passes.force_sparsity import force_sparsity
 from tamis.compiler.planner import plan_engine
 from tamis.compiler.rescue import BuildWarning, Model, Progress, go_on
+from tamis.compiler.sensitivity import Goal, measure_sensitivity, measured_times
 from tamis.compiler.tuner import open_track, race_all
 from tamis.compiler.tuner.cache import TimingCache
 from tamis.compiler.tuner.race import Track
@@ -81,9 +82,12 @@ __all__ = [
     "BuildConfig",
     "BuildWarning",
     "CrossoverConfig",
+    "Goal",
     "Progress",
     "build",
     "estimate_sparsity",
     "import_onnx",
     "measure_crossover",
+    "measure_sensitivity",
+    "measured_times",
 ]

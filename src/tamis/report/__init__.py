@@ -14,6 +14,7 @@ from tamis.report.measured import (
     profile_table,
 )
 from tamis.report.races import explain, explain_data
+from tamis.report.sensitivity import draw_sensitivity, plan_lines, sensitivity_report
 from tamis.report.sparsity import best, both_times, sparsity_data, sparsity_lines
 from tamis.report.summary import (
     build_data,
@@ -42,6 +43,7 @@ __all__ = [
     "difference_of_engines",
     "differing_layers",
     "draw_crossover",
+    "draw_sensitivity",
     "estimate_conditions",
     "estimate_report",
     "estimate_verdict",
@@ -52,8 +54,10 @@ __all__ = [
     "kernels_data",
     "kernels_table",
     "microseconds",
+    "plan_lines",
     "profile_data",
     "profile_table",
+    "sensitivity_report",
     "shape",
     "size",
     "sparsity_data",
