@@ -22,7 +22,7 @@ from tamis.compiler.ir.graph import Graph, Node
 from tamis.compiler.ir.ops import Conv, ConvTranspose
 from tamis.compiler.origins import sources_of, weight_sources
 from tamis.compiler.passes import run_passes
-from tamis.compiler.passes.force_sparsity import pruned_weight
+from tamis.compiler.passes.force_sparsity import pruned_weight, require_magnitudes
 from tamis.compiler.perturbed import batches_of, losses
 from tamis.compiler.rescue import Model, Progress
 from tamis.compiler.what_if import WhatIf, naming_culprits, open_what_if
@@ -153,6 +153,8 @@ class ModelSensitivity:
             raise SparsityError(
                 "the model has no layer with a constant weight", remedy="give a model with Conv, Gemm or MatMul layers"
             )
+        for constant in self._users:
+            require_magnitudes(self._graph, constant)
         self._batches = batches_of(self._graph, self._device, config)
         self._work = [
             (constant, pattern)

@@ -57,12 +57,17 @@ def pruned(graph: Graph, weights: Collection[str], pattern: NM) -> Graph:
 
 def pruned_weight(graph: Graph, name: str, pattern: NM) -> np.ndarray:
     """A weight pruned by magnitude along its reduction axis; errors as of ``pruned``."""
+    require_magnitudes(graph, name)
     weight: np.ndarray = graph.constants[name]
-    if np.isnan(weight).any():
+    return np.where(magnitude_mask(weight, pattern, graph.sparsity[name].axis), weight, np.zeros((), weight.dtype))
+
+
+def require_magnitudes(graph: Graph, name: str) -> None:
+    """Raise ``ModelError`` for a weight with NaN."""
+    if np.isnan(graph.constants[name]).any():
         layer = next(node.name for node in graph.nodes if name in node.inputs)
         raise ModelError(
             "its weight holds NaN, so that no magnitude says what to prune",
             layer=layer,
             remedy="export the model with finite weights",
         )
-    return np.where(magnitude_mask(weight, pattern, graph.sparsity[name].axis), weight, np.zeros((), weight.dtype))
