@@ -10,7 +10,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tamis.engine.file import replaced_file
-from tamis.errors import ConfigError
 from tamis.report.crossover_picture import check_picture
 from tamis.report.tables import table
 from tamis.report.units import counted, microseconds
@@ -73,8 +72,6 @@ def draw_sensitivity(report: SensitivityReport, path: Path, plan: PrunePlan | No
     Raises ``ConfigError``, ``MissingLibrary`` or ``OutputError``.
     """
     check_picture(path)
-    if not any(math.isfinite(row.loss) and row.loss > 0 for row in report.rows):
-        raise ConfigError("there is no finite loss to draw", remedy="look at the report")
     figure = sensitivity_figure(report, plan)
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with replaced_file(path) as file:
@@ -99,7 +96,11 @@ def sensitivity_figure(report: SensitivityReport, plan: PrunePlan | None = None)
         if chosen or index < _MOST_LABELS:
             label = f"{row.name} {row.pattern}"
             axes.annotate(label, (across, row.loss), (4, 3), textcoords="offset points", fontsize=7, color=_INK)
-    axes.set_yscale("log")
+    if rows:
+        axes.set_yscale("log")
+    else:
+        axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes, ha="center", fontsize=9, color=_FAINT)
+    axes.margins(x=0.15)
     axes.set_xlabel("microseconds saved" if timed else "weight elements removed", fontsize=9, color=_INK)
     axes.set_ylabel(_LOSSES[report.proxy], fontsize=9, color=_INK)
     axes.spines[["top", "right"]].set_visible(False)
