@@ -26,7 +26,7 @@ MAY_SEE: dict[str, set[str]] = {
     "tamis.kernels": {"tamis.formats"},
     "tamis.devices": DATA | {"tamis.kernels"},
     "tamis.runtime": DATA | {"tamis.devices"},
-    "tamis.report": DATA | {"tamis.runtime"},
+    "tamis.report": DATA | {"tamis.runtime", "tamis.sparsity"},
     "tamis.compiler.config": {"tamis.formats"},
     "tamis.compiler.ir": {"tamis.formats"},
     "tamis.compiler.importer": COMPILER | {"tamis.formats"},
@@ -46,6 +46,7 @@ MAY_SEE: dict[str, set[str]] = {
         "tamis.compiler.tuner",
         "tamis.devices",
         "tamis.runtime",
+        "tamis.sparsity",  # whose plans it measures; it sees formats only, so this stays an arrow
     },
     "tamis.cli": {
         "tamis",

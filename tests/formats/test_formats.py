@@ -137,3 +137,12 @@ def test_detection_of_a_large_weight_is_quick():
     start = time.perf_counter()
     assert detect(weight) == TWO_FOUR
     assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize(("n", "m"), [(n, m) for m in (2, 3, 4, 5, 6, 8) for n in range(1, m)])
+def test_which_patterns_are_part_of_two_of_four(n: int, m: int) -> None:
+    """Against all weights of the pattern, over as many groups as it takes until both patterns start together."""
+    groups = np.lcm(m, 4) // m
+    kept = [np.isin(np.arange(m), chosen) for chosen in itertools.combinations(range(m), n)]
+    weights = np.array([np.concatenate(row) for row in itertools.product(kept, repeat=groups)])
+    assert NM(n, m).is_part_of(TWO_FOUR) == is_nm(weights, TWO_FOUR, 1)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tamis.compiler.config import PRECISIONS, BuildConfig, matches_layer, names_tactic
+from tamis.compiler.config import BuildConfig
 from tamis.compiler.crossover import CrossoverConfig, measure_crossover
+from tamis.compiler.estimate import estimate_sparsity
 from tamis.compiler.importer import import_onnx
 from tamis.compiler.ir.graph import Graph
+from tamis.compiler.names import check_names
 from tamis.compiler.passes import run_passes
 from tamis.compiler.passes.force_sparsity import force_sparsity
 from tamis.compiler.planner import plan_engine
 from tamis.compiler.rescue import BuildWarning, Model, Progress, go_on
-from tamis.compiler.tactics import region_tactics_of, tactics_of
+from tamis.compiler.sensitivity import Goal, measure_sensitivity, measured_times
 from tamis.compiler.tuner import open_track, race_all
 from tamis.compiler.tuner.cache import TimingCache
 from tamis.compiler.tuner.race import Track
 from tamis.compiler.tuner.suspect import Suspect, note_culprit, watch
 from tamis.engine.file import Engine
-from tamis.errors import ConfigError, DeviceLost
+from tamis.errors import DeviceLost
 from tamis.runtime.session import open_device
 
 
@@ -57,18 +57,6 @@ def prepare(model: Model, config: BuildConfig, tell: Progress) -> tuple[Graph, T
     return graph, open_track(graph, device, config)
 
 
-def check_names(config: BuildConfig, layers: Sequence[str]) -> None:
-    """Raise ``ConfigError`` for names of layers or tactics that there are none of: a slip would go unnoticed."""
-    for pattern, _ in config.layer_precisions:
-        if not any(matches_layer(pattern, layer) for layer in layers):
-            raise ConfigError(f"no layer matches '{pattern}'", remedy="use the names that 'tamis explain' lists")
-    known = [tactic.name for device in PRECISIONS for tactic in tactics_of(device)]
-    known += [tactic.name for device in PRECISIONS for tactic in region_tactics_of(device)]
-    for name in config.exclude_tactics:
-        if not any(names_tactic(name, tactic) for tactic in known):
-            raise ConfigError(f"there is no tactic '{name}'", remedy=f"choose among {', '.join(dict.fromkeys(known))}")
-
-
 def race_and_plan(graph: Graph, track: Track, tell: Progress) -> Engine:
     """The second half: races, search and contest. The timing cache is saved.
 
@@ -90,4 +78,16 @@ def _silent(stage: str, done: int, total: int, detail: str) -> None:
     """Nobody watches."""
 
 
-__all__ = ["BuildConfig", "BuildWarning", "CrossoverConfig", "Progress", "build", "import_onnx", "measure_crossover"]
+__all__ = [
+    "BuildConfig",
+    "BuildWarning",
+    "CrossoverConfig",
+    "Goal",
+    "Progress",
+    "build",
+    "estimate_sparsity",
+    "import_onnx",
+    "measure_crossover",
+    "measure_sensitivity",
+    "measured_times",
+]

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from tamis import __version__
 from tamis.compiler.config import BuildConfig
@@ -23,18 +22,15 @@ from tamis.compiler.ir.graph import Graph, Node, SparsityNote, TensorType
 from tamis.compiler.ir.ops import Conv, Linear, Pointwise
 from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.tactics import tactics_of
-from tamis.compiler.tactics.base import Choice, Layer, flops_of, layer_of
+from tamis.compiler.tactics.base import Layer, flops_of, layer_of
 from tamis.compiler.tuner import open_track
-from tamis.compiler.tuner.cache import Measurement
-from tamis.compiler.tuner.describe import signature_of
-from tamis.compiler.tuner.race import Entry, LayerRace, Track, prepare, race_layer, race_suspect
+from tamis.compiler.tuner.duel import duel, fastest, runner_of
+from tamis.compiler.tuner.race import LayerRace, Track, prepare, race_layer
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, note_culprit, watch
 from tamis.compiler.tuner.timing import Clock, beats
-from tamis.compiler.tuner.trial import Trial, bind_trial
 from tamis.devices.base import Device
-from tamis.engine.crossover import CROSSOVER_VERSION, LAYER_KINDS, Cell, CrossoverMap, LayerKind, Reason, Runner
-from tamis.engine.plan import Timing
+from tamis.engine.crossover import CROSSOVER_VERSION, LAYER_KINDS, Cell, CrossoverMap, LayerKind, Reason
 from tamis.errors import ConfigError, DeviceLost, TamisError
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
@@ -286,54 +282,13 @@ def _note_offers(layer: Layer, track: Track, offers: dict[str, set[str]]) -> tup
 
 
 def _result(cell: Cell, race: LayerRace, track: Track) -> Cell:
-    dense, sparse = _best(race.finishers, "dense"), _best(race.finishers, "2:4")
+    dense, sparse = fastest(race.finishers, "dense"), fastest(race.finishers, "2:4")
     if dense is None or sparse is None:
         failed = {(e.choice.tactic, e.reason): None for e in race.entries if e.choice.sparsity == "2:4"}
         reasons = () if sparse else tuple(Reason(*reason) for reason in (*failed, *race.refusals))
-        return replace(cell, dense=_runner(dense), sparse=_runner(sparse), reasons=reasons)
+        return replace(cell, dense=runner_of(dense), sparse=runner_of(sparse), reasons=reasons)
     first, second = duel(race.layer, dense.choice, sparse.choice, track)
-    return replace(cell, dense=_runner(dense, first), sparse=_runner(sparse, second), pays=beats(second, first))
-
-
-def _runner(entry: Entry | None, timing: Timing | None = None) -> Runner | None:
-    if entry is None or entry.timing is None:
-        return None
-    choice = entry.choice
-    return Runner(choice.tactic, choice.precision, timing or entry.timing, dict(choice.parameters))
-
-
-def duel(layer: Layer, first: Choice, second: Choice, track: Track) -> tuple[Timing, Timing]:
-    """Two choices against each other in turns, or what the timing cache knows of it.
-
-    A race stops timing those that are far behind after a few calls, and the best of many is in part the luckiest.
-    So the winners of both sides meet once more.
-    """
-    signature = f"{'cold' if track.clock.cold else 'warm'} duel: {signature_of(layer)}"
-    choices = (first, second)
-    keys = [f"{signature} by {one.key()} against {other.key()}" for one, other in (choices, choices[::-1])]
-    found = [known.timing for known in map(track.cache.get, keys) if known is not None and known.timing is not None]
-    if len(found) < 2:
-        with torch.inference_mode():
-            trials = [_bound(layer, choice, track) for choice in choices]
-            suspects = [race_suspect(layer, choice, track) for choice in choices]
-            contenders = {str(i): t.contender(s) for i, (t, s) in enumerate(zip(trials, suspects, strict=True))}
-            timings = track.clock.race(contenders, track.config.turns)
-        found = [timings["0"], timings["1"]]
-        for key, timing in zip(keys, found, strict=True):
-            track.cache.put(key, Measurement(timing))
-    return found[0], found[1]
-
-
-def _bound(layer: Layer, choice: Choice, track: Track) -> Trial:
-    tactic = next(tactic for tactic in tactics_of(track.config.device) if tactic.name == choice.tactic)
-    inputs = {v: (track.reference.formatted(v, f), f) for v, f in zip(layer.values, choice.inputs, strict=True)}
-    outputs = {v: (layer.types[v], f) for v, f in zip(layer.node.outputs, choice.outputs, strict=True)}
-    return bind_trial(track.device, tactic.lower(layer, choice), inputs, outputs)
-
-
-def _best(finishers: Iterable[Entry], sparsity: str) -> Entry | None:
-    timed = [(e.timing.median_us, i, e) for i, e in enumerate(finishers) if e.timing and e.choice.sparsity == sparsity]
-    return min(timed)[2] if timed else None
+    return replace(cell, dense=runner_of(dense, first), sparse=runner_of(sparse, second), pays=beats(second, first))
 
 
 def _positions(kind: LayerKind, map_size: int) -> int:

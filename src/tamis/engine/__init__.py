@@ -12,6 +12,14 @@ from tamis.engine.crossover import (
     crossover_from_json,
     crossover_json,
 )
+from tamis.engine.estimate import (
+    Estimate,
+    LayerEstimate,
+    Versus,
+    estimate_data,
+    estimate_from_json,
+    estimate_json,
+)
 from tamis.engine.file import Engine, check_output, is_engine, read, replaced_file, save
 from tamis.engine.inspect import Summary, describe, is_sparse, summarize
 from tamis.engine.plan import (
@@ -45,8 +53,10 @@ __all__ = [
     "DeviceState",
     "Engine",
     "EngineRecord",
+    "Estimate",
     "Format",
     "LAYER_KINDS",
+    "LayerEstimate",
     "LayerKind",
     "LayerRecord",
     "PLAN_VERSION",
@@ -58,12 +68,16 @@ __all__ = [
     "Step",
     "Summary",
     "Timing",
+    "Versus",
     "check_output",
     "check_plan",
     "crossover_data",
     "crossover_from_json",
     "crossover_json",
     "describe",
+    "estimate_data",
+    "estimate_from_json",
+    "estimate_json",
     "from_json",
     "is_engine",
     "is_sparse",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,6 +31,14 @@ class NM:
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
+
+    def is_part_of(self, other: NM) -> bool:
+        """Whether every weight of this pattern is one of ``other`` too, as those of 1:4 and 1:2 are 2:4."""
+        for start in range(0, math.lcm(self.m, other.m), other.m):
+            met = Counter(index // self.m for index in range(start, start + other.m))  # members of each group in it
+            if sum(min(self.n, members) for members in met.values()) > other.n:
+                return False
+        return True
 
 
 Pattern: TypeAlias = Dense | NM

@@ -4,6 +4,7 @@ from tamis.report.conditions import condition_lines, state_text
 from tamis.report.crossover import crossover_report
 from tamis.report.crossover_picture import check_picture, draw_crossover
 from tamis.report.deviations import Deviation, deviation, deviation_data, deviation_table, first_beyond
+from tamis.report.estimate import estimate_conditions, estimate_report, estimate_verdict
 from tamis.report.measured import (
     bench_data,
     bench_lines,
@@ -13,6 +14,7 @@ from tamis.report.measured import (
     profile_table,
 )
 from tamis.report.races import explain, explain_data
+from tamis.report.sensitivity import draw_sensitivity, plan_lines, sensitivity_report
 from tamis.report.sparsity import best, both_times, sparsity_data, sparsity_lines
 from tamis.report.summary import (
     build_data,
@@ -41,6 +43,10 @@ __all__ = [
     "difference_of_engines",
     "differing_layers",
     "draw_crossover",
+    "draw_sensitivity",
+    "estimate_conditions",
+    "estimate_report",
+    "estimate_verdict",
     "explain",
     "explain_data",
     "first_beyond",
@@ -48,8 +54,10 @@ __all__ = [
     "kernels_data",
     "kernels_table",
     "microseconds",
+    "plan_lines",
     "profile_data",
     "profile_table",
+    "sensitivity_report",
     "shape",
     "size",
     "sparsity_data",

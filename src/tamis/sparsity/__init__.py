@@ -15,9 +15,32 @@ from tamis.sparsity.hold import PrunedLayer, PruneReport, finalize
 from tamis.sparsity.masks import LayerChoice, magnitude_mask, nm_mask, prunable
 from tamis.sparsity.permutation import PermutationReport, PermutedLayer, permute_channels
 from tamis.sparsity.progressive import ChannelStep, prune_progressively
+from tamis.sparsity.prune_plan import (
+    PlannedLayer,
+    PrunePlan,
+    plan_data,
+    plan_for_time,
+    plan_from_json,
+    plan_json,
+    plan_within,
+)
 from tamis.sparsity.pruning import SparseGPT, apply_masks, prune
 from tamis.sparsity.schedule import Schedule
 from tamis.sparsity.scores import magnitude_scores, taylor_scores, wanda_scores
+from tamis.sparsity.sensitivity import measured_loss, sensitivity
+from tamis.sparsity.sensitivity_report import (
+    LayerTime,
+    MeasuredTimes,
+    Sensitivity,
+    SensitivityReport,
+    Skipped,
+    loss_of_db,
+    loss_text,
+    report_data,
+    report_from_json,
+    report_json,
+    sqnr_db,
+)
 from tamis.sparsity.training import SRSTE, SparseTraining, bake_state_dict
 
 __all__ = [
@@ -28,14 +51,21 @@ __all__ = [
     "LayerCheck",
     "LayerChoice",
     "LayerCost",
+    "LayerTime",
+    "MeasuredTimes",
     "PermutationReport",
     "PermutedLayer",
+    "PlannedLayer",
+    "PrunePlan",
     "PruneReport",
     "PrunedGroup",
     "PrunedLayer",
     "Removal",
     "SRSTE",
     "Schedule",
+    "Sensitivity",
+    "SensitivityReport",
+    "Skipped",
     "SparseGPT",
     "SparseTraining",
     "SparsityLost",
@@ -48,15 +78,28 @@ __all__ = [
     "finalize",
     "lightning_callback",
     "load_channels",
+    "loss_of_db",
+    "loss_text",
     "magnitude_mask",
     "magnitude_scores",
+    "measured_loss",
     "nm_mask",
     "permute_channels",
+    "plan_data",
+    "plan_for_time",
+    "plan_from_json",
+    "plan_json",
+    "plan_within",
     "prunable",
     "prune",
     "prune_channels",
     "prune_progressively",
+    "report_data",
+    "report_from_json",
+    "report_json",
     "save_channels",
+    "sensitivity",
+    "sqnr_db",
     "taylor_scores",
     "trainer_callback",
     "useful_multiple",

@@ -20,7 +20,7 @@ Measure = Callable[[LayerChoice, torch.Tensor], torch.Tensor]
 Identity = int | str
 
 NO_DATA = "give calibration=: an iterable of batches, or a function that runs the model on data"
-_LOSS_FORM = "loss takes the model and a batch, and gives a scalar"
+LOSS_FORM = "loss takes the model and a batch, and gives a scalar"
 _FORMS = "a batch is a tensor, a tuple of positional inputs or a mapping of named ones; or give a function of the model"
 
 
@@ -89,7 +89,7 @@ def measure(
             raise _Enough
 
     with _listening(model, layers, note):
-        _run(model, calibration)
+        run_all(model, calibration)
     for layer in layers:
         for total in sums.get(layer.identity, ()):
             require_finite(layer, total)
@@ -116,7 +116,7 @@ def stages(model: nn.Module, calibration: Calibration, layers: Sequence[LayerCho
         calls[layer.identity] = calls.get(layer.identity, 0) + 1
 
     with _listening(model, layers, note):
-        batches = _run(model, calibration)
+        batches = run_all(model, calibration)
     result = []
     for stage in found:
         once = batches is not None and all(calls[layer.identity] == batches for layer in stage)
@@ -144,26 +144,26 @@ def gradients(
                 require_finite(layers[identity], gradient, "its gradient holds")
                 use(identity, gradient)
 
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         try:
             for weight in frozen:
                 weight.requires_grad_(True)
-            _each(calibration, work, _LOSS_FORM)
+            each_batch(calibration, work, LOSS_FORM)
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
 
 
-def _run(model: nn.Module, calibration: Calibration) -> int | None:
+def run_all(model: nn.Module, calibration: Calibration) -> int | None:
     """Run the model on all data; the number of batches, or None where a function runs them."""
 
     def call(batch: Any) -> object:
         positional, named = as_arguments(batch)
         return model(*positional, **named)
 
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         if not callable(calibration):
-            return _each(calibration, call, _FORMS)
+            return each_batch(calibration, call, _FORMS)
         try:
             calibration(model)
         except TamisError:
@@ -175,7 +175,7 @@ def _run(model: nn.Module, calibration: Calibration) -> int | None:
         return None
 
 
-def _each(calibration: Iterable[Any], work: Callable[[Any], object], remedy: str) -> int:
+def each_batch(calibration: Iterable[Any], work: Callable[[Any], object], remedy: str) -> int:
     """Do some work for each batch; the number of batches, at least one."""
     count = 0
     for batch in calibration:
@@ -196,7 +196,7 @@ def _each(calibration: Iterable[Any], work: Callable[[Any], object], remedy: str
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, and afterwards each of its modules as it was; attention in Python, where hooks see it."""
     training = [module for module in model.modules() if module.training]
     fast = torch.backends.mha.get_fastpath_enabled()

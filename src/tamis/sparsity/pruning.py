@@ -17,6 +17,8 @@ from tamis.sparsity.calibration import Calibration, Identity, as_calibration, gr
 from tamis.sparsity.compensation import compensate, refit
 from tamis.sparsity.hold import PruneReport, describe, held_mask, hold_masks, require_unmasked
 from tamis.sparsity.masks import TRANSPOSED, LayerChoice, as_pattern, follows, nm_mask, prunable
+from tamis.sparsity.named_layers import planned_layers
+from tamis.sparsity.prune_plan import PrunePlan
 from tamis.sparsity.scores import Scores, channel_norms, magnitude_scores, taylor_scores, wanda_scores
 
 Exclude = Iterable[str] | Callable[[str, nn.Module], bool]
@@ -53,6 +55,7 @@ def prune(
     model: nn.Module,
     pattern: str | NM = "2:4",
     *,
+    plan: PrunePlan | Mapping[str, str | NM] | None = None,
     exclude: Exclude = (),
     method: Method = "magnitude",
     calibration: Calibration | None = None,
@@ -68,6 +71,8 @@ def prune(
     Args:
         model: changed in place.
         pattern: `"2:4"`, another N:M, or an `NM`.
+        plan: what to prune at which pattern, instead of everything at one: a plan of `tamis.sparsity.sensitivity` or
+            `tamis sensitivity`, or patterns by name of weight. All else is left alone.
         exclude: names of modules or weights to leave alone, `*` and `?` allowed (`"encoder.0.*"`), or a
             function of (module name, module). A weight shared with an excluded layer is left alone too.
         method: what is kept. `"magnitude"`: large weights. `"wanda"`: weights that are large times the norm of
@@ -82,43 +87,63 @@ def prune(
         progress: called with ("prune", layers done, layers in all, name of the layer).
 
     Raises:
-        SparsityError: the model has no layer that the pattern fits; a weight is masked already or not finite; a
+        SparsityError: the model has no layer that the pattern fits, or not one that the plan names; a weight is masked
+            already or not finite; a
             name of `exclude` matches no layer; calibration data is missing, does not run or holds NaN; a score
             has a wrong shape. The model is then as it was, unless SparseGPT fails at a later layer, when those
             before it stay pruned.
     """
     wanted = as_pattern(pattern)
-    layers = _chosen(model, wanted, exclude)
+    if plan is None:
+        layers = chosen_layers(model, wanted, exclude)
+        patterns: Mapping[str, NM] = {layer.full_name: wanted for layer in layers}
+    else:
+        if exclude:
+            raise SparsityError("plan= and exclude= are both given", remedy="leave layers out of the plan instead")
+        layers, patterns = planned_layers(model, plan)
+        _require_ready(layers)
     if isinstance(method, SparseGPT) or method == "sparsegpt":
         options = method if isinstance(method, SparseGPT) else SparseGPT()
-        layers = _compensated(model, layers, wanted, options, as_calibration(calibration, "sparsegpt"), progress)
-        return PruneReport(tuple(describe(layer, wanted) for layer in layers))
-    scores: Scores | Mapping[Identity, torch.Tensor]
-    if method == "magnitude":
-        scores = lambda layer: magnitude_scores(layer.weight)  # noqa: E731
-    elif method == "wanda":
-        squares = measure(model, as_calibration(calibration, method), _wanted(layers), channel_squares)
-        layers = [_reached(layer, squares) for layer in layers]
-        scores = lambda layer: wanda_scores(layer.weight, channel_norms(layer, squares[layer.identity]))  # noqa: E731
-    elif method == "taylor":
-        sums = _taylor(model, as_calibration(calibration, method), loss, _wanted(layers))
-        layers = [_reached(layer, sums) for layer in layers]
-        scores = lambda layer: sums[layer.identity]  # noqa: E731
-    elif callable(method):
-        scores = method
-    else:
-        raise SparsityError(
-            f"no method is called '{method}'", remedy="use magnitude, wanda, taylor or sparsegpt, or give a function"
-        )
+        layers = _compensated(model, layers, patterns, options, as_calibration(calibration, "sparsegpt"), progress)
+        return PruneReport(tuple(describe(layer, patterns.get(layer.full_name, wanted)) for layer in layers))
+    layers, scores = scoring(model, layers, method, calibration, loss)
     masks: dict[Identity, torch.Tensor] = {}  # layers that share a weight share the mask
-    unique = _unique(_wanted(layers))
+    unique = unique_layers(wanted_layers(layers))
     for done, (identity, layer) in enumerate(unique.items(), 1):
-        masks[identity] = _mask(layer, scores(layer), wanted)
+        masks[identity] = mask_of(layer, scores(layer), patterns[layer.full_name])
         if progress:
             progress("prune", done, len(unique), layer.full_name)
     # only now, so that an error above leaves the model as it was
-    hold_masks([(layer, masks[layer.identity]) for layer in _wanted(layers)], wanted)
-    return PruneReport(tuple(describe(layer, wanted) for layer in layers))
+    for layer in wanted_layers(layers):
+        hold_masks([(layer, masks[layer.identity])], patterns[layer.full_name])
+    return PruneReport(tuple(describe(layer, patterns.get(layer.full_name, wanted)) for layer in layers))
+
+
+def scoring(
+    model: nn.Module,
+    layers: list[LayerChoice],
+    method: str | Scores,
+    calibration: Calibration | None,
+    loss: Loss | None,
+) -> tuple[list[LayerChoice], Scores]:
+    """The layers, with a reason where the data does not reach them, and how their weights are scored by a method.
+
+    Raises `SparsityError` as of `prune`.
+    """
+    if method == "magnitude":
+        return layers, lambda layer: magnitude_scores(layer.weight)
+    if method == "wanda":
+        squares = measure(model, as_calibration(calibration, method), wanted_layers(layers), channel_squares)
+        layers = [_reached(layer, squares) for layer in layers]
+        return layers, lambda layer: wanda_scores(layer.weight, channel_norms(layer, squares[layer.identity]))
+    if method == "taylor":
+        sums = _taylor(model, as_calibration(calibration, method), loss, wanted_layers(layers))
+        return [_reached(layer, sums) for layer in layers], lambda layer: sums[layer.identity]
+    if callable(method):
+        return layers, method
+    raise SparsityError(
+        f"no method is called '{method}'", remedy="use magnitude, wanda, taylor or sparsegpt, or give a function"
+    )
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor], pattern: str | NM = "2:4") -> PruneReport:
@@ -153,11 +178,11 @@ def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor], pattern: st
         layer if layer.reason or layer.identity in held else replace(layer, reason="no mask given")
         for layer in layers.values()
     ]
-    hold_masks([(layer, held[layer.identity]) for layer in _wanted(result)], wanted)
+    hold_masks([(layer, held[layer.identity]) for layer in wanted_layers(result)], wanted)
     return PruneReport(tuple(describe(layer, wanted) for layer in result))
 
 
-def _chosen(model: nn.Module, pattern: NM, exclude: Exclude) -> list[LayerChoice]:
+def chosen_layers(model: nn.Module, pattern: NM, exclude: Exclude) -> list[LayerChoice]:
     """All layers, with a reason where they are not to be pruned; those that are, checked."""
     layers = prunable(model, pattern)
     if not layers:
@@ -175,10 +200,14 @@ def _chosen(model: nn.Module, pattern: NM, exclude: Exclude) -> list[LayerChoice
                 raise SparsityError(f"exclude '{name}' matches no layer", remedy="name modules as named_modules() does")
     excluded = {layer.identity for layer in layers if _excluded(layer, exclude)}
     layers = [replace(layer, reason="excluded") if layer.identity in excluded else layer for layer in layers]
-    for layer in _wanted(layers):
+    _require_ready(layers)
+    return layers
+
+
+def _require_ready(layers: Iterable[LayerChoice]) -> None:
+    for layer in wanted_layers(layers):
         require_unmasked(layer, remedy="call finalize first")
         require_finite(layer, layer.weight, "its weight holds", "mend or retrain the model, or exclude it")
-    return layers
 
 
 def _excluded(layer: LayerChoice, exclude: Exclude) -> bool:
@@ -187,11 +216,12 @@ def _excluded(layer: LayerChoice, exclude: Exclude) -> bool:
     return any(fnmatchcase(layer.name, name) or fnmatchcase(layer.full_name, name) for name in exclude)
 
 
-def _wanted(layers: Iterable[LayerChoice]) -> list[LayerChoice]:
+def wanted_layers(layers: Iterable[LayerChoice]) -> list[LayerChoice]:
+    """Those without a reason against them."""
     return [layer for layer in layers if layer.reason is None]
 
 
-def _unique(layers: Iterable[LayerChoice]) -> dict[Identity, LayerChoice]:
+def unique_layers(layers: Iterable[LayerChoice]) -> dict[Identity, LayerChoice]:
     """One layer for each weight."""
     unique: dict[Identity, LayerChoice] = {}
     for layer in layers:
@@ -203,7 +233,8 @@ def _reached(layer: LayerChoice, measured: Mapping[Identity, object]) -> LayerCh
     return layer if layer.reason or layer.identity in measured else replace(layer, reason=_NOT_REACHED)
 
 
-def _mask(layer: LayerChoice, scores: torch.Tensor, pattern: NM) -> torch.Tensor:
+def mask_of(layer: LayerChoice, scores: torch.Tensor, pattern: NM) -> torch.Tensor:
+    """The mask that keeps the highest scores of a layer's weight. Raises `SparsityError`."""
     _require_shape(layer, scores, "score")
     try:
         return nm_mask(scores, pattern, layer.axis)
@@ -228,7 +259,7 @@ def _taylor(
     """First-order changes of the loss, summed over batches."""
     if loss is None:
         raise SparsityError("taylor needs a loss", remedy="give loss=: a function of the model and a batch")
-    unique, sums = _unique(layers), dict[Identity, torch.Tensor]()
+    unique, sums = unique_layers(layers), dict[Identity, torch.Tensor]()
 
     def add(identity: Identity, gradient: torch.Tensor) -> None:
         scores = taylor_scores(unique[identity].weight, gradient)
@@ -241,14 +272,14 @@ def _taylor(
 def _compensated(
     model: nn.Module,
     layers: list[LayerChoice],
-    pattern: NM,
+    patterns: Mapping[str, NM],
     options: SparseGPT,
     calibration: Calibration,
     progress: Progress | None,
 ) -> list[LayerChoice]:
     """Prune with SparseGPT in the order in which data reaches the layers; the layers with their reasons."""
-    layers = [replace(layer, reason=layer.reason or _cannot_compensate(layer)) for layer in layers]
-    wanted = _wanted(layers)
+    layers = [replace(layer, reason=layer.reason or cannot_compensate(layer)) for layer in layers]
+    wanted = wanted_layers(layers)
     order = stages(model, calibration, wanted)
     total, done = sum(len(stage.layers) for stage in order), 0
     for stage in order:
@@ -256,7 +287,8 @@ def _compensated(
         listeners = [user for same in users.values() for user in same]
         hessians = measure(model, calibration, listeners, hessian, stage.calls)
         for layer in stage.layers:
-            mask = _compensate(layer, hessians.pop(layer.identity), pattern, options)
+            pattern = patterns[layer.full_name]
+            mask = compensate_layer(layer, hessians.pop(layer.identity), pattern, options)
             hold_masks([(user, mask) for user in users[layer.identity]], pattern)
             done += 1
             if progress:
@@ -267,7 +299,8 @@ def _compensated(
     ]
 
 
-def _cannot_compensate(layer: LayerChoice) -> str | None:
+def cannot_compensate(layer: LayerChoice) -> str | None:
+    """Why SparseGPT does not take a layer; None if it does."""
     if isinstance(layer.module, TRANSPOSED):
         return "sparsegpt does not compensate transposed convolutions; magnitude, wanda and taylor prune them"
     if not isinstance(layer.weight, nn.Parameter):
@@ -276,7 +309,7 @@ def _cannot_compensate(layer: LayerChoice) -> str | None:
 
 
 @torch.no_grad()
-def _compensate(
+def compensate_layer(
     layer: LayerChoice, hessians: tuple[torch.Tensor, ...], pattern: NM, options: SparseGPT
 ) -> torch.Tensor:
     """Prune and compensate one weight in place, a part of its rows for each Hessian; the mask."""

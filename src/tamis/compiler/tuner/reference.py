@@ -16,7 +16,7 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph, TensorType
 from tamis.compiler.ir.ops import Gather
 from tamis.compiler.tactics.aten import Aten
-from tamis.compiler.tactics.base import layer_of
+from tamis.compiler.tactics.base import Layer, layer_of
 from tamis.compiler.tuner.suspect import Suspect, watch
 from tamis.compiler.tuner.trial import bind_trial
 from tamis.devices.base import Device, Tensor
@@ -115,7 +115,7 @@ class Reference:
         return {name: float(value) for name, value in largest.items()}
 
     def _run(self, look: Callable[[str, Tensor], None] = lambda name, tensor: None) -> None:
-        aten, graph = Aten(), self.graph
+        graph = self.graph
         values = {name: self.device.upload(array) for name, array in self.samples().items()}
         values |= {o: self.device.upload(graph.constants[o]) for o in graph.outputs if o in graph.constants}
         last_read = {v: index for index, node in enumerate(graph.nodes) for v in node.inputs}
@@ -127,16 +127,7 @@ class Reference:
             for value in graph.inputs:
                 look(value, values[value])
             for index, node in enumerate(graph.nodes):
-                layer = layer_of(graph, node)
-                choice = next(iter(aten.choices(layer, self.device.info(), BuildConfig())))
-                lowered = aten.lower(layer, choice)
-                inputs = {v: (values[v], f) for v, f in zip(layer.values, choice.inputs, strict=True)}
-                outputs = {v: (graph.types[v], f) for v, f in zip(node.outputs, choice.outputs, strict=True)}
-                with watch(self.device, Suspect("the float32 reference", layer.name, aten.name)):
-                    trial = bind_trial(self.device, lowered, inputs, outputs)
-                    trial.run()
-                    self.device.synchronize()  # no candidate shall be blamed for it
-                values |= {v: trial.slots[s] for v, s in zip(node.outputs, trial.outputs, strict=True)}
+                values |= run_layer(layer_of(graph, node), values, self.device)
                 for value in node.outputs:
                     look(value, values[value])
                 if held is not None:
@@ -144,6 +135,20 @@ class Reference:
                     for value in set(done) - held:
                         values.pop(value, None)
         self._values = values
+
+
+def run_layer(layer: Layer, values: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:
+    """The outputs of a layer in float32, row-major, from its inputs by name; in inference mode only."""
+    aten, node = Aten(), layer.node
+    choice = next(iter(aten.choices(layer, device.info(), BuildConfig())))
+    lowered = aten.lower(layer, choice)
+    inputs = {v: (values[v], f) for v, f in zip(layer.values, choice.inputs, strict=True)}
+    outputs = {v: (layer.types[v], f) for v, f in zip(node.outputs, choice.outputs, strict=True)}
+    with watch(device, Suspect("the float32 reference", layer.name, aten.name)):
+        trial = bind_trial(device, lowered, inputs, outputs)
+        trial.run()
+        device.synchronize()  # no candidate shall be blamed for it
+    return {v: trial.slots[s] for v, s in zip(node.outputs, trial.outputs, strict=True)}
 
 
 def _checked_sample(name: str, sample: np.ndarray, type_: TensorType) -> np.ndarray:

@@ -50,7 +50,14 @@ class Clock:
     def race(
         self, contenders: Mapping[str, Contender], repetitions: int, deadline: float = float("inf")
     ) -> dict[str, Timing]:
-        """Timings of all contenders, taking turns ``repetitions`` times or until ``deadline`` (monotonic seconds).
+        """Timings of all contenders, as of ``samples``."""
+        samples = self.samples(contenders, repetitions, deadline)
+        return {name: summarise(values) for name, values in samples.items()}
+
+    def samples(
+        self, contenders: Mapping[str, Contender], repetitions: int, deadline: float = float("inf")
+    ) -> dict[str, list[float]]:
+        """Microseconds of each contender in each of ``repetitions`` turns, or until ``deadline`` (monotonic seconds).
 
         At least three turns are taken whatever the deadline. Raises ``DeviceLost`` for a contender that breaks the
         device.
@@ -66,7 +73,7 @@ class Clock:
             for name, contender in contenders.items():
                 with watch(self._device, contender.suspect):
                     samples[name].append(self.once(contender))
-        return {name: summarise(values) for name, values in samples.items()}
+        return samples
 
 
 def summarise(samples_us: Sequence[float]) -> Timing:
