@@ -7,6 +7,7 @@ the tests' emulation. Neither a GPU nor a toolkit header is needed.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -52,12 +53,13 @@ def _compile(source: str, text: str, architecture: str) -> bytes:
     if compiler is None:
         raise MissingLibrary(NO_COMPILER, remedy=REMEDY)
     store = kernel_store()
-    key = "\n".join((compiler.identity, architecture, whole_text(text)))
-    cubin = store.read(key, "cubin") if store is not None else None
+    if store is None:
+        return compiler.compile(text, source, architecture)
+    key = f"{compiler.identity}, {architecture}, {hashlib.sha256(whole_text(text).encode()).hexdigest()}"
+    cubin = store.read(key, "cubin")
     if cubin is None:
         cubin = compiler.compile(text, source, architecture)
-        if store is not None:
-            store.write(key, "cubin", cubin)
+        store.write(key, "cubin", cubin)
     return cubin
 
 
