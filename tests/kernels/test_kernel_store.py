@@ -153,11 +153,11 @@ def test_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return store.folder if store is not None else None
 
     monkeypatch.chdir(tmp_path)
-    assert folder(HOME="/home/a") == Path("/home/a/.cache/tamis/kernels")
-    assert folder(HOME="/home/a", XDG_CACHE_HOME="/var/b") == Path("/var/b/tamis/kernels")
-    assert folder(HOME="/home/a", XDG_CACHE_HOME="relative") == Path("/home/a/.cache/tamis/kernels")
-    assert folder(HOME="/home/a", XDG_CACHE_HOME="/var/b", TAMIS_KERNEL_CACHE="~/c") == Path("/home/a/c")
-    assert folder(HOME="/home/a", TAMIS_KERNEL_CACHE="c") == tmp_path / "c"
+    assert folder(HOME="/users/a") == Path("/users/a/.cache/tamis/kernels")
+    assert folder(HOME="/users/a", XDG_CACHE_HOME="/var/b") == Path("/var/b/tamis/kernels")
+    assert folder(HOME="/users/a", XDG_CACHE_HOME="relative") == Path("/users/a/.cache/tamis/kernels")
+    assert folder(HOME="/users/a", XDG_CACHE_HOME="/var/b", TAMIS_KERNEL_CACHE="~/c") == Path("/users/a/c")
+    assert folder(HOME="/users/a", TAMIS_KERNEL_CACHE="c") == tmp_path / "c"
     assert folder(TAMIS_KERNEL_CACHE="~nobody-of-this-name/c") is None
 
 

@@ -362,7 +362,7 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
     prune(held)
     with pytest.raises(SparsityError, match="finalize"):
         save_channels(held, tmp_path / "held.safetensors")
-    with pytest.raises(OutputError, match="create the folder first"):
+    with pytest.raises(OutputError, match="Create the folder first"):
         save_channels(nn.Linear(2, 2), tmp_path / "nowhere" / "m.safetensors")
 
 

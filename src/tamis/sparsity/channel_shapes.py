@@ -73,11 +73,7 @@ def load_channels(model: nn.Module, path: str | Path) -> None:
         mine = state[key]
         if tensor.ndim != mine.ndim or any(new > old for new, old in zip(tensor.shape, mine.shape, strict=True)):
             raise _other_model(path, f"{list(tensor.shape)} in the file, but {list(mine.shape)} in the model", key)
-    for name, (_, sizes) in modules.items():
-        for key, size in sizes.items():
-            present = getattr(own[name], key, None)
-            if key not in _SIZES or not _can_become(size, present):
-                raise _other_model(path, f"{key} is {size!r} in the file, {present!r} in the model", name)
+    _check_sizes(own, modules, path)
     replaced: dict[int, nn.Parameter] = {}  # tensors that are shared stay so
     for key, tensor in tensors.items():
         owner, _, name = key.rpartition(".")
@@ -106,6 +102,15 @@ def _read(path: Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], dict[str, 
         return {name: (kind, dict(sizes)) for name, (kind, sizes) in data["modules"].items()}, tensors
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SparsityError(f"what '{path}' says of its layers is damaged: {error!r}", remedy=remedy) from error
+
+
+def _check_sizes(own: dict[str, nn.Module], modules: dict[str, tuple[str, dict[str, Any]]], path: str | Path) -> None:
+    """Raise `SparsityError` for attributes and sizes that removing channels does not lead to."""
+    for name, (_, sizes) in modules.items():
+        for key, size in sizes.items():
+            present = getattr(own[name], key, None)
+            if key not in _SIZES or not _can_become(size, present):
+                raise _other_model(path, f"{key} is {size!r} in the file, {present!r} in the model", name)
 
 
 def _can_become(new: Any, old: Any) -> bool:

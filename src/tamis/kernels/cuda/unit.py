@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ def whole_text(text: str) -> str:
     Conditions are not evaluated, so a header may be listed that this unit does not read. Files that are not there are
     named only: the emulations of the tests.
     """
-    parts, found = [text], set[Path]()
+    parts, found = list[str](), set[Path]()
     waiting = [(FOLDER, name) for name in _INCLUDE.findall(text)]
     while waiting:
         near, name = waiting.pop()
@@ -36,7 +37,15 @@ def whole_text(text: str) -> str:
             parts.append(f"// {name}: not there")
         elif file not in found:
             found.add(file)
-            content = file.read_text(encoding="utf-8")
+            status = file.stat()
+            content, included = _read(file, status.st_mtime_ns, status.st_size)
             parts.append(f"// {name}\n{content}")
-            waiting += [(file.parent, inner) for inner in _INCLUDE.findall(content)]
-    return "\n".join([parts[0], *sorted(parts[1:])])
+            waiting += [(file.parent, inner) for inner in included]
+    return "\n".join([text, *sorted(parts)])
+
+
+@functools.lru_cache(maxsize=256)
+def _read(file: Path, modified_ns: int, size: int) -> tuple[str, tuple[str, ...]]:
+    """A source and what it includes. A file that was changed is read again."""
+    content = file.read_text(encoding="utf-8")
+    return content, tuple(_INCLUDE.findall(content))
