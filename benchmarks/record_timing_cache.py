@@ -38,7 +38,8 @@ from tamis.compiler.tactics import cuda_steps
 from tamis.devices.base import Device
 from tamis.engine import Engine
 from tamis.engine.plan import to_json
-from tamis.kernels.cuda.compile import compiler_name, translation_unit
+from tamis.kernels.cuda.compile import compiler_name
+from tamis.kernels.cuda.unit import translation_unit
 from tamis.runtime import open_device
 
 MODELS = ("small-resnet50", "small-bert")

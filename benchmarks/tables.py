@@ -32,6 +32,7 @@ GPU_HEADER = (
 )
 KERNEL_HEADER = ("layer", "precision", "best dense library", "cuSPARSELt", "ours dense", "ours 2:4", "TOP/s in 2:4",
                  "of the roof", "library / ours dense", "library / ours 2:4")  # fmt: skip
+COMPILED = {"cold": "compiled", "first": "compiled", "disk": "from disk"}
 DENSE_LIBRARIES = ("cudnn.conv", "cudnn.torch", "cublaslt", "cublas", "cudnn.float16", "cublas.float16", "aten")
 GPU_PEERS = ("torch-eager", "torch-semi-structured", "torch.compile")
 WRONG = 1e29  # results.error_of marks what is not finite, or of the wrong shape, with 1e30
@@ -213,7 +214,21 @@ def runtime_table(results: Path) -> str:
     return "\n".join(parts or ["No results yet: run `python benchmarks/bench_runtime.py`.", ""])
 
 
+def compile_table(results: Path) -> str:
+    """How long the kernels of networks take to compile, and to be found on disk."""
+    parts = []
+    for path in sorted(results.glob("compile-*.json")):
+        content = json.loads(path.read_text())
+        lines = [(row["case"], row["note"], COMPILED[row["impl"]], f"{row['median_us'] / 1e6:.2f} s")
+                 for row in content["rows"]]  # fmt: skip
+        load = f"Load of the machine at the end: {content['meta']['load']}."
+        header = ("network", "what", "from where", "time")
+        parts += [f"{caption(content['meta'])} {load}", "", markdown(header, lines), ""]
+    return "\n".join(parts or ["No results yet: run `python benchmarks/bench_compile.py`.", ""])
+
+
 TABLES: Mapping[str, Callable[[Path], str]] = {
+    "compile": compile_table,
     "cpu": model_table,
     "gpu": gpu_table,
     "kernels": kernel_table,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# What the tests compile is compiled, whatever lies in the cache of who runs them.
+os.environ.setdefault("TAMIS_KERNEL_CACHE", "off")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from tamis.compiler.planner import contest as contest_module
 from tamis.compiler.planner import conversions as conversions_module
-from tamis.compiler.tactics import cuda_steps
+from tamis.compiler.tactics import ahead, cuda_steps
 from tamis.compiler.tactics.base import Choice, Layer, Tactic, flops_of, moved_bytes_of
 from tamis.compiler.tuner import prior as prior_module
 from tamis.compiler.tuner import race as race_module
@@ -26,7 +26,7 @@ from tamis.devices.cpu import CpuDevice
 from tamis.devices.cuda.device import CudaDevice
 from tamis.engine.plan import Accuracy, DeviceInfo, Step, Timing
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.compile import translation_unit
+from tamis.kernels.cuda.unit import translation_unit
 
 LIBRARIES = {
     "torch": "2.11.0", "cuda": "13.0", "driver": "13.0", "cudnn": "9.19.0", "cudnn_frontend": "1.32.0",
@@ -118,7 +118,8 @@ def make_up_measurements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             tactic.lower(layer, choice)  # every choice that is offered can be lowered
         return [Measurement(made_up(flops_of(layer), moved_bytes_of(layer, c), c), RIGHT) for _, c in choices]
 
-    monkeypatch.setattr(cuda_steps, "compile_source", made_up_cubin)
+    for module in (ahead, cuda_steps):
+        monkeypatch.setattr(module, "compile_source", made_up_cubin)
     monkeypatch.setattr(prior_module, "_product_rate", lambda device, precision: 50e6)
     monkeypatch.setattr(prior_module, "_copy_rate", lambda device: 4e6)
     monkeypatch.setattr(race_module, "_race_now", race)

@@ -91,6 +91,8 @@ def build(
         check_output(output, (model,) if isinstance(model, str | Path) else ())
     engine = compiler.build(model, replace(config or Config(), **options), progress)
     if output is not None:
+        if progress is not None:
+            progress("save", 0, 1, str(output))
         save(engine, output)
     return engine
 

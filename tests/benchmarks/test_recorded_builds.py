@@ -32,7 +32,7 @@ from record_timing_cache import (
     record,
     small_model,
 )
-from tamis.compiler.tactics import cuda_kernels, cuda_steps
+from tamis.compiler.tactics import ahead, cuda_kernels, cuda_steps
 from tamis.compiler.tactics.base import Choice, Layer, Tactic
 from tamis.compiler.tuner import race as race_module
 from tamis.compiler.tuner.cache import Measurement
@@ -84,7 +84,8 @@ def built_again(folder: Path, name: str, place: Path, monkeypatch: pytest.Monkey
         return archive.read(key)
 
     monkeypatch.setattr("tamis.compiler.open_device", lambda kind: gpu)
-    monkeypatch.setattr(cuda_steps, "compile_source", cubin)
+    for module in (ahead, cuda_steps):
+        monkeypatch.setattr(module, "compile_source", cubin)
     for module in (cuda_steps, cuda_kernels):
         monkeypatch.setattr(module, "compiler_name", lambda: content["compiler"])
     monkeypatch.setattr("tamis.compiler.planner.plan.__version__", recorded.tamis)  # it is part of the cache's keys

@@ -12,7 +12,10 @@ import pytest
 import tamis
 from small_models import save_cnn, save_mlp
 from tamis.cli.main import COMMANDS, run_command
+from tamis.cli.output import Stages
+from tamis.compiler import STAGES
 from tamis.engine.plan import DeviceInfo
+from tamis.kernels import KernelStore
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,9 @@ def test_build_as_json(capsys: pytest.CaptureFixture[str], model: str, tmp_path:
     target = tmp_path / "a.tamis"
     data = json_of(capsys, "build", model, "-o", str(target), "--sparsity", "off", "--best")
     assert data["file_bytes"] == target.stat().st_size
+    assert tuple(data["stages"]) == STAGES
+    assert all(seconds >= 0 for seconds in data["stages"].values())
+    assert sum(data["stages"].values()) <= data["seconds"]
     assert data["sparsity"]["chosen"] == []
     assert tamis.read_engine(target).plan.config["sparsity"] == "off"
 
@@ -198,6 +204,32 @@ def test_env(capsys: pytest.CaptureFixture[str]) -> None:
     data = json_of(capsys, "env")
     assert data["tamis"] == tamis.__version__
     assert data["device"]["kind"] == "cpu"
+
+
+def test_env_tells_where_compiled_kernels_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TAMIS_KERNEL_CACHE", str(tmp_path / "kept"))
+    assert json_of(capsys, "env")["kernel_cache"]["entries"] == 0
+    assert not (tmp_path / "kept").exists()
+    KernelStore(tmp_path / "kept").write("key", "cubin", b"x" * 2016)
+    cache = json_of(capsys, "env")["kernel_cache"]
+    assert (cache["path"], cache["entries"], cache["bytes"]) == (str(tmp_path / "kept"), 1, 2048)
+    assert f"{tmp_path / 'kept'}: 1 GPU kernel, 2.0 KiB" in output_of(capsys, "env")
+    monkeypatch.setenv("TAMIS_KERNEL_CACHE", "off")
+    assert json_of(capsys, "env")["kernel_cache"] is None
+    assert "off (TAMIS_KERNEL_CACHE)" in output_of(capsys, "env")
+
+
+def test_stages_are_timed_and_passed_on() -> None:
+    now, told = [0.0], []
+    stages = Stages(lambda *what: told.append(what), clock=lambda: now[0])
+    for stage, seconds in (("device", 1.0), ("race", 2.0), ("race", 3.0), ("device", 4.0)):
+        stages.tell(stage, 0, 1, "x")
+        now[0] += seconds
+    assert stages.seconds() == {"device": 5.0, "race": 5.0}
+    assert stages.seconds() == {"device": 5.0, "race": 5.0}
+    assert told[0] == ("device", 0, 1, "x") and len(told) == 4
 
 
 def test_env_with_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,13 +36,14 @@ from tamis.compiler.ir.ops import Conv, Pointwise
 from tamis.compiler.tactics.base import Choice, Layer
 from tamis.compiler.tactics.cudnn import CudnnConv
 from tamis.devices.base import BoundShape, Runner
-from tamis.devices.cuda import cudnn, cudnn_store
+from tamis.devices.cuda import cudnn
 from tamis.devices.cuda.cudnn_graph import MOST_WORKSPACE, RankedPlans, can_fuse
 from tamis.devices.cuda.cudnn_problem import ConvProblem, conv_problem
 from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.formats.dtype import DType
+from tamis.kernels import KernelStore
 
 GPU = DeviceInfo("cuda", "GPU", "sm_90", 132, ("tf32", "bf16"), {"cudnn": "9.19.0", "cudnn_frontend": "1.32.0"})
 PRECISIONS = (DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16)
@@ -73,7 +74,7 @@ CASES: tuple[tuple[str, Conv, tuple[int, ...], tuple[int, ...]], ...] = (
 def shared_context(fake: FakeCudnn, folder: Path) -> cudnn.Context:
     """A context that has a fake package."""
     made = object.__new__(cudnn.Context)
-    made.cudnn, made.folder, made.handle = fake, folder, "handle"
+    made.cudnn, made.store, made.handle = fake, KernelStore(folder), "handle"
     made._ranked, made._plans, made._versions = {}, {}, "fake"
     made._lock = threading.Lock()
     return made
@@ -236,8 +237,8 @@ def test_files_that_are_no_plans_are_written_anew(damage: str, tmp_path: Path) -
     if damage == "alien":
         shared = shared_context(fake, tmp_path)
         key = shared._key(_problem_of(layer), 0)
-        cudnn_store.write(tmp_path, key, b"not a plan")
-        assert cudnn_store.read(tmp_path, key) == b"not a plan"
+        shared.store.write(key, "plan", b"not a plan")
+        assert shared.store.read(key, "plan") == b"not a plan"
     elif damage == "gone":
         file.unlink()
     else:
@@ -263,7 +264,10 @@ def test_plans_that_cannot_be_stored_run_all_the_same(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     run_step(layer, arrays, choice_of(layer, DType.FLOAT16), shared_context(FakeCudnn(FakePlan()), blocked))
-    assert cudnn_store.read(blocked, "key") is None
+    without, fake = shared_context(fake, blocked), FakeCudnn(FakePlan())
+    without.cudnn, without.store = fake, None
+    run_step(layer, arrays, choice_of(layer, DType.FLOAT16), without)
+    assert fake.executed == [0]
 
 
 @pytest.mark.usefixtures("stream")

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from sample_engines import make_engine
 from tamis.engine import Engine, check_output, file, read, save, to_json
 from tamis.errors import ConfigError, CorruptEngine, EngineError, OutputError, TamisError
+from tamis.files import replaced_file
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_a_file_size_limit_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_caller_leave_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), file.replaced_file(tmp_path / "x") as opened:
+    with pytest.raises(KeyboardInterrupt), replaced_file(tmp_path / "x") as opened:
         opened.write(b"half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

@@ -23,9 +23,9 @@ import numpy as np
 from tamis.devices.cuda.tensor_map import BYTES, room
 from tamis.formats.dtype import DType
 from tamis.kernels.cpu.build import compiler
-from tamis.kernels.cuda.compile import FOLDER, translation_unit
 from tamis.kernels.cuda.pointwise import physical_order
 from tamis.kernels.cuda.specification import Kernel, TensorMap
+from tamis.kernels.cuda.unit import FOLDER, translation_unit
 
 NATIVE = Path(__file__).parent / "native"
 FAILURES = {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,12 +15,9 @@ from tamis.formats.dtype import DType
 from tamis.kernels.cuda import compile as toolchain
 from tamis.kernels.cuda import nvrtc as nvrtc_module
 from tamis.kernels.cuda.compile import (
-    compile_ahead,
     compile_source,
     compile_with_nvcc,
     compiler_name,
-    sources,
-    translation_unit,
 )
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, deepest_ampere, implicit_gemm_ampere
@@ -30,6 +27,7 @@ from tamis.kernels.cuda.pointwise import Operand, PointwiseStep, pointwise
 from tamis.kernels.cuda.pool import pool, reduce_pixels
 from tamis.kernels.cuda.rows import layer_norm, softmax
 from tamis.kernels.cuda.specification import Argument, Kernel
+from tamis.kernels.cuda.unit import FOLDER, sources, translation_unit
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_120")
 IMAGE, WINDOW = (2, 64, 14, 14), {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
@@ -136,7 +134,7 @@ def test_products_of_eight_bits_overlap(tmp_path):
     def words_on(number: int, kernel: Kernel) -> str:
         unit = tmp_path / f"unit{number}.cu"
         unit.write_text(translation_unit(f"{kernel.family}.cu", kernel.defines))
-        command = [nvcc, "-cubin", "-std=c++17", "-arch=sm_90a", f"-I{toolchain.FOLDER}", "-Xptxas", "-v", str(unit)]
+        command = [nvcc, "-cubin", "-std=c++17", "-arch=sm_90a", f"-I{FOLDER}", "-Xptxas", "-v", str(unit)]
         output = str(unit.with_suffix(".cubin"))
         return subprocess.run([*command, "-o", output], capture_output=True, text=True, check=True).stderr
 
@@ -221,25 +219,6 @@ def test_a_source_that_does_not_compile():
         compile_source("softmax.cu", kernel.defines, "sm_90; echo")
 
 
-def test_many_are_compiled_ahead_and_what_fails_fails_later(monkeypatch):
-    asked = []
-
-    def compiled(source, text, architecture):
-        asked.append(text)
-        if "7" in text:
-            raise BuildError("no sevens")
-        return b"binary"
-
-    monkeypatch.setattr(toolchain, "_compile", compiled)
-    compile_ahead(("softmax.cu", {"N": number}, "sm_90") for number in (5, 6, 7, 5))
-    assert sorted(asked) == sorted(translation_unit("softmax.cu", {"N": number}) for number in (5, 6, 7))
-    with pytest.raises(BuildError, match="no sevens"):
-        compile_source("softmax.cu", {"N": 7}, "sm_90")
-    asked.clear()
-    compile_ahead([("softmax.cu", {"N": 8}, "sm_90")], deadline=time.monotonic() - 1)
-    assert not asked, "the time is over"
-
-
 def test_nvcc_compiles_the_same_units():
     nvcc = toolchain._find_nvcc()
     if nvcc is None:
@@ -254,13 +233,47 @@ def test_nvcc_compiles_the_same_units():
 def test_without_any_compiler(monkeypatch):
     monkeypatch.setattr(toolchain, "load_nvrtc", lambda: None)
     monkeypatch.setattr(toolchain, "_find_nvcc", lambda: None)
-    toolchain._nvcc_name.cache_clear()
-    try:
-        assert compiler_name() is None
-        with pytest.raises(MissingLibrary, match="no CUDA compiler"):
-            compile_source("softmax.cu", {"never": 1}, "sm_90")
-    finally:
-        toolchain._nvcc_name.cache_clear()
+    assert compiler_name() is None
+    with pytest.raises(MissingLibrary, match="no CUDA compiler"):
+        compile_source("softmax.cu", {"never": 1}, "sm_90")
+
+
+def test_a_library_without_its_builtins_comes_last(monkeypatch, tmp_path):
+    for root, names in (("bare", ("libnvrtc.so.13",)), ("whole", ("libnvrtc.so.12", "libnvrtc-builtins.so.12.9"))):
+        (tmp_path / root / "lib64").mkdir(parents=True)
+        for name in names:
+            (tmp_path / root / "lib64" / name).touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "bare"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "whole"))
+    found = [path for path in nvrtc_module._candidates() if path.startswith(str(tmp_path))]
+    assert [Path(path).parts[-3] for path in found] == ["whole", "bare"]
+
+
+def test_the_builtins_beside_nvrtc_are_loaded_before_it(monkeypatch, tmp_path):
+    """NVRTC 13.0 opens them by name, and does not look beside itself."""
+    for name in ("libnvrtc.so.13", "libnvrtc-builtins.so.13.0", "libnvrtc-builtins.alt.so.13.0"):
+        (tmp_path / name).write_bytes(name.encode())
+    loaded = []
+
+    def load(path):
+        loaded.append(Path(path).name)
+        return SimpleNamespace(nvrtcVersion=lambda major, minor: 0)
+
+    monkeypatch.setattr(nvrtc_module.ctypes, "CDLL", load)
+    monkeypatch.setattr(nvrtc_module, "_candidates", lambda: [str(tmp_path / "libnvrtc.so.13")])
+    found = nvrtc_module.load_nvrtc.__wrapped__()
+    assert loaded == ["libnvrtc-builtins.so.13.0", "libnvrtc.so.13"]
+    (tmp_path / "libnvrtc.so.13").write_bytes(b"another build")
+    assert nvrtc_module.load_nvrtc.__wrapped__().identity != found.identity
+
+
+def test_a_bare_name_loads_nothing_from_the_folder_at_hand(monkeypatch, tmp_path):
+    (tmp_path / "libnvrtc-builtins.so.13.0").write_bytes(b"somebody's")
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+    monkeypatch.setattr(nvrtc_module.ctypes, "CDLL", loaded.append)
+    nvrtc_module._load_builtins(Path("libnvrtc.so.13"))
+    assert not loaded
 
 
 def test_nvrtc_is_looked_for_in_the_toolkit(monkeypatch, tmp_path):

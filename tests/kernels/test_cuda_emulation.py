@@ -10,9 +10,9 @@ import pytest
 from cuda_emulation import Guarded, compiled, run
 
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.compile import FOLDER, sources
 from tamis.kernels.cuda.pointwise import Operand, pointwise
 from tamis.kernels.cuda.specification import Argument
+from tamis.kernels.cuda.unit import FOLDER, sources
 
 X = np.ones(4096, np.float32)
 COPY = pointwise([], [Operand(X.shape, DType.FLOAT32, False, Argument("in", 0))], X.shape, DType.FLOAT32, False)

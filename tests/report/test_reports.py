@@ -133,13 +133,13 @@ def test_a_build_on_a_busy_machine_is_told() -> None:
     warning = "The times scatter (p90 is 4.0 times p10): was something else running? Build again on a quiet machine"
     loud = replace(chosen, timing=scattered(chosen.timing, 4.0))
     quiet = make_engine(engines=(chosen, replace(other, timing=scattered(other.timing, 9.0))))
-    for report in (lambda engine: build_summary(engine, 1.0, "a.tamis", 100), explain):
+    for report in (lambda engine: build_summary(engine, 1.0, "a.tamis", 100, {"race": 0.75}), explain):
         assert warning in text(report(make_engine(engines=(loud, other))))
         assert "scatter" not in text(report(quiet))  # the engine that lost does not matter
     lost, won, refused = sample_layer().candidates
     assert won.timing is not None
     busy = with_layer(candidates=(lost, replace(won, timing=scattered(won.timing, 5.0)), refused))
-    assert "p90 is typically 5.0 times p10" in text(build_summary(busy, 1.0, "a.tamis", 100))
+    assert "p90 is typically 5.0 times p10" in text(build_summary(busy, 1.0, "a.tamis", 100, {"race": 0.75}))
 
 
 def test_a_profile_on_a_busy_machine_is_told() -> None:
@@ -168,10 +168,12 @@ def test_explain_data_is_the_record() -> None:
 
 def test_build_summary_warns_of_pruning_by_force() -> None:
     engine = make_engine(usable_for_accuracy=False)
-    assert "do not use its results" in text(build_summary(engine, 1.0, "a.tamis", 100))
+    assert "do not use its results" in text(build_summary(engine, 1.0, "a.tamis", 100, {"race": 0.75}))
     assert "do not use its results" in text(inspect(engine))
-    assert "do not use its results" not in text(build_summary(make_engine(), 1.0, "a.tamis", 100))
-    assert json.loads(json.dumps(build_data(engine, 1.0, "a.tamis", 100)))["usable_for_accuracy"] is False
+    assert "do not use its results" not in text(build_summary(make_engine(), 1.0, "a.tamis", 100, {"race": 0.75}))
+    assert (
+        json.loads(json.dumps(build_data(engine, 1.0, "a.tamis", 100, {"race": 0.75})))["usable_for_accuracy"] is False
+    )
 
 
 def test_one_step_is_no_steps() -> None:
@@ -286,10 +288,10 @@ IDLE = DeviceState(345.0, 2619.0, 70.1, 700.0, 30.0, False, False)
 def test_conditions_are_told_in_a_line() -> None:
     engine = make_engine(conditions=Conditions(IDLE, STATE))
     line = "Measured at 1980 MHz, 412 W of 700 W, 45 C; before the races 345 MHz, 70 W of 700 W, 30 C"
-    for report in (explain(engine), build_summary(engine, 1.0, "a.tamis", 100)):
+    for report in (explain(engine), build_summary(engine, 1.0, "a.tamis", 100, {"race": 0.75})):
         assert line in text(report) and "slowed down" not in text(report)
     assert explain_data(engine)["conditions"]["after"]["power_w"] == 412.3
-    assert build_data(engine, 1.0, "a.tamis", 100)["conditions"]["before"]["sm_mhz"] == 345.0
+    assert build_data(engine, 1.0, "a.tamis", 100, {"race": 0.75})["conditions"]["before"]["sm_mhz"] == 345.0
     assert "Measured at" not in text(explain(make_engine())) and explain_data(make_engine())["conditions"] is None
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from tamis.errors import ConfigError, MissingLibrary, SparsityError
+from tamis.errors import ConfigError, MissingLibrary, OutputError, SparsityError
 from tamis.formats import NM, is_nm
 from tamis.sparsity import (
     ChannelReport,
@@ -362,6 +362,43 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
     prune(held)
     with pytest.raises(SparsityError, match="finalize"):
         save_channels(held, tmp_path / "held.safetensors")
+    with pytest.raises(OutputError, match="Create the folder first"):
+        save_channels(nn.Linear(2, 2), tmp_path / "nowhere" / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ("{", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("[1]", "sizes of its layers"),
+        ('{"version": 1}', "damaged"),
+        ('{"version": 1, "modules": []}', "damaged"),
+        ('{"version": 1, "modules": {"": "Linear"}}', "damaged"),
+        ('{"version": 1, "modules": {"": ["Linear"]}}', "damaged"),
+        ('{"version": 1, "modules": {"": ["Linear", 7]}}', "damaged"),
+        ('{"version": 1, "modules": {"": [["Linear"], {}]}}', "another architecture"),
+        ('{"version": 1, "modules": {"": ["Linear", {"forward": 1}]}}', "forward is 1 in the file"),
+        ('{"version": 1, "modules": {"": ["Linear", {"in_channels": 2}]}}', "in_channels is 2 in the file, None"),
+        ('{"version": 1, "modules": {"": ["Linear", {"in_features": 3}]}}', "in_features is 3 in the file, 2"),
+        ('{"version": 1, "modules": {"": ["Linear", {"in_features": 0}]}}', "in_features is 0"),
+        ('{"version": 1, "modules": {"": ["Linear", {"in_features": true}]}}', "in_features is True"),
+        ('{"version": 1, "modules": {"": ["Linear", {"in_features": [2]}]}}', "in_features is "),
+        ('{"version": 1, "modules": {"": ["Linear", {"in_features": "2"}]}}', "in_features is '2'"),
+    ],
+)
+def test_forged_metadata_is_one_clear_error_and_changes_nothing(metadata: str, said: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path, model = tmp_path / "m.safetensors", nn.Linear(2, 2)
+    forged = {"weight": torch.zeros(1, 1), "bias": torch.zeros(1)}
+    save_file(forged, path, metadata={"tamis.channels": metadata})
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(SparsityError, match=said) as caught:
+        load_channels(model, path)
+    assert "\n" not in str(caught.value) and caught.value.remedy
+    assert (model.in_features, model.out_features) == (2, 2)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

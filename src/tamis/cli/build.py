@@ -20,7 +20,7 @@ from tamis.cli.options import (
     read_precisions,
     read_shapes,
 )
-from tamis.cli.output import progress_bar, show, show_json
+from tamis.cli.output import Stages, progress_bar, show, show_json
 
 
 def command(
@@ -103,11 +103,12 @@ def command(
 
     check_output(output, (*input_files(given), *((timing_cache,) if timing_cache else ())))
     start = time.monotonic()
-    with progress_bar(not (json or quiet)) as progress:
+    with progress_bar(not (json or quiet)) as shown:
+        stages = Stages(shown)
         engine = tamis.build(
             model,
             output=output,
-            progress=progress,
+            progress=stages.tell,
             device=device,
             precisions=_precisions(device, precision, {"tf32": tf32, "bf16": bf16, "fp16": fp16}, best),
             layer_precisions=read_layer_precisions(layer_precision),
@@ -124,9 +125,9 @@ def command(
         )
     seconds, file_bytes = time.monotonic() - start, output.stat().st_size
     if json:
-        show_json(build_data(engine, seconds, str(output), file_bytes))
+        show_json(build_data(engine, seconds, str(output), file_bytes, stages.seconds()))
     elif not quiet:
-        show(build_summary(engine, seconds, str(output), file_bytes))
+        show(build_summary(engine, seconds, str(output), file_bytes, stages.seconds()))
 
 
 def _precisions(device: str, text: str, flags: Mapping[str, bool], best: bool) -> tuple[str, ...]:

@@ -75,7 +75,8 @@ def command(
     Every cell is a layer with random 2:4 weights. All tactics race for it as in a build, with cold caches, since
     inside a network the other layers evict a layer's weights.
     """
-    from tamis.engine import crossover_data, crossover_from_json, crossover_json, replaced_file
+    from tamis.engine import crossover_data, crossover_from_json, crossover_json
+    from tamis.files import replaced_file
     from tamis.report import check_picture, crossover_report, draw_crossover
 
     for path in (output, picture):

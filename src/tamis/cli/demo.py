@@ -167,7 +167,7 @@ def _data(outcome: Outcome) -> dict[str, Any]:
 
 
 def _write(path: Path, lines: list[str]) -> None:
-    from tamis.engine import replaced_file
+    from tamis.files import replaced_file
 
     with replaced_file(path) as file:
         file.write(("\n".join(lines) + "\n").encode())

@@ -54,6 +54,7 @@ def command(json: Json = False) -> None:
             "Kernels",
             f"levels {', '.join(kernels['levels'])}; OpenMP {kernels['openmp']}" if kernels else "missing",
         ),
+        ("Kernel cache", _cache_line(data["kernel_cache"])),
     )
     show(table(("", ""), facts), Text())
     rows = ((name, version or "missing", needed) for name, version, needed in _libraries())
@@ -86,6 +87,7 @@ def _environment() -> dict[str, Any]:
         "device": asdict(open_device("cpu").info()),
         "kernels": kernels,
         "cuda": _cuda(missing),
+        "kernel_cache": _kernel_cache(),
         "libraries": {name: version for name, version, _ in _libraries()},
         "missing": missing,
     }
@@ -96,6 +98,31 @@ def _gpu_line(gpu: Mapping[str, Any]) -> str:
         return str(gpu["reason"])
     sparse = "with" if "sparse_tensor_cores" in gpu["features"] else "without"
     return f"{gpu['name']} ({gpu['architecture']}), {gpu['cores']} multiprocessors, {sparse} sparse tensor cores"
+
+
+def _kernel_cache() -> dict[str, Any] | None:
+    """Where compiled GPU kernels are kept, and how much; None when they are not."""
+    from tamis.kernels import kernel_store
+
+    store = kernel_store()
+    if store is None:
+        return None
+    usage = store.usage()
+    return {
+        "path": str(store.folder),
+        "entries": usage.entries,
+        "bytes": usage.size_bytes,
+        "most_bytes": store.most_bytes,
+    }
+
+
+def _cache_line(cache: Mapping[str, Any] | None) -> str:
+    from tamis.kernels import VARIABLE
+    from tamis.report import counted, size
+
+    if cache is None:
+        return f"off ({VARIABLE})"
+    return f"{cache['path']}: {counted(cache['entries'], 'GPU kernel')}, {size(cache['bytes'])}"
 
 
 def _cuda(missing: list[dict[str, str]]) -> dict[str, Any]:

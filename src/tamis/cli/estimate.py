@@ -62,7 +62,8 @@ def command(
     turns. No engine is written: its results would be wrong. The exit code is 0 whether there is a gain or not.
     """
     from tamis.compiler import BuildConfig, estimate_sparsity
-    from tamis.engine import check_output, estimate_data, estimate_json, replaced_file
+    from tamis.engine import check_output, estimate_data, estimate_json
+    from tamis.files import replaced_file
     from tamis.report import estimate_report
 
     if output is not None:

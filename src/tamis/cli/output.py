@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,32 @@ def progress_bar(enabled: bool) -> Iterator[Progress | None]:
             bar.update(task, stage=stage, completed=done, total=total or None, detail=detail)
 
         yield update
+
+
+class Stages:
+    """Hears of a build's progress, passes it on, and keeps the seconds of each stage."""
+
+    def __init__(self, progress: Progress | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._progress, self._clock = progress, clock
+        self._seconds: dict[str, float] = {}
+        self._stage, self._since = "", clock()
+
+    def tell(self, stage: str, done: int, total: int, detail: str) -> None:
+        """As a build's progress is told. A stage may come again; its times are added."""
+        self._count(stage)
+        if self._progress is not None:
+            self._progress(stage, done, total, detail)
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each stage up to now, in the order in which they began."""
+        self._count(self._stage)
+        return dict(self._seconds)
+
+    def _count(self, stage: str) -> None:
+        now = self._clock()
+        if self._stage:
+            self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._since
+        self._stage, self._since = stage, now
 
 
 def _finite(data: Any) -> Any:

@@ -64,7 +64,7 @@ def _plain(array: np.ndarray) -> np.ndarray:
 def _keep(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
     import numpy as np
 
-    from tamis.engine import replaced_file
+    from tamis.files import replaced_file
 
     with replaced_file(path) as file:
         np.savez(file, **outputs)  # type: ignore[arg-type]

@@ -106,7 +106,8 @@ def command(
     the layers of a plan, pruned together, lose more than the budget.
     """
     from tamis.compiler import BuildConfig, Goal, measure_sensitivity
-    from tamis.engine import check_output, replaced_file
+    from tamis.engine import check_output
+    from tamis.files import replaced_file
     from tamis.report import check_picture, draw_sensitivity, sensitivity_report
     from tamis.sparsity import plan_data, plan_json, report_data, report_json
 

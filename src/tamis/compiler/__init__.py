@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tamis.compiler.config import BuildConfig
+from tamis.compiler.config import STAGES, BuildConfig, Progress
 from tamis.compiler.crossover import CrossoverConfig, measure_crossover
 from tamis.compiler.estimate import estimate_sparsity
 from tamis.compiler.importer import import_onnx
@@ -11,7 +11,7 @@ from tamis.compiler.names import check_names
 from tamis.compiler.passes import run_passes
 from tamis.compiler.passes.force_sparsity import force_sparsity
 from tamis.compiler.planner import plan_engine
-from tamis.compiler.rescue import BuildWarning, Model, Progress, go_on
+from tamis.compiler.rescue import BuildWarning, Model, go_on
 from tamis.compiler.sensitivity import Goal, measure_sensitivity, measured_times
 from tamis.compiler.tuner import open_track, race_all
 from tamis.compiler.tuner.cache import TimingCache
@@ -30,7 +30,7 @@ def build(model: Model, config: BuildConfig, progress: Progress | None = None) -
     Args:
         model: a file, its bytes, or a parsed model.
         config: what is allowed and wanted.
-        progress: called with (stage, done, total, what is being done).
+        progress: called with (stage, done, total, what is being done); ``STAGES`` lists the stages.
 
     Raises ``ModelError`` for a model that cannot be used, ``ConfigError`` for options that do not fit it,
     ``DeviceError`` when the device is missing or breaks again and again, ``BuildError`` when no engine is accurate
@@ -48,12 +48,14 @@ def build(model: Model, config: BuildConfig, progress: Progress | None = None) -
 
 def prepare(model: Model, config: BuildConfig, tell: Progress) -> tuple[Graph, Track]:
     """The first half of a build: the graph after all passes, and what its races share."""
+    tell("device", 0, 1, config.device)
+    device = open_device(config.device)  # a missing one is told before a large model is read
     tell("import", 0, 1, "")
-    device = open_device(config.device)
     graph = import_onnx(model, config.shapes)
     tell("passes", 0, 1, "")
     graph = force_sparsity(run_passes(graph, dump=config.dump, verify=config.verify), config.sparsity)
     check_names(config, [node.name for node in graph.nodes])
+    tell("device", 0, 1, "measuring its rates")
     return graph, open_track(graph, device, config)
 
 
@@ -64,12 +66,12 @@ def race_and_plan(graph: Graph, track: Track, tell: Progress) -> Engine:
     """
     try:
         with watch(track.device, Suspect()):
-            races = race_all(graph, track, lambda done, total, what: tell("race", done, total, what))
-            engine = plan_engine(graph, races, track, lambda done: tell("regions", done, done + 1, ""))
+            races = race_all(graph, track, tell)
+            engine = plan_engine(graph, races, track, tell)
     except DeviceLost as lost:
         note_culprit(track.cache, lost)
         raise
-    tell("save", 0, 1, "")
+    tell("save", 0, 1, "timing cache")
     track.cache.save()
     return engine
 
@@ -79,6 +81,7 @@ def _silent(stage: str, done: int, total: int, detail: str) -> None:
 
 
 __all__ = [
+    "STAGES",
     "BuildConfig",
     "BuildWarning",
     "CrossoverConfig",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,10 @@ PRECISIONS: Mapping[str, tuple[DType, ...]] = {
 PRECISION_NAMES: Mapping[str, DType] = {
     "fp32": DType.FLOAT32, "tf32": DType.TF32, "bf16": DType.BFLOAT16, "fp16": DType.FLOAT16,
 }  # fmt: skip
+# What a build spends its time on, as progress names it. "device" is told twice: opening it, and measuring its rates.
+STAGES = ("device", "import", "passes", "compile", "race", "search", "contest", "save")
+# Called with (stage, done, total, what is being done).
+Progress: TypeAlias = Callable[[str, int, int, str], None]
 # Turns in a race, and library algorithms offered to it, at each optimization level.
 _REPETITIONS = (3, 5, 9, 15, 21, 31)
 _ALGORITHMS = (1, 2, 4, 8, 8, 16)

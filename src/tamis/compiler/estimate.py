@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from tamis import __version__
-from tamis.compiler.config import BuildConfig
+from tamis.compiler.config import BuildConfig, Progress
 from tamis.compiler.ir.graph import Graph, Node
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Linear
 from tamis.compiler.origins import Source, sources_of, weight_sources
-from tamis.compiler.rescue import Model, Progress
+from tamis.compiler.rescue import Model
 from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tuner.describe import description_of, kind_of
 from tamis.compiler.tuner.duel import duel, fastest, runner_of

@@ -19,13 +19,12 @@ from typing import IO, Any, NoReturn, TypeAlias
 
 import onnx
 
-from tamis.compiler.config import BuildConfig
+from tamis.compiler.config import BuildConfig, Progress
 from tamis.compiler.tuner.cache import TimingCache
 from tamis.engine.file import Engine, read
 from tamis.errors import BuildError, DeviceLost
 
 Model: TypeAlias = str | Path | bytes | onnx.ModelProto
-Progress: TypeAlias = Callable[[str, int, int, str], None]
 
 # New processes for one build. An algorithm may break on several layers, and each time it is another candidate.
 _MOST_PROCESSES = 16

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from tamis.compiler.config import BuildConfig
+from tamis.compiler.config import BuildConfig, Progress
 from tamis.compiler.estimate import estimate_of, has_weight
 from tamis.compiler.importer import import_onnx
 from tamis.compiler.ir.graph import Graph, Node
@@ -24,7 +24,7 @@ from tamis.compiler.origins import sources_of, weight_sources
 from tamis.compiler.passes import run_passes
 from tamis.compiler.passes.force_sparsity import pruned_weight, require_magnitudes
 from tamis.compiler.perturbed import batches_of, losses
-from tamis.compiler.rescue import Model, Progress
+from tamis.compiler.rescue import Model
 from tamis.compiler.what_if import WhatIf, naming_culprits, open_what_if
 from tamis.devices.base import Device
 from tamis.engine.estimate import Estimate

@@ -17,14 +17,14 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from tamis.compiler.config import BuildConfig
+from tamis.compiler.config import BuildConfig, Progress
 from tamis.compiler.importer import import_onnx
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.names import check_names
 from tamis.compiler.passes import run_passes
 from tamis.compiler.passes.force_sparsity import force_sparsity, prunable, pruned
 from tamis.compiler.planner import plan_engine
-from tamis.compiler.rescue import Model, Progress
+from tamis.compiler.rescue import Model
 from tamis.compiler.tactics.base import layer_of
 from tamis.compiler.tuner import open_track, race_all
 from tamis.compiler.tuner.cache import Measurement, digest_of, short_hash

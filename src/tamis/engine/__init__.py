@@ -20,7 +20,7 @@ from tamis.engine.estimate import (
     estimate_from_json,
     estimate_json,
 )
-from tamis.engine.file import Engine, check_output, is_engine, read, replaced_file, save
+from tamis.engine.file import Engine, check_output, is_engine, read, save
 from tamis.engine.inspect import Summary, describe, is_sparse, summarize
 from tamis.engine.plan import (
     PLAN_VERSION,
@@ -82,7 +82,6 @@ __all__ = [
     "is_engine",
     "is_sparse",
     "read",
-    "replaced_file",
     "save",
     "summarize",
     "to_json",

@@ -19,19 +19,19 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tamis.engine.plan import Plan, from_json, to_json
-from tamis.errors import ConfigError, CorruptEngine, EngineError, OutputError
+from tamis.errors import ConfigError, CorruptEngine, EngineError
+from tamis.files import replaced_file
 from tamis.formats.dtype import DType
 
 FILE_FORMAT = "tamis-engine-1"
@@ -139,56 +139,6 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
 
 class _OnlyATry(Exception):
     """Ends the writing of a file that nobody wants."""
-
-
-@contextmanager
-def replaced_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of ``path`` at the end, or leaves no trace when anything fails.
-
-    Raises ``OutputError`` when the file cannot be written.
-    """
-    try:
-        target = Path(path).resolve()
-        if target.exists() and not target.is_file():
-            raise OutputError(f"{path} exists and is not a file", remedy="choose another output path")
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-        opened = temporary.open("xb")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    try:
-        with opened as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _unwritable(path: str | os.PathLike[str], error: OSError) -> OutputError:
-    return OutputError(f"cannot write {path}: {error.strerror or error}", remedy=_remedy(error))
-
-
-def _remedy(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "create the folder first"
-    if isinstance(error, PermissionError):
-        return "choose a folder that you may write to"
-    return "free some space or choose another output path"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _native(array: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from tamis.report.summary import (
     inspect,
 )
 from tamis.report.tables import table
-from tamis.report.units import microseconds, shape, size
+from tamis.report.units import counted, microseconds, shape, size
 
 __all__ = [
     "Deviation",
@@ -34,6 +34,7 @@ __all__ = [
     "both_times",
     "build_data",
     "build_summary",
+    "counted",
     "check_picture",
     "condition_lines",
     "crossover_report",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tamis.engine.crossover import Cell, CrossoverMap, LayerKind
-from tamis.engine.file import replaced_file
 from tamis.errors import ConfigError, MissingLibrary
+from tamis.files import replaced_file
 from tamis.report.crossover import cells_of, conditions, panels, sentences, title, verdict
 
 if TYPE_CHECKING:

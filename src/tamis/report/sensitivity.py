@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tamis.engine.file import replaced_file
+from tamis.files import replaced_file
 from tamis.report.crossover_picture import check_picture
 from tamis.report.tables import table
 from tamis.report.units import counted, microseconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,9 +19,12 @@ from tamis.report.tables import table
 from tamis.report.units import amount, counted, counts, microseconds, shape, size
 
 
-def build_summary(engine: Engine, seconds: float, output: str, file_bytes: int) -> RenderableType:
-    """What a build made: the sparsity lines, the time of the chosen engine, sizes."""
+def build_summary(
+    engine: Engine, seconds: float, output: str, file_bytes: int, stages: Mapping[str, float]
+) -> RenderableType:
+    """What a build made: the sparsity lines, the time of the chosen engine, sizes; where its seconds went."""
     plan, summary = engine.plan, summarize(engine)
+    spent = ", ".join(f"{stage} {part:.1f}" for stage, part in stages.items())
     lines = [*sparsity_lines(plan.layers)]
     for record in plan.engines:
         time, mark = microseconds(record.timing.median_us), "chosen" if record.chosen else "not chosen"
@@ -32,20 +36,23 @@ def build_summary(engine: Engine, seconds: float, output: str, file_bytes: int) 
         f"Precisions: {counts(summary.precisions)}",
         f"Memory: weights {size(summary.weight_bytes)}, arena {size(summary.arena_bytes)}, "
         f"most activations at one time {size(summary.peak_bytes)}",
-        f"Wrote {output} ({size(file_bytes)}) in {seconds:.1f} s",
+        f"Wrote {output} ({size(file_bytes)}) in {seconds:.1f} s: {spent}",
     ]
     if not plan.usable_for_accuracy:
         lines.append("This engine was pruned by force to see its speed: do not use its results")
     return Group(*(Text(line) for line in lines))
 
 
-def build_data(engine: Engine, seconds: float, output: str, file_bytes: int) -> dict[str, Any]:
-    """The same as data."""
+def build_data(
+    engine: Engine, seconds: float, output: str, file_bytes: int, stages: Mapping[str, float]
+) -> dict[str, Any]:
+    """The same as data. ``stages``: the seconds of each."""
     plan = engine.plan
     return {
         "output": output,
         "file_bytes": file_bytes,
         "seconds": seconds,
+        "stages": dict(stages),
         "sparsity": sparsity_data(plan.layers),
         "engines": [asdict(record) for record in plan.engines],
         "conditions": asdict(plan.conditions) if plan.conditions is not None else None,

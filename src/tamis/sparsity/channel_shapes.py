@@ -7,18 +7,17 @@ tensors. It is loaded into the model as its code builds it, unpruned, whose laye
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tamis.errors import OutputError, SparsityError
+from tamis.errors import SparsityError
+from tamis.files import replaced_file
 
 _VERSION = 1
 _KEY = "tamis.channels"
@@ -45,17 +44,9 @@ def save_channels(model: nn.Module, path: str | Path) -> None:
     }
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in model.state_dict().items()}
     text = json.dumps({"version": _VERSION, "modules": modules})
-    target = Path(path)
-    draft = ""
-    try:
-        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        os.close(handle)
-        save_file(tensors, draft, metadata={_KEY: text})
-        Path(draft).replace(target)
-    except (OSError, SafetensorError) as error:
-        if draft:
-            Path(draft).unlink(missing_ok=True)
-        raise OutputError(f"cannot write '{target}': {error}") from error
+    content = save(tensors, metadata={_KEY: text})
+    with replaced_file(path) as file:
+        file.write(content)
 
 
 def load_channels(model: nn.Module, path: str | Path) -> None:
@@ -82,6 +73,7 @@ def load_channels(model: nn.Module, path: str | Path) -> None:
         mine = state[key]
         if tensor.ndim != mine.ndim or any(new > old for new, old in zip(tensor.shape, mine.shape, strict=True)):
             raise _other_model(path, f"{list(tensor.shape)} in the file, but {list(mine.shape)} in the model", key)
+    _check_sizes(own, modules, path)
     replaced: dict[int, nn.Parameter] = {}  # tensors that are shared stay so
     for key, tensor in tensors.items():
         owner, _, name = key.rpartition(".")
@@ -103,10 +95,29 @@ def _read(path: Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], dict[str, 
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise SparsityError(f"cannot read '{path}': {error}", remedy=remedy) from error
-    data = json.loads(text) if text else {}
-    if data.get("version") != _VERSION:
-        raise SparsityError(f"'{path}' does not say the sizes of its layers", remedy=remedy)
-    return {name: (kind, sizes) for name, (kind, sizes) in data["modules"].items()}, tensors
+    try:
+        data = json.loads(text or "{}")
+        if not isinstance(data, dict) or data.get("version") != _VERSION:
+            raise SparsityError(f"'{path}' does not say the sizes of its layers", remedy=remedy)
+        return {name: (kind, dict(sizes)) for name, (kind, sizes) in data["modules"].items()}, tensors
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SparsityError(f"what '{path}' says of its layers is damaged: {error!r}", remedy=remedy) from error
+
+
+def _check_sizes(own: dict[str, nn.Module], modules: dict[str, tuple[str, dict[str, Any]]], path: str | Path) -> None:
+    """Raise `SparsityError` for attributes and sizes that removing channels does not lead to."""
+    for name, (_, sizes) in modules.items():
+        for key, size in sizes.items():
+            present = getattr(own[name], key, None)
+            if key not in _SIZES or not _can_become(size, present):
+                raise _other_model(path, f"{key} is {size!r} in the file, {present!r} in the model", name)
+
+
+def _can_become(new: Any, old: Any) -> bool:
+    """Whether a size of a module may be `new`, as JSON has it, after channels were removed."""
+    if isinstance(old, tuple | list):
+        return isinstance(new, list) and len(new) == len(old) and all(map(_can_become, new, old))
+    return type(new) is type(old) and (new == old or (type(new) is int and 0 < new < old))
 
 
 def _other_model(path: str | Path, cause: str, layer: str) -> SparsityError:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph, Node, TensorType
 from tamis.compiler.ir.ops import Linear
 from tamis.compiler.passes.note_sparsity import note_sparsity
-from tamis.compiler.tactics import CPU_TACTICS
+from tamis.compiler.tactics import CPU_TACTICS, ahead
+from tamis.compiler.tactics.ahead import Unit
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
 from tamis.compiler.tuner import open_track
@@ -78,22 +78,13 @@ class Hungry(Spoiled):
         return super().lower(layer, choice)
 
 
-class Prepared(Aten):
-    """Fails unless all its choices were prepared together."""
+class Compiled(Aten):
+    """Needs one kernel for each of its choices."""
 
-    name = "prepared"
+    name = "compiled"
 
-    def __init__(self) -> None:
-        self.ready: list[str] = []
-
-    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]], deadline: float) -> None:
-        assert deadline > time.monotonic()
-        self.ready += [choice.key() for _, choices in work for choice in choices]
-
-    def lower(self, layer: Layer, choice: Choice) -> Lowered:
-        if choice.key() not in self.ready:
-            raise DeviceError("not prepared")
-        return super().lower(layer, choice)
+    def units(self, layer: Layer, choice: Choice) -> tuple[Unit, ...]:
+        return (Unit(f"{choice.precision}.cu", (), "sm_90"),)
 
 
 class Picky(Aten):
@@ -150,18 +141,41 @@ def test_a_failure_keeps_its_reason() -> None:
     assert "the library said no" in broken.reason
 
 
-def test_choices_are_prepared_once_and_only_for_what_will_be_measured(tmp_path: Path) -> None:
-    graph, tactic = linear_graph(), Prepared()
-    config = BuildConfig(repetitions=3, precisions=(DType.FLOAT32, DType.BFLOAT16), timing_cache=tmp_path / "cache")
+def prepared_race(cache: Path, seconds: float) -> LayerRace:
+    """A race whose kernels are compiled ahead."""
+    graph, tactics = linear_graph(), (Aten(), Compiled())
+    config = BuildConfig(repetitions=3, timing_cache=cache, budget_seconds=seconds)
+    track = open_track(graph, CpuDevice(2), config)
     layer = layer_of(graph, graph.nodes[0])
-    for found in (2, 0):
-        track = open_track(graph, CpuDevice(2), config)
-        prepare([layer], (Aten(), tactic), track)
-        assert len(tactic.ready) == found
-        result = race_layer(layer, (Aten(), tactic), track)
-        track.cache.save()
-        assert not [entry.reason for entry in result.entries if entry.disqualified]
-        tactic.ready.clear()
+    result = race_layer(layer, tactics, track, prepare([layer], tactics, track))
+    track.cache.save()
+    return result
+
+
+def test_kernels_are_compiled_once_and_only_for_what_will_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ahead, "compile_source", lambda source, *_: asked.append(source))
+    for _ in range(2):
+        result = prepared_race(tmp_path / "cache", 600.0)
+        assert asked == ["float32.cu"]
+        assert {e.choice.tactic for e in result.finishers} == {"aten", "compiled"}
+
+
+def test_a_candidate_whose_kernel_comes_too_late_says_so_and_races_when_there_is_more_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "compile_source", lambda *_: pytest.fail("there is no time"))
+    for _ in range(2):  # the same wish gives the same answer, without another look
+        result = prepared_race(tmp_path / "cache", 0.0)
+        late = [e for e in result.entries if e.choice.tactic == "compiled"]
+        assert {e.reason for e in late} == {"skipped: the time budget of 0 s was spent before its kernel was compiled"}
+        assert not any(e.disqualified for e in late)
+        assert {e.choice.tactic for e in result.finishers} == {"aten"}
+    monkeypatch.setattr(ahead, "compile_source", lambda *_: b"")
+    result = prepared_race(tmp_path / "cache", 600.0)
+    assert {e.choice.tactic for e in result.finishers} == {"aten", "compiled"}
 
 
 def test_what_a_tactic_leaves_out_is_recorded_where_it_races() -> None:

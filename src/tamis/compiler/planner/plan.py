@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tamis import __version__
-from tamis.compiler.config import BuildConfig
+from tamis.compiler.config import BuildConfig, Progress
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.planner.contest import Contest, drop_duplicates
 from tamis.compiler.planner.conversions import Conversions
@@ -37,15 +37,16 @@ def plan_engine(
     graph: Graph,
     races: Sequence[LayerRace],
     track: Track,
-    progress: Callable[[int], None],
+    tell: Progress,
 ) -> Engine:
     """The fastest engine that is accurate enough, with the records of how it came about."""
+    tell("search", 0, 0, "")
     regions = region_tactics_of(track.config.device)
     lowering = Lowering(graph, tactics_of(track.config.device), regions, track.device)
     region_races = RegionRaces(graph, track, regions)
     conversions = Conversions(track)
     layers = layer_options(graph, races)
-    finder = Search(graph, layers, region_races, conversions, progress)
+    finder = Search(graph, layers, region_races, conversions, lambda done: tell("search", done, done + 1, "regions"))
     contest = Contest(
         lambda draft: _assemble(graph, draft, track, (), (), (), {}),
         track.device, track.config, track.cache, track.reference,
@@ -75,13 +76,17 @@ def plan_engine(
     whole = [o for o in region_races.options() if (o.start, o.stop) == (0, len(graph.nodes)) and wishes.permit(o)]
     simple = [(f"{o.choice.tactic} {o.choice.precision} {o.choice.sparsity}", lowering.draft((o,))) for o in whole]
     proposals = [*simple, *(p for name, draft in elaborate for p in with_viewing(name, draft))]
-    objections = [contest.objection(draft) for _, draft in proposals]
+    objections = []
+    for done, (name, draft) in enumerate(proposals):
+        tell("contest", done, len(proposals), name)
+        objections.append(contest.objection(draft))
     drafts = drop_duplicates([p for p, objection in zip(proposals, objections, strict=True) if objection is None])
     if not drafts:
         failure = next((objection for objection in objections if objection and objection.startswith("failed")), None)
         if failure is not None:
             raise BuildError(f"no engine can be used: one {failure}", remedy="exclude the tactic that fails")
         raise BuildError("no engine is within the accuracy asked for", remedy="allow a larger error")
+    tell("contest", len(proposals), len(proposals), "in turns")
     winner, engines = contest.run(drafts)
     told = overflows.told(races)
     engine = _assemble(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol, runtime_checkable
@@ -112,18 +112,6 @@ class Tactic(Protocol):
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """Packed weights and steps of one choice."""
-        ...
-
-
-@runtime_checkable
-class Prepares(Protocol):
-    """A tactic whose lowering takes long the first time, and less for many choices together."""
-
-    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]], deadline: float) -> None:
-        """Make ready what lowering these choices of these layers takes, as far as it begins by ``deadline``.
-
-        That is a time of ``time.monotonic``.
-        """
         ...
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import BOOLEAN_KINDS, Conv, Linear, Pointwise, Program, epilogue_of
+from tamis.compiler.tactics.ahead import Unit, unit_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step, rest_step
 from tamis.compiler.tactics.generations import HOPPER, Generation
@@ -24,7 +25,7 @@ from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_two_of_four, refuses_weights, rows_of
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.compile import NO_COMPILER, compile_ahead
+from tamis.kernels.cuda.compile import NO_COMPILER
 from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, Tile
 from tamis.kernels.cuda.implicit_gemm_ampere import AmpereTile
 from tamis.kernels.cuda.pointwise import PointwiseStep
@@ -80,10 +81,9 @@ class ImplicitGemm:
         residual = adds_residual(layer)
         return self.generation.tiles(shape_of(layer), device, sparse=self.sparse, residual=residual, level=level)
 
-    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]], deadline: float) -> None:
-        """Compile the kernels of all choices side by side: one takes seconds."""
-        kernels = ((self._kernel(layer, choice), choice) for layer, choices in work for choice in choices)
-        compile_kernels(kernels, deadline)
+    def units(self, layer: Layer, choice: Choice) -> tuple[Unit, ...]:
+        """The product; what it does not fuse compiles quickly."""
+        return (unit_of(self._kernel(layer, choice), choice),)
 
     def _kernel(self, layer: Layer, choice: Choice) -> Kernel:
         return kernel_of(self.generation, layer, choice, shape_of(layer))
@@ -126,12 +126,6 @@ def kernel_of(generation: Generation, layer: Layer, choice: Choice, shape: Convo
     epilogue = Epilogue(split.steps, layer.op.bias, split.residual is not None)
     sparse = choice.sparsity == "2:4"
     return generation.kernel(shape, choice.parameters, choice.precision, epilogue, sparse=sparse)
-
-
-def compile_kernels(kernels: Iterable[tuple[Kernel, Choice]], deadline: float) -> None:
-    """Compile kernels for the architectures that their choices name, side by side, as far as they begin in time."""
-    units = ((f"{kernel.family}.cu", kernel.defines, choice.parameters["architecture"]) for kernel, choice in kernels)
-    compile_ahead(units, deadline)
 
 
 def lower_kernel(layer: Layer, choice: Choice, kernel: Kernel, image: str, weight: np.ndarray) -> Lowered:

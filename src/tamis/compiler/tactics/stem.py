@@ -22,12 +22,12 @@ import numpy as np
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv
+from tamis.compiler.tactics.ahead import Unit, unit_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, uniform_format
 from tamis.compiler.tactics.generations import HOPPER
 from tamis.compiler.tactics.implicit_gemm import (
     PRECISIONS,
     adds_residual,
-    compile_kernels,
     kernel_of,
     lower_kernel,
     missing_tiles,
@@ -85,14 +85,9 @@ class HopperStem:
         """How many tiles do not race at this level because others should be faster."""
         return missing_tiles(lambda level: _tiles(layer, device, level), config)
 
-    def prepare(self, work: Sequence[tuple[Layer, Sequence[Choice]]], deadline: float) -> None:
-        """Compile the kernels of all choices side by side."""
-        kernels = (
-            (kernel_of(HOPPER, layer, choice, windows_of(layer)[1]), choice)
-            for layer, choices in work
-            for choice in choices
-        )
-        compile_kernels(kernels, deadline)
+    def units(self, layer: Layer, choice: Choice) -> tuple[Unit, ...]:
+        """The product; the step in front compiles quickly."""
+        return (unit_of(kernel_of(HOPPER, layer, choice, windows_of(layer)[1]), choice),)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """The step that makes blocks of the image and pads it, the product over its windows, and what that leaves."""

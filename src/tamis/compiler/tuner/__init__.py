@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
-from tamis.compiler.config import BuildConfig
+from tamis.compiler.config import BuildConfig, Progress
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import layer_of
@@ -46,24 +46,24 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     )
 
 
-def race_all(graph: Graph, track: Track, progress: Callable[[int, int, str], None]) -> tuple[LayerRace, ...]:
-    """One race for each layer, in order; layers of equal signature share the measurements."""
+def race_all(graph: Graph, track: Track, tell: Progress) -> tuple[LayerRace, ...]:
+    """Compile kernels; then one race for each layer, in order. Layers of equal signature share the measurements."""
     tactics = tactics_of(track.config.device)
     layers = [layer_of(graph, node) for node in graph.nodes]
     keys = [(signature_of(layer), track.config.precisions_of(layer.name)) for layer in layers]
     first = dict(zip(reversed(keys), reversed(layers), strict=True))
     track.reference.expect(v for layer in first.values() for v in (*layer.values, *layer.node.outputs))
-    progress(0, len(layers), "compiling kernels")
-    prepare(first.values(), tactics, track)
+    tell("compile", 0, 0, "")
+    late = prepare(first.values(), tactics, track, functools.partial(tell, "compile"))
     races: dict[tuple[str, tuple[DType, ...]], LayerRace] = {}
     results = []
     for index, (layer, key) in enumerate(zip(layers, keys, strict=True)):
-        progress(index, len(layers), layer.name)
+        tell("race", index, len(layers), layer.name)
         if key not in races:
-            races[key] = race_layer(layer, tactics, track)
+            races[key] = race_layer(layer, tactics, track, late)
         shared = races[key]
         results.append(replace(shared, layer=layer))
-    progress(len(layers), len(layers), "")
+    tell("race", len(layers), len(layers), "")
     return tuple(results)
 
 

@@ -8,12 +8,9 @@ with a word. Saving merges with what another build may have written meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +20,7 @@ import numpy as np
 
 from tamis.engine.plan import Accuracy, DeviceInfo, Timing
 from tamis.errors import ConfigError, OutputError
+from tamis.files import replaced_file
 
 CACHE_VERSION = 1
 
@@ -75,20 +73,14 @@ class TimingCache:
         mine = devices.setdefault(self._device, {})
         mine.update({key: _encode(entry) for key, entry in self._entries.items()})
         text = json.dumps(content, indent=0, sort_keys=True)
-        temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-            with os.fdopen(handle, "w") as stream:
-                stream.write(text)
-            Path(temporary).replace(path)
-        except OSError as error:
-            if temporary:
-                with contextlib.suppress(OSError):
-                    Path(temporary).unlink()
+            with replaced_file(path) as file:
+                file.write(text.encode())
+        except (OSError, OutputError) as error:
+            cause = error.cause if isinstance(error, OutputError) else f"cannot write {path}: {error.strerror}"
             raise OutputError(
-                f"cannot write the timing cache {path}: {error.strerror}",
-                remedy="choose another file with --timing-cache",
+                f"the timing cache is not kept: {cause}", remedy="choose another file with --timing-cache"
             ) from error
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.tactics.base import Choice, Layer, LeavesOut, Lowered, Prepares, Tactic, flops_of, moved_bytes_of
+from tamis.compiler.tactics.ahead import Compiles, Unit, compile_ahead, in_order, units_of
+from tamis.compiler.tactics.base import Choice, Layer, LeavesOut, Lowered, Tactic, flops_of, moved_bytes_of
 from tamis.compiler.tuner.accuracy import compare, objection, worst
 from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.compiler.tuner.describe import signature_of
@@ -86,30 +87,33 @@ class Track:
 Offers = list[tuple[Tactic, Choice]]
 
 
-def prepare(layers: Iterable[Layer], tactics: tuple[Tactic, ...], track: Track) -> None:
-    """Make ready what the races of these layers will lower, as far as their times are not known yet.
+def prepare(
+    layers: Iterable[Layer],
+    tactics: tuple[Tactic, ...],
+    track: Track,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> frozenset[Unit]:
+    """Compile what the races of these layers will lower, as far as their times are not known yet.
 
-    It may take half of the time that is left.
+    It may take half of the time that is left. Returns the kernels that had not begun by then.
     """
-    work: dict[str, list[tuple[Layer, list[Choice]]]] = {}
-    ready = {tactic.name: tactic for tactic in tactics if isinstance(tactic, Prepares)}
-    for layer in layers if ready else ():
+    work: list[tuple[Layer, Offers]] = []
+    for layer in layers if any(isinstance(tactic, Compiles) for tactic in tactics) else ():
         offers, _ = _offers(layer, tactics, track)
-        if all(_found(layer, offers, track)):
-            continue
-        for name in ready:
-            choices = [choice for tactic, choice in offers if tactic.name == name]
-            if choices:
-                work.setdefault(name, []).append((layer, choices))
-    deadline = (time.monotonic() + track.deadline) / 2
-    for name, share in work.items():
-        ready[name].prepare(share, deadline)
+        if not all(_found(layer, offers, track)):
+            work.append((layer, offers))
+    return compile_ahead(in_order(work), (time.monotonic() + track.deadline) / 2, progress)
 
 
-def race_layer(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> LayerRace:
-    """Race all tactics for one layer. Raises ``DeviceLost`` for a candidate that breaks the device."""
+def race_layer(
+    layer: Layer, tactics: tuple[Tactic, ...], track: Track, late: frozenset[Unit] = frozenset()
+) -> LayerRace:
+    """Race all tactics for one layer, but for the candidates that need a kernel which was not compiled in time.
+
+    Raises ``DeviceLost`` for a candidate that breaks the device.
+    """
     offers, refusals = _offers(layer, tactics, track)
-    return LayerRace(layer, _measure(layer, offers, track), refusals, _left_out(layer, offers, track))
+    return LayerRace(layer, _measure(layer, offers, track, late), refusals, _left_out(layer, offers, track))
 
 
 def _offers(layer: Layer, tactics: tuple[Tactic, ...], track: Track) -> tuple[Offers, tuple[tuple[str, str], ...]]:
@@ -140,13 +144,20 @@ def _found(layer: Layer, offers: Offers, track: Track) -> list[Measurement | Non
     return [_still_valid(track.cache.get(race_suspect(layer, choice, track).key), track) for _, choice in offers]
 
 
-def _measure(layer: Layer, choices: Offers, track: Track) -> tuple[Entry, ...]:
+def _measure(layer: Layer, choices: Offers, track: Track, late: frozenset[Unit]) -> tuple[Entry, ...]:
     keys = [race_suspect(layer, choice, track).key for _, choice in choices]
     found = _found(layer, choices, track)
     if all(found):
         return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
-    # Times count beside those taken in turns with them, so a race is run as a whole; only what broke the GPU stays out.
-    fit = [index for index, measurement in enumerate(found) if not broke_device(measurement)]
+    # Times count beside those taken in turns with them, so a race is run as a whole; only what broke the GPU stays out,
+    # and what would have to be compiled in the time of other layers.
+    fit = []
+    for index, (tactic, choice) in enumerate(choices):
+        if late and not late.isdisjoint(units_of(tactic, layer, choice)):
+            spent = f"{_SPENT}{track.config.budget_seconds:g} s was spent before its kernel was compiled"
+            found[index] = found[index] or track.cache.put(keys[index], Measurement(failure=spent))
+        elif not broke_device(found[index]):
+            fit.append(index)
     with torch.inference_mode():
         measured = _race_now(layer, [choices[index] for index in fit], track)
     for index, measurement in zip(fit, measured, strict=True):

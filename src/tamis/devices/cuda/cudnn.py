@@ -15,18 +15,18 @@ import importlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
-from tamis.devices.cuda import cudnn_store, cudnn_torch
+from tamis.devices.cuda import cudnn_torch
 from tamis.devices.cuda.cudnn_graph import BIAS, IMAGE, RESIDUAL, RESULT, WEIGHT, RankedPlans, deserialized
 from tamis.devices.cuda.cudnn_problem import ConvProblem, conv_problem
 from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError, MissingLibrary
+from tamis.kernels import kernel_store
 
 # What runs a plan: addresses by number of the tensor, and the address of the workspace.
 Execute: TypeAlias = Callable[[Mapping[int, int], int], None]
@@ -105,9 +105,9 @@ class Context:
     keeps their launches apart.
     """
 
-    def __init__(self, device: int, folder: Path | None = None) -> None:
+    def __init__(self, device: int) -> None:
         self.cudnn = frontend()
-        self.folder = folder or cudnn_store.default_folder()
+        self.store = kernel_store()
         with torch.cuda.device(device):
             self.handle = self.cudnn.create_handle()
         properties = torch.cuda.get_device_properties(device)
@@ -137,7 +137,7 @@ class Context:
         return f"{self._versions}, rank {rank}, {problem.key()}"
 
     def _stored(self, problem: ConvProblem, rank: int) -> Plan | None:
-        data = cudnn_store.read(self.folder, self._key(problem, rank))
+        data = self.store.read(self._key(problem, rank), "plan") if self.store is not None else None
         if data is None:
             return None
         try:
@@ -155,8 +155,9 @@ class Context:
         if ranked is None:
             ranked = self._ranked[problem] = RankedPlans(self.cudnn, problem, {"handle": self.handle})
         index, graph = ranked.index(rank), ranked.graph
-        with contextlib.suppress(DeviceError):  # some engines cannot be stored; they are built each time
-            cudnn_store.write(self.folder, self._key(problem, rank), ranked.serialize(rank))
+        if self.store is not None:
+            with contextlib.suppress(DeviceError):  # some engines cannot be stored; they are built each time
+                self.store.write(self._key(problem, rank), "plan", ranked.serialize(rank))
 
         def execute(addresses: Mapping[int, int], workspace: int) -> None:
             graph.execute_plan_at_index(addresses, workspace, index=index, handle=self.handle)

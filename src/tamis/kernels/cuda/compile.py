@@ -6,31 +6,25 @@ the tests' emulation. Neither a GPU nor a toolkit header is needed.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from tamis.errors import BuildError, MissingLibrary, TamisError
+from tamis.errors import BuildError, MissingLibrary
 from tamis.kernels.cuda.nvrtc import compile_with_nvrtc, load_nvrtc
+from tamis.kernels.cuda.unit import FOLDER, translation_unit, whole_text
+from tamis.kernels.store import kernel_store
 
-FOLDER = Path(__file__).parent
 NO_COMPILER = "no CUDA compiler (NVRTC or nvcc) is installed"
 REMEDY = "install a CUDA build of PyTorch, the package nvidia-cuda-nvrtc or the CUDA toolkit"
 _OPTIONS = ("--std=c++17",)
-
-
-def sources() -> tuple[str, ...]:
-    """The names of all kernel sources."""
-    return tuple(sorted(file.name for file in FOLDER.glob("*.cu")))
 
 
 def compiler_name() -> str | None:
@@ -41,16 +35,11 @@ def compiler_name() -> str | None:
     return _nvcc_name()
 
 
-def translation_unit(source: str, defines: Mapping[str, str | int | float]) -> str:
-    """The text that is compiled: a source of this folder behind its constants."""
-    lines = [f"#define {name} {value}" for name, value in sorted(defines.items())]
-    return "\n".join([*lines, f'#include "{source}"', ""])
-
-
 def compile_source(source: str, defines: Mapping[str, str | int | float], architecture: str) -> bytes:
     """The cubin of a source with these constants for an architecture such as ``sm_90``.
 
-    The kernels have C names, so no name needs to be looked up. Equal arguments are compiled once in a process.
+    The kernels have C names, so no name needs to be looked up. Equal arguments are compiled once in a process, and
+    once by all processes that use one store (``tamis.kernels.store``).
     Raises ``MissingLibrary`` without a compiler and ``BuildError`` when it refuses the source.
     """
     if not re.fullmatch(r"sm_\d+[af]?", architecture):
@@ -58,34 +47,47 @@ def compile_source(source: str, defines: Mapping[str, str | int | float], archit
     return _compile(source, translation_unit(source, defines), architecture)
 
 
-def compile_ahead(
-    units: Iterable[tuple[str, Mapping[str, str | int | float], str]], deadline: float = math.inf
-) -> None:
-    """Compile what ``compile_source`` will be asked for, all cores at a time.
-
-    What cannot be compiled is left for ``compile_source`` to complain of, and so is what has not begun by ``deadline``,
-    a time of ``time.monotonic``.
-    """
-
-    def compiled(unit: tuple[str, Mapping[str, str | int | float], str]) -> None:
-        if time.monotonic() < deadline:
-            with contextlib.suppress(TamisError):
-                compile_source(*unit)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compiled, {translation_unit(*unit[:2]): unit for unit in units}.values()))
-
-
 @functools.lru_cache(maxsize=1024)
 def _compile(source: str, text: str, architecture: str) -> bytes:
+    compiler = _compiler()
+    if compiler is None:
+        raise MissingLibrary(NO_COMPILER, remedy=REMEDY)
+    store = kernel_store()
+    if store is None:
+        return compiler.compile(text, source, architecture)
+    key = f"{compiler.identity}, {architecture}, {hashlib.sha256(whole_text(text).encode()).hexdigest()}"
+    cubin = store.read(key, "cubin")
+    if cubin is None:
+        cubin = compiler.compile(text, source, architecture)
+        store.write(key, "cubin", cubin)
+    return cubin
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    """``compile`` makes a cubin of a unit, its name and the architecture; ``identity`` tells this compiler from others.
+
+    The identity has the options, too.
+    """
+
+    identity: str
+    compile: Callable[[str, str, str], bytes]
+
+
+def _compiler() -> _Compiler | None:
     nvrtc = load_nvrtc()
     if nvrtc is not None:
-        options = (*_OPTIONS, f"--gpu-architecture={architecture}", f"--include-path={FOLDER}")
-        return compile_with_nvrtc(nvrtc, text, source, options)
+
+        def by_nvrtc(text: str, name: str, architecture: str) -> bytes:
+            options = (*_OPTIONS, f"--gpu-architecture={architecture}", f"--include-path={FOLDER}")
+            return compile_with_nvrtc(nvrtc, text, name, options)
+
+        return _Compiler(f"{nvrtc.identity} {_OPTIONS}", by_nvrtc)
     nvcc = _find_nvcc()
     if nvcc is None:
-        raise MissingLibrary(NO_COMPILER, remedy=REMEDY)
-    return compile_with_nvcc(nvcc, text, source, architecture)
+        return None
+    added = [f"{name}={os.environ.get(name, '')}" for name in ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")]
+    return _Compiler(f"{_nvcc_words(nvcc)} {_OPTIONS} {added}", functools.partial(compile_with_nvcc, nvcc))
 
 
 def compile_with_nvcc(nvcc: str, text: str, name: str, architecture: str) -> bytes:
@@ -93,7 +95,7 @@ def compile_with_nvcc(nvcc: str, text: str, name: str, architecture: str) -> byt
     with tempfile.TemporaryDirectory() as folder:
         unit, cubin = Path(folder) / "unit.cu", Path(folder) / "unit.cubin"
         unit.write_text(text, encoding="utf-8")
-        command = [nvcc, "-cubin", "-std=c++17", f"-arch={architecture}", f"-I{FOLDER}", str(unit), "-o", str(cubin)]
+        command = [nvcc, "-cubin", *_OPTIONS, f"-arch={architecture}", f"-I{FOLDER}", str(unit), "-o", str(cubin)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise BuildError(f"nvcc cannot compile {name}: {result.stderr.strip()[:2000]}")
@@ -106,11 +108,13 @@ def _find_nvcc() -> str | None:
     return next((place for place in places if place), None)
 
 
-@functools.cache
 def _nvcc_name() -> str | None:
     nvcc = _find_nvcc()
-    if nvcc is None:
-        return None
-    result = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
-    release = re.search(r"release (\d+\.\d+)", result.stdout)
+    release = re.search(r"release (\d+\.\d+)", _nvcc_words(nvcc)) if nvcc is not None else None
     return f"nvcc {release[1]}" if release else None
+
+
+@functools.cache
+def _nvcc_words(nvcc: str) -> str:
+    """What it says of itself: its version with the build."""
+    return subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout

@@ -1,0 +1,65 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tamis.errors import OutputError
+
+
+@contextmanager
+def replaced_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of ``path`` at the end, or leaves no trace when anything fails.
+
+    Readers see the old file or the whole new one. ``durable``: so does who looks after a loss of power, which takes
+    milliseconds; caches that check what they read do without. Raises ``OutputError`` when the file cannot be written.
+    """
+    try:
+        target = Path(path).resolve()
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{path} exists and is not a file", remedy="choose another output path")
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        opened = temporary.open("xb")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with opened as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(target)
+        if durable:
+            _sync_folder(target.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> OutputError:
+    return OutputError(f"cannot write {path}: {error.strerror or error}", remedy=_remedy(error))
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "create the folder first"
+    if isinstance(error, PermissionError):
+        return "choose a folder that you may write to"
+    return "free some space or choose another output path"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
