@@ -14,6 +14,7 @@ from tamis.devices.cuda.module import check, load_driver
 
 BYTES, ALIGNMENT = 128, 64
 _BOX_BYTES = 128  # of a pixel's channels: the widest swizzle
+_WINDOW_BYTES = 16  # from window to window, see ``TensorMap``
 _TYPES = {"int8": 0, "float8_e4m3": 0, "float16": 6, "bfloat16": 9}  # bytes are bytes
 _SIZES = {"int8": 1, "float8_e4m3": 1, "float16": 2, "bfloat16": 2}
 _NO_INTERLEAVE, _SWIZZLE_128, _PROMOTION_256, _ZEROS_OUTSIDE = 0, 3, 3, 0
@@ -41,16 +42,21 @@ def encode(target: ctypes.Array[ctypes.c_char], described: Mapping[str, Any], ad
     for extent in extents[1:-1]:
         strides.append(strides[-1] * extent)
     if described.get("apart"):  # pixels may overlap: the driver only asks for multiples of 16 bytes
-        strides = [size * elements for elements in described["apart"]]
+        strides = [size * elements for elements in described["apart"][: len(strides)]]
+    windows = described.get("windows", 0)
+    if windows:  # one axis more, whose neighbours lie within a pixel
+        extents, strides = [*extents, windows], [*strides, _WINDOW_BYTES]
+    rest = (1,) if windows else ()
     head = (target, _TYPES[described["dtype"]], len(extents), address, _array(c_uint64, extents),
             _array(c_uint64, strides))  # fmt: skip
     if mode == "taps":
+        no_corner = (0,) if windows else ()  # that of images: taps do not see others
         status = driver.cuTensorMapEncodeIm2col(
-            *head, _array(c_int, described["low"]), _array(c_int, described["high"]), width_of_box, described["box"],
-            _array(c_uint32, (1, *described["strides"], 1)), *common,
+            *head, _array(c_int, (*described["low"], *no_corner)), _array(c_int, (*described["high"], *no_corner)),
+            width_of_box, described["box"], _array(c_uint32, (1, *described["strides"], 1, *rest)), *common,
         )  # fmt: skip
     else:
-        box = (width_of_box, described["box"], *(() if mode == "rows" else (described["lines"], 1)))
+        box = (width_of_box, described["box"], *(() if mode == "rows" else (described["lines"], 1)), *rest)
         status = driver.cuTensorMapEncodeTiled(*head, _array(c_uint32, box), _array(c_uint32, [1] * len(box)), *common)
     check(driver, status, "encoding a tensor map", layer)
 

@@ -15,9 +15,13 @@
 //   part is multiplied the operands of the next one are loaded. Blocks of the same pixels follow each other.
 // Limits: channels a multiple of 8 (16 bytes a pixel); up to 2^31 - 1 pixels and elements; padded images of up to 32767
 //   pixels a side. Channels, filters and pixels past the end are zeros.
+// Groups (GROUPED): a tile has filters of one bundle of groups (tamis.formats.bundles), and its steps are those of the
+//   bundle's channels, whatever others a pixel has. Within a bundle each filter has zeros for the channels of other
+//   groups. These are multiplied: where such a channel is infinite or not a number, neither is the result, but it is
+//   never another number.
 // Roof: tensor cores, 312 TFLOP/s dense on an A100, twice that in 2:4. Not measured yet.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, MATRICES, COLUMNS (even), DOWN, ACROSS, STAGES (two at least),
+// Constants: KERNEL (its name), SPARSE, IM2COL, GROUPED, MATRICES, COLUMNS (even), DOWN, ACROSS, STAGES (two at least),
 // PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.
 #include "ampere.h"
 #include "gemm_epilogue.h"
@@ -34,10 +38,10 @@ constexpr int STAGE_BYTES = PIXEL_BYTES + WEIGHT_BYTES;
 constexpr int STRIP = 16;  // pixels of a warp that leave by shared memory at a time
 constexpr int PITCH = MATRICES * 16 + 4;  // floats between them: writes of a warp go to 32 banks
 
-// The image, and the filter that slides over it.
+// The image, and the filter that slides over it. It sees `depth` of the `channels` of a pixel.
 struct Image {
     const unsigned short *data;
-    int pixels, channels, height, width, across, dilation_w, dilation_h;
+    int pixels, channels, depth, height, width, across, dilation_w, dilation_h;
 };
 
 // Which of its channels, under which tap, the next step reads.
@@ -45,7 +49,7 @@ struct Walk {
     int step, channel, right, down;
     __device__ __forceinline__ void next(const Image &image) {
         step++, channel += 64;
-        if (channel < image.channels) return;
+        if (channel < image.depth) return;
         channel = 0, right += image.dilation_w;
         if (right < image.across * image.dilation_w) return;
         right = 0, down += image.dilation_h;
@@ -84,7 +88,7 @@ TAMIS_DEVICE void fetch_pixels(unsigned stage, const TwoWords *table, const Imag
 #pragma unroll
     for (int i = 0; i < PIXELS / LINES; i++) {
         const TwoWords here = table[line + i * LINES];
-        const bool exists = channel < image.channels && within(here.y, image, walk);
+        const bool exists = channel < image.depth && within(here.y, image, walk);
         copy_or_zero(to + i * LINES * 128, image.data + (exists ? here.x + tap : 0u), exists);
     }
 }
@@ -186,20 +190,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     KERNEL(const unsigned short *data, const unsigned char *weights, const float *bias, const OUT_TYPE *residual,
            OUT_TYPE *out, int filters, int pixels, int steps, int channels, int height, int width, int across,
            int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
-           int dilation_h, int pitch, int offset, int residual_pitch) {
+           int dilation_h, int pitch, int offset, int residual_pitch, int bundle_tiles, int bundle_filters,
+           int bundle_window, int last_window) {
     next_may_start();
     SHARED_MEMORY(memory);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int across_filters = (filters + FILTERS - 1) / FILTERS;
-    const int filter = blockIdx.x % across_filters * FILTERS, pixel = blockIdx.x / across_filters * PIXELS;
-    const Image image = {data, pixels, channels, height, width, across, dilation_w, dilation_h};
+    const int bundles = (filters + bundle_filters - 1) / bundle_filters;
+    const int across_filters = GROUPED ? bundles * bundle_tiles : (filters + FILTERS - 1) / FILTERS;
+    const int tile = blockIdx.x % across_filters, pixel = blockIdx.x / across_filters * PIXELS;
+    int filter = tile * FILTERS, end = filters, depth = channels;
+    if constexpr (GROUPED) {
+        const int bundle = tile / bundle_tiles, begin = bundle * bundle_filters, window = bundle * bundle_window;
+        filter = begin + tile % bundle_tiles * FILTERS;
+        end = begin + bundle_filters < filters ? begin + bundle_filters : filters;
+        depth = bundle_window * 8;
+        data += (window < last_window ? window : last_window) * 8;
+    }
+    const Image image = {data, pixels, channels, depth, height, width, across, dilation_w, dilation_h};
     TwoWords *table = reinterpret_cast<TwoWords *>(memory + STAGES * STAGE_BYTES);
     for (int i = threadIdx.x; i < PIXELS; i += THREADS)
         table[i] = seen(pixel + i, image, out_width, out_height, stride_w, stride_h, pad_left, pad_top);
     __syncthreads();
 
     Walk walk = {};
-    weights += (long long)(filter / FILTERS) * steps * WEIGHT_BYTES;
+    weights += (long long)tile * steps * WEIGHT_BYTES;
     const auto fetch = [&](int stage) {
         if (walk.step < steps) {
             const unsigned to = shared_address(memory) + stage;
@@ -240,5 +254,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     __syncthreads();  // what was loaded behind the last step is of no use, but must not race with the strips
     leave(sums, reinterpret_cast<float *>(memory) + warp * STRIP * PITCH, lane, filter + warp / ACROSS * MATRICES * 16,
-          pixel + warp % ACROSS * COLUMNS * 8, bias, residual, out, filters, pixels, pitch, offset, residual_pitch);
+          pixel + warp % ACROSS * COLUMNS * 8, bias, residual, out, end, pixels, pitch, offset, residual_pitch);
 }

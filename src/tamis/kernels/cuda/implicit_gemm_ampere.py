@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from tamis.formats.ampere import ROWS
 from tamis.formats.dtype import DType
 from tamis.formats.steps import STEP_BYTES, rows_bytes
-from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, common_arguments, common_defines, most_stages
+from tamis.kernels.cuda.convolution import Convolution
+from tamis.kernels.cuda.implicit_gemm import Epilogue, bundle_numbers, common_arguments, common_defines, most_stages
 from tamis.kernels.cuda.specification import Argument, Kernel, ceil_divide
 
 _WARP = 32
@@ -97,21 +98,22 @@ def implicit_gemm_ampere(
     top, left, bottom, right = shape.pads
     if not shape.is_product and max(shape.height + top + bottom, shape.width + left + right) > MOST_SIDE:
         raise ValueError(f"padded images of more than {MOST_SIDE} pixels a side")
-    defines = common_defines(shape, dtype, epilogue, sparse=sparse)
+    defines = common_defines(shape, tile.filters, dtype, epilogue, sparse=sparse)
     defines |= {
         # Profilers show this name: it proves that the sparse form runs.
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm_ampere",
         "MATRICES": tile.matrices, "COLUMNS": tile.columns, "DOWN": tile.down, "ACROSS": tile.across,
         "STAGES": tile.stages,
     }  # fmt: skip
-    high, wide = shape.output
+    (high, wide), part = shape.output, shape.part(tile.filters)
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     numbers = (
-        shape.filters, shape.pixels, shape.steps, shape.channels, shape.height, shape.width, shape.kernel[1], wide,
+        shape.filters, shape.pixels, part.steps, shape.channels, shape.height, shape.width, shape.kernel[1], wide,
         high, stride_w, stride_h, left, top, dilation_w, dilation_h, *epilogue.places(shape.filters),
+        *bundle_numbers(shape, tile.filters),
     )  # fmt: skip
-    tiles = ceil_divide(shape.filters, tile.filters) * ceil_divide(shape.pixels, tile.pixels)
+    across = shape.bundles(tile.filters).count * ceil_divide(part.filters, tile.filters)
     return Kernel(
-        "implicit_gemm_ampere", defines, (tiles, 1, 1), (tile.threads, 1, 1),
+        "implicit_gemm_ampere", defines, (across * ceil_divide(shape.pixels, tile.pixels), 1, 1), (tile.threads, 1, 1),
         common_arguments(Argument("in", 0), numbers, epilogue), tile.shared_bytes(sparse=sparse),
     )  # fmt: skip

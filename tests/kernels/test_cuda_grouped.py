@@ -1,0 +1,102 @@
+"""Grouped convolutions on tensor cores, on the CPU: against float64, bundles of groups, infinities beside them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulation import assert_close, run
+from test_cuda_implicit_gemm import ADD, AMPERE, FAMILIES, HOPPER, RELU, Family, convolved
+
+from tamis.formats import TWO_FOUR, magnitude_mask
+from tamis.formats.bundles import bundle_weight
+from tamis.formats.dtype import DType
+from tamis.kernels.cuda.convolution import Convolution
+from tamis.kernels.cuda.implicit_gemm import Epilogue, Tile, implicit_gemm_hopper, line_tiles
+from tamis.kernels.cuda.implicit_gemm_ampere import AmpereTile
+from tamis.kernels.cuda.pointwise import PointwiseStep
+
+SPARSITY = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+
+
+def grouped_sums(image: np.ndarray, weight: np.ndarray, shape: Convolution) -> np.ndarray:
+    """[pixels, filters] in float64: each group as a convolution of its own."""
+    parts = zip(np.split(image, shape.groups, axis=3), np.split(weight, shape.groups), strict=True)
+    one = replace(
+        shape, channels=shape.channels // shape.groups, filters=shape.filters // shape.groups, groups=1
+    )  # fmt: skip
+    return np.concatenate([convolved(pixels, filters, one) for pixels, filters in parts], axis=1)
+
+
+def operands(shape: Convolution, dtype: DType, *, sparse: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Image and weight [filters, taps, channels of a group]."""
+    draw = np.random.default_rng(0)
+    image = draw.standard_normal((shape.batch, shape.height, shape.width, shape.channels)).astype(dtype.numpy)
+    taps, depth = shape.kernel[0] * shape.kernel[1], shape.channels // shape.groups
+    weight = (draw.standard_normal((shape.filters, taps, depth)) / np.sqrt(taps * depth)).astype(dtype.numpy)
+    if sparse:
+        weight = np.where(magnitude_mask(weight.astype(np.float32), TWO_FOUR), weight, weight.dtype.type(0))
+    return image, weight
+
+
+def result_of(
+    family: Family, shape: Convolution, image: np.ndarray, weight: np.ndarray, tile: Any, *, sparse: bool,
+    residuals: np.ndarray | None = None, biases: np.ndarray | None = None, steps: tuple[PointwiseStep, ...] = (),
+    pitch: int | None = None, offset: int = 0, dtype: DType = DType.FLOAT16,
+) -> np.ndarray:  # fmt: skip
+    """[pixels, filters] of the kernel; what it must not write has stayed."""
+    epilogue = Epilogue(steps, biases is not None, residuals is not None, dtype, pitch, offset)
+    kernel = family.make(shape, tile, dtype, epilogue, sparse=sparse)
+    matrix = bundle_weight(weight, shape.bundles(tile.filters), tile.filters)
+    packed = family.pack(matrix, tile.filters // family.rows, sparse=sparse)
+    more = [] if residuals is None else [residuals]
+    constants = [packed.data, *([] if biases is None else [biases])]
+    out = [((shape.pixels, pitch or shape.filters), dtype.numpy)]
+    (result,) = run(kernel, [image, *more], constants, out)
+    mine = slice(offset, offset + shape.filters)
+    assert np.isnan(np.delete(result.astype(np.float32), mine, axis=1)).all()
+    return result[:, mine].astype(np.float64)
+
+
+def check(
+    family: Family, shape: Convolution, *, sparse: bool, tile: Any = None, fused: bool = True, dtype: DType = DType.FLOAT16,
+    pitch: int | None = None, offset: int = 0,
+) -> None:  # fmt: skip
+    """With bias, residual and ReLU where it is ``fused``."""
+    image, weight = operands(shape, dtype, sparse=sparse)
+    draw, expected, more = np.random.default_rng(1), grouped_sums(image, weight, shape), {}
+    if fused:
+        biases = draw.standard_normal(shape.filters).astype(np.float32)
+        residuals = draw.standard_normal((shape.pixels, shape.filters)).astype(dtype.numpy)
+        expected = np.maximum(expected + biases + residuals.astype(np.float64), 0.0)
+        more = {"biases": biases, "residuals": residuals, "steps": (ADD, RELU)}
+    result = result_of(
+        family, shape, image, weight, tile or family.small, sparse=sparse, dtype=dtype, pitch=pitch, offset=offset,
+        **more,
+    )  # fmt: skip
+    assert_close(result, expected, dtype, scale=16.0)
+
+
+SAME = (1, 1, 1, 1)
+# Groups x (channels -> filters) of each.
+SHAPES = {
+    "32 x 4": Convolution(1, 5, 6, 128, 128, (3, 3), pads=SAME, groups=32),
+    "4 x 8 to 12": Convolution(2, 5, 4, 32, 48, (3, 3), (2, 2), SAME, groups=4),
+    "7 x 16, one left over": Convolution(1, 4, 5, 112, 112, (3, 3), pads=SAME, groups=7),
+    "3 x 24": Convolution(1, 7, 7, 72, 72, (3, 3), pads=(2, 2, 2, 2), dilations=(2, 2), groups=3),
+    "2 x 40 to 20": Convolution(1, 4, 4, 80, 40, (3, 2), (1, 2), (0, 1, 2, 0), groups=2),
+    "4 x 64 to 16": Convolution(1, 4, 4, 256, 64, groups=4),
+    "2 x 72 to 136": Convolution(1, 1, 40, 144, 272, groups=2),
+    "7x7 of 2 x 4 to 3": Convolution(1, 8, 9, 8, 6, (7, 7), (2, 2), (3, 3, 3, 3), groups=2),
+    "strided 1x1": Convolution(2, 5, 5, 64, 64, (1, 1), (2, 2), groups=8),
+}
+
+
+@FAMILIES
+@SPARSITY
+@pytest.mark.parametrize("name", SHAPES)
+def test_groups(family: Family, name: str, sparse: bool) -> None:
+    check(family, SHAPES[name], sparse=sparse)
