@@ -15,8 +15,8 @@ from cuda_emulation import compiled, packed_map
 
 from conv_layers import expected
 from cuda_layers import CASES, Case, bound, bound_layer, bound_steps, padding_step, upload
-from gemm_layers import SMALL as GEMM_CASES
-from gemm_layers import GemmCase
+from gemm_layers import GROUPED, GemmCase
+from gemm_layers import SMALL as PLAIN_CASES
 from stem_layers import SMALL as STEM_CASES
 from stem_layers import StemCase
 from tamis.compiler.config import BuildConfig
@@ -38,6 +38,7 @@ from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.compile import translation_unit
 from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, deepest, implicit_gemm_hopper, line_tiles
 
+GEMM_CASES = PLAIN_CASES + GROUPED
 H200 = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("tf32", "bf16", "fp8"), {"torch": "2.11.0"})
 CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16))
 
@@ -95,22 +96,37 @@ class PlayedDriver:
     def cuTensorMapEncodeTiled(self, target, kind, rank, address, extents, strides, box, steps, *tail):
         assert kind in FLOAT16_OR_BFLOAT16
         assert list(steps) == [1] * rank and box[0] == 64
-        if rank == 2:
-            assert list(strides) == [2 * extents[0]]
-            numbers = (0, *extents, 1, 1, box[1], 0, 0, 0, 0, 1, 1, 1, extents[0], 0, 0)
+        apart, windows = self.windows(rank, (2, 4), extents, strides)
+        if rank <= 3:
+            assert apart == [extents[0]] or windows
+            numbers = (0, *extents[:2], 1, 1, box[1], 0, 0, 0, 0, 1, 1, 1, *apart, 0, 0)
         else:
-            c, w, h, n = extents
-            numbers = (2, c, n, h, w, box[1], 0, 0, 0, 0, 1, 1, box[2], *(stride // 2 for stride in strides))
-        return self.encode(target, tail, address, *numbers)
+            c, w, h, n = extents[:4]
+            assert list(box[3:]) == [1] * (rank - 3)
+            numbers = (2, c, n, h, w, box[1], 0, 0, 0, 0, 1, 1, box[2], *apart)
+        return self.encode(target, tail, address, *numbers, windows)
+
+    def windows(self, rank, without, extents, strides):
+        """Elements apart, and the extent of an axis more whose neighbours are 16 bytes apart, or 0."""
+        apart = [stride // 2 for stride in strides]
+        if rank in without:
+            return apart, 0
+        assert apart.pop() == 8 and 8 * (extents[-1] - 1) + extents[0] == apart[0], "windows end with the pixel"
+        return apart, extents[-1]
 
     def cuTensorMapEncodeIm2col(
         self, target, kind, rank, address, extents, strides, low, high, channels, box, steps, *tail
     ):
-        c, w, h, n = extents
-        apart = [stride // 2 for stride in strides]
+        c, w, h, n = list(extents)[:4]
+        apart, windows = self.windows(rank, (4,), extents, strides)
         assert kind in FLOAT16_OR_BFLOAT16
-        assert (rank, channels) == (4, 64)
-        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3], 1, *apart)
+        assert (
+            channels == 64
+            and list(steps)[3:] == [1] * (rank - 3)
+            and list(low)[2:] == list(high)[2:] == [0] * (rank - 4)
+        )
+        numbers = (1, c, n, h, w, box, *low[:2], *high[:2], *steps[1:3], 1, *apart)
+        return self.encode(target, tail, address, *numbers, windows)
 
     def encode(self, target, tail, address, *numbers):
         assert tail == (0, 3, 3, 0), "no interleave, 128-byte swizzle, 256-byte promotion, zeros outside"

@@ -1,9 +1,9 @@
 """Grouped convolutions as products of tiles: neighbouring groups that share a tile of filters are a bundle.
 
-A tile of tensor cores has more filters, and its step more channels, than most groups have. The groups of a bundle lie on
-the diagonal of one matrix [filters, taps, channels of the bundle], with zeros between them, which are multiplied as well.
-Each bundle has whole tiles. All bundles have as many channels, so that the last one, where groups are left over, begins
-with some of the bundle before; no filter sees these, and no filter is in two bundles.
+A tile of tensor cores has more filters, and its step more channels, than most groups have. The groups of a bundle lie
+on the diagonal of one matrix [filters, taps, channels of the bundle], with zeros between them, which are multiplied as
+well. Each bundle has whole tiles. All bundles have as many channels, so that the last one, where groups are left over,
+begins with some of the bundle before; its filters have zeros for these, and no filter is in two bundles.
 
 A weight in 2:4 along its channels stays so: groups begin at a multiple of their channels, which four divides then.
 """
@@ -74,7 +74,7 @@ def bundle_weight(weight: NDArray[Any], bundles: Bundles, tile: int) -> NDArray[
     """
     groups, filters, channels = bundles.groups, bundles.filters, bundles.channels
     if weight.ndim != 3 or weight.shape[::2] != (groups * filters, channels):
-        raise FormatError(f"a weight of {groups * filters} filters and {channels} channels is needed, not {weight.shape}")
+        raise FormatError(f"a weight [{groups * filters}, taps, {channels}] is needed, not {weight.shape}")
     rows = -(-bundles.merged * filters // tile) * tile
     matrix = np.zeros((bundles.count, rows, weight.shape[1], bundles.merged * channels), weight.dtype)
     for group in range(groups):

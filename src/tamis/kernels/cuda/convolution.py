@@ -60,7 +60,7 @@ class Convolution:
         return alone and self.apart is None
 
     def bundles(self, tile: int) -> Bundles:
-        """The groups that tiles of so many filters take together, in 16 bits; ``ValueError`` where none can be taken."""
+        """Which groups tiles of so many filters take together, in 16 bits; ``ValueError`` where they cannot."""
         return choose_bundles(self.groups, self.filters, self.channels, tile, STEP_BYTES // 2)
 
     def part(self, tile: int) -> Convolution:

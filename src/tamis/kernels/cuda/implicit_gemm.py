@@ -245,10 +245,8 @@ def _band(shape: Convolution, tile: Tile, dtype: DType, clusters: int, *, sparse
     """How many tiles of filters follow each other before the next pixels.
 
     ``clusters`` of tiles run at a time. With ``band`` tiles of filters and ``clusters / band`` of pixels they read the
-    fewest bytes where both take as many. Bundles of groups share no channels, but pixels lie in one piece.
+    fewest bytes where both take as many. Of no meaning for groups, which share no channels.
     """
-    if shape.groups > 1:
-        return tile.count(shape)
     size = dtype.size_bytes
     weights = shape.steps_in(size) * rows_bytes(tile.filters * tile.cluster, sparse=sparse, itemsize=size)
     pixels = tile.pixels * shape.channels * size

@@ -195,10 +195,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     next_may_start();
     SHARED_MEMORY(memory);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int bundles = (filters + bundle_filters - 1) / bundle_filters;
+    const int bundles = GROUPED ? (filters + bundle_filters - 1) / bundle_filters : 1;
     const int across_filters = GROUPED ? bundles * bundle_tiles : (filters + FILTERS - 1) / FILTERS;
-    const int tile = blockIdx.x % across_filters, pixel = blockIdx.x / across_filters * PIXELS;
-    int filter = tile * FILTERS, end = filters, depth = channels;
+    int filter = blockIdx.x % across_filters * FILTERS, end = filters, depth = channels;
+    const int pixel = blockIdx.x / across_filters * PIXELS, tile = filter / FILTERS;
     if constexpr (GROUPED) {
         const int bundle = tile / bundle_tiles, begin = bundle * bundle_filters, window = bundle * bundle_window;
         filter = begin + tile % bundle_tiles * FILTERS;

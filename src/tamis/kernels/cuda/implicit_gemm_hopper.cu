@@ -200,6 +200,10 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     const int across_pixels = HALO ? pixels / area * per_image : (pixels + PIXELS - 1) / PIXELS;
     const int tiles = across_filters * across_pixels;
     const auto spot_of = [&](int tile) {
+        if constexpr (GROUPED) {  // these share no channels: all filters of the same pixels follow each other
+            const int column = (unsigned)tile / (unsigned)across_filters;
+            return Spot{column, tile - column * across_filters};
+        }
         const int before = tile / (band * across_pixels) * band, rest = tile - before * across_pixels;
         const int wide = across_filters - before < band ? across_filters - before : band;
         return Spot{rest / wide, (before + rest % wide) * ABREAST + place};
@@ -226,7 +230,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
                 const int taps = steps / chunks;
                 [[maybe_unused]] int window = 0;
                 if constexpr (GROUPED) {
-                    window = row / bundle_tiles * bundle_window;
+                    window = (unsigned)row / (unsigned)bundle_tiles * bundle_window;
                     window = window < last_window ? window : last_window;
                 }
                 const int w = HALO ? -pad_left : pixel % out_width * stride_w - pad_left;
@@ -296,8 +300,8 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
                                        : Target{column * PIXELS, pixels, 0, 0, 0};
             int filter = row * FILTERS, end = filters;
             if constexpr (GROUPED) {
-                const int begin = row / bundle_tiles * bundle_filters;
-                filter = begin + row % bundle_tiles * FILTERS;
+                const int bundle = (unsigned)row / (unsigned)bundle_tiles, begin = bundle * bundle_filters;
+                filter = begin + (row - bundle * bundle_tiles) * FILTERS;
                 end = begin + bundle_filters < filters ? begin + bundle_filters : filters;
             }
             return Exit{target, filter + group * BLOCKS * 64, end, pitch, offset, residual_pitch, bias, residual, out};
