@@ -96,7 +96,7 @@ def grouped_kernels() -> list[Kernel]:
             (shape, lines, True), (shape, deepest(1, 1, 128, sparse=False), False),
             (product, deepest(2, 2, 192, sparse=True), True),
         )),
-        implicit_gemm_ampere(shape, deepest_ampere(4, 8, 2, 4, sparse=True), DType.FLOAT16, FUSED, sparse=True),
+        implicit_gemm_ampere(shape, deepest_ampere(4, 4, 1, 4, sparse=True), DType.FLOAT16, FUSED, sparse=True),
     ]  # fmt: skip
 
 
