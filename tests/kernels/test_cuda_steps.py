@@ -13,7 +13,7 @@ import pytest
 import torch
 from cuda_emulation import compiled, packed_map
 
-from conv_layers import expected
+from conv_layers import conv, conv_layer, expected
 from cuda_layers import CASES, Case, bound, bound_layer, bound_steps, padding_step, upload
 from gemm_layers import GROUPED, GemmCase
 from gemm_layers import SMALL as PLAIN_CASES
@@ -96,35 +96,34 @@ class PlayedDriver:
     def cuTensorMapEncodeTiled(self, target, kind, rank, address, extents, strides, box, steps, *tail):
         assert kind in FLOAT16_OR_BFLOAT16
         assert list(steps) == [1] * rank and box[0] == 64
-        apart, windows = self.windows(rank, (2, 4), extents, strides)
-        if rank <= 3:
+        extents, strides, box = list(extents), list(strides), list(box)
+        windows = 0 if rank in (2, 4) else self.windows(extents, strides, box, 1)
+        apart = [stride // 2 for stride in strides]
+        if len(extents) == 2:
             assert apart == [extents[0]] or windows
-            numbers = (0, *extents[:2], 1, 1, box[1], 0, 0, 0, 0, 1, 1, 1, *apart, 0, 0)
+            numbers = (0, *extents, 1, 1, box[1], 0, 0, 0, 0, 1, 1, 1, *apart, 0, 0)
         else:
-            c, w, h, n = extents[:4]
-            assert list(box[3:]) == [1] * (rank - 3)
+            c, w, h, n = extents
+            assert box[3] == 1
             numbers = (2, c, n, h, w, box[1], 0, 0, 0, 0, 1, 1, box[2], *apart)
         return self.encode(target, tail, address, *numbers, windows)
 
-    def windows(self, rank, without, extents, strides):
-        """Elements apart, and the extent of an axis more whose neighbours are 16 bytes apart, or 0."""
-        apart = [stride // 2 for stride in strides]
-        if rank in without:
-            return apart, 0
-        assert apart.pop() == 8 and 8 * (extents[-1] - 1) + extents[0] == apart[0], "windows end with the pixel"
-        return apart, extents[-1]
+    def windows(self, extents, strides, box, place):
+        """Takes an axis out whose neighbours are 16 bytes apart, and gives its extent."""
+        windows = extents.pop(place)
+        assert box.pop(place) == 1 and strides.pop(place - 1) == 16
+        assert 8 * (windows - 1) + extents[0] == strides[0] // 2, "windows end with the pixel"
+        return windows
 
     def cuTensorMapEncodeIm2col(
         self, target, kind, rank, address, extents, strides, low, high, channels, box, steps, *tail
     ):
-        c, w, h, n = list(extents)[:4]
-        apart, windows = self.windows(rank, (4,), extents, strides)
+        extents, strides, steps = list(extents), list(strides), list(steps)
+        windows = 0 if rank == 4 else self.windows(extents, strides, steps, 4)
+        c, w, h, n = extents
+        apart = [stride // 2 for stride in strides]
         assert kind in FLOAT16_OR_BFLOAT16
-        assert (
-            channels == 64
-            and list(steps)[3:] == [1] * (rank - 3)
-            and list(low)[2:] == list(high)[2:] == [0] * (rank - 4)
-        )
+        assert channels == 64 and steps[3] == 1 and list(low)[2:] == list(high)[2:] == [0] * (rank - 4)
         numbers = (1, c, n, h, w, box, *low[:2], *high[:2], *steps[1:3], 1, *apart)
         return self.encode(target, tail, address, *numbers, windows)
 
@@ -285,6 +284,21 @@ def test_tensor_maps_follow_their_tensors(driver, kernel, lines):
         expected = torch.nn.functional.conv2d(images[index].double(), filters, padding=around)
         torch.testing.assert_close(slots[1].double(), expected, rtol=2e-3, atol=2e-3)
     assert driver.encoded == 2
+
+
+def test_lines_of_a_few_channels_of_each_pixel(driver):
+    """A map with an axis within a pixel: bundles of groups that do not fill steps."""
+    layer, arrays = GemmCase("lines", lambda: conv_layer(conv(groups=5), (1, 120, 7, 7), (120, 24, 3, 3))).layer()
+    tactic = ImplicitGemm(HOPPER, sparse=False)
+    choices = tactic.choices(layer, H200, replace(CONFIG, optimization_level=5))
+    choice = next(choice for choice in choices if choice.parameters["lines"])
+    lowered = tactic.lower(layer, choice)
+    (map_,) = lowered.steps[0].attributes["maps"]
+    assert (map_["mode"], map_["channels"], map_["windows"]) == ("lines", 48, (120 - 48) // 8 + 1)
+    run, slots, (output,) = bound_layer(layer, choice, lowered, [arrays[name] for name in layer.node.inputs])
+    run(slots)
+    exact = expected(layer, arrays)
+    assert objection(compare(output.double().numpy(), exact), choice.precision, cosine=0.9999, relative=1e-5) is None
 
 
 def test_what_the_binder_refuses(driver):

@@ -121,6 +121,7 @@ REFUSALS = (
     (OLDER_DENSE, conv(groups=64), (1, 64, 5, 5), (128, 1, 3, 3), {"architecture": "sm_80"}, "a depthwise convolution"),
     (DENSE, conv(groups=9), (1, 36, 5, 5), (36, 4, 3, 3), {}, "36 channels are not a multiple of 8"),
     (DENSE, conv(groups=2, dilation=20), (1, 64, 50, 50), (64, 32, 3, 3), {}, "larger than the copy engine"),
+    (DENSE, conv(dilation=100, pads=0), (1, 64, 300, 300), (64, 64, 3, 3), {}, "larger than the copy engine"),
     (SPARSE, conv(groups=2), (1, 64, 5, 5), (64, 32, 3, 3), {}, "not 2:4"),
     (DENSE, conv(), (1, 3, 8, 8), (64, 3, 7, 7), {}, "3 channels are not a multiple of 8"),
     (DENSE, conv(dilation=200), (1, 64, 500, 500), (64, 64, 3, 3), {}, "larger than the copy engine"),

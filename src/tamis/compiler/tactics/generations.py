@@ -29,10 +29,10 @@ from tamis.kernels.cuda.tile_prior import predicted_us
 OLDEST_AMPERE = 80
 # From this level on the kernels for all GPUs race where those for one generation do, too.
 ALL_GENERATIONS = 4
-# What the copy engine's im2col mode can say, see tamis/kernels/cuda/implicit_gemm_hopper.cu.
-_WIDEST_TAP, _WIDEST_PAD, _WIDEST_STRIDE = 255, 127, 8
-# The same with one axis more, for groups.
-_WIDEST_TAP_OF_GROUPS, _WIDEST_PAD_OF_GROUPS = 31, 15
+# What the copy engine's im2col mode can say: the reach of a filter's taps, and the corners of where its first one lies.
+# Then the same with one axis more, for groups.
+_WIDEST_TAP, _WIDEST_CORNER, _WIDEST_STRIDE = 255, 127, 8
+_WIDEST_TAP_OF_GROUPS, _WIDEST_CORNER_OF_GROUPS = 31, 15
 # How many tiles race, dense and 2:4 each; above the last level all do.
 _TILES_BY_LEVEL = (1, 2, 3, 4, 8)
 # A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
@@ -90,11 +90,11 @@ class Hopper:
         """Other GPUs; taps, pads and strides that the copy engine has no room for."""
         if device.architecture != "sm_90":
             return f"needs Hopper's instructions (sm_90); this is {device.architecture}"
-        taps = ((size - 1) * step for size, step in zip(shape.kernel, shape.dilations, strict=True))
-        tap, pad = (_WIDEST_TAP, _WIDEST_PAD) if shape.groups == 1 else (_WIDEST_TAP_OF_GROUPS, _WIDEST_PAD_OF_GROUPS)
-        if max(*taps, 0) > tap or max(shape.pads) > pad or max(shape.strides) > _WIDEST_STRIDE:
-            return "the filter, its pads or its strides are larger than the copy engine allows"
-        return None
+        return (
+            None
+            if _fits_copies(shape)
+            else "the filter, its pads or its strides are larger than the copy engine allows"
+        )
 
     def parameters(self, device: DeviceInfo) -> dict[str, Any]:
         """The architecture with what only it has, and how many blocks may stay."""
@@ -191,6 +191,18 @@ class Ampere:
 
 
 HOPPER, AMPERE = Hopper(), Ampere()
+
+
+def _fits_copies(shape: Convolution) -> bool:
+    """Whether im2col mode has room for a filter's taps, pads and strides."""
+    alone = shape.groups == 1
+    tap = _WIDEST_TAP if alone else _WIDEST_TAP_OF_GROUPS
+    corner = _WIDEST_CORNER if alone else _WIDEST_CORNER_OF_GROUPS
+    down, across = ((size - 1) * step for size, step in zip(shape.kernel, shape.dilations, strict=True))
+    top, left, bottom, right = shape.pads
+    corners = (-top, -left, bottom - down, right - across)
+    within = -corner - 1 <= min(corners) and max(corners) <= corner
+    return within and max(down, across) <= tap and max(shape.strides) <= _WIDEST_STRIDE
 
 
 def _is_of_use(shape: Convolution, filters: int, pixels: int) -> bool:

@@ -177,8 +177,8 @@ def shape_of(layer: Layer) -> Convolution:
     if isinstance(op, Linear):
         return Convolution(1, 1, rows_of(layer), channels, filters)
     batch, channels, height, width = layer.type(0).shape
-    around: Any = (kernel, op.strides, op.pads, op.dilations)
-    return Convolution(batch, height, width, channels, filters, *around, groups=op.groups)
+    sizes = (batch, height, width, channels, filters)
+    return Convolution(*sizes, kernel, op.strides, op.pads, op.dilations, groups=op.groups)  # type: ignore[arg-type]
 
 
 def _split(layer: Layer) -> _Split:

@@ -44,19 +44,25 @@ def encode(target: ctypes.Array[ctypes.c_char], described: Mapping[str, Any], ad
     if described.get("apart"):  # pixels may overlap: the driver only asks for multiples of 16 bytes
         strides = [size * elements for elements in described["apart"][: len(strides)]]
     windows = described.get("windows", 0)
-    if windows:  # one axis more, whose neighbours lie within a pixel
-        extents, strides = [*extents, windows], [*strides, _WINDOW_BYTES]
-    rest = (1,) if windows else ()
+    # One axis more, whose neighbours lie within a pixel: the second one, but im2col mode walks along all but the last.
+    place = 0 if not windows else len(extents) if mode == "taps" else 1
+    if place:
+        extents.insert(place, windows)
+        strides.insert(place - 1, _WINDOW_BYTES)
     head = (target, _TYPES[described["dtype"]], len(extents), address, _array(c_uint64, extents),
             _array(c_uint64, strides))  # fmt: skip
     if mode == "taps":
-        no_corner = (0,) if windows else ()  # that of images: taps do not see others
+        rest = (0,) if windows else ()  # images: taps do not see others
+        corners = ((*described["low"], *rest), (*described["high"], *rest))
+        steps = (1, *described["strides"], *[1] * (len(extents) - 3))
         status = driver.cuTensorMapEncodeIm2col(
-            *head, _array(c_int, (*described["low"], *no_corner)), _array(c_int, (*described["high"], *no_corner)),
-            width_of_box, described["box"], _array(c_uint32, (1, *described["strides"], 1, *rest)), *common,
+            *head, *(_array(c_int, corner) for corner in corners), width_of_box, described["box"],
+            _array(c_uint32, steps), *common,
         )  # fmt: skip
     else:
-        box = (width_of_box, described["box"], *(() if mode == "rows" else (described["lines"], 1)), *rest)
+        box = [width_of_box, described["box"], *(() if mode == "rows" else (described["lines"], 1))]
+        if place:
+            box.insert(place, 1)
         status = driver.cuTensorMapEncodeTiled(*head, _array(c_uint32, box), _array(c_uint32, [1] * len(box)), *common)
     check(driver, status, "encoding a tensor map", layer)
 

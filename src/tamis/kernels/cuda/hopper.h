@@ -156,12 +156,12 @@ TAMIS_DEVICE void copy_lines(unsigned address, const TensorMap &map, int channel
         : "memory");
 }
 // The same from a map of windows: of each pixel the channels from 16 bytes times `window` on, as if it had no others. For
-// one block alone.
+// one block alone. Windows are the second axis, but in im2col mode the last one, since it walks along all between.
 TAMIS_DEVICE void copy_rows(unsigned address, const TensorMap &map, int channel, int row, int window, unsigned barrier) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
         " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(address),
-        "l"(&map), "r"(channel), "r"(row), "r"(window), "r"(barrier)
+        "l"(&map), "r"(channel), "r"(window), "r"(row), "r"(barrier)
         : "memory");
 }
 TAMIS_DEVICE void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int window,
@@ -178,7 +178,7 @@ TAMIS_DEVICE void copy_lines(unsigned address, const TensorMap &map, int channel
     asm volatile(
         "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
         " [%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(address),
-        "l"(&map), "r"(channel), "r"(w), "r"(h), "r"(n), "r"(window), "r"(barrier)
+        "l"(&map), "r"(channel), "r"(window), "r"(w), "r"(h), "r"(n), "r"(barrier)
         : "memory");
 }
 // Contiguous bytes, a multiple of 16, into the L2 cache.

@@ -273,25 +273,26 @@ def implicit_gemm_hopper(
     down, across = shape.kernel
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     top, left, bottom, right = shape.pads
-    image, apart, windows = (shape.batch, shape.height, shape.width), shape.apart, 0
+    image, channels, apart, windows = (shape.batch, shape.height, shape.width), shape.channels, shape.apart, 0
     if shape.groups > 1:
         if tile.cluster > 1 or dtype.size_bytes != 2 or epilogue.scaled:
             raise ValueError("groups in pairs of blocks, which share their pixels, or in 8 bits")
-        apart = (shape.channels, shape.width * shape.channels, shape.height * shape.width * shape.channels)
-        windows = (shape.channels - part.channels) // FIRST_CHANNELS + 1
+        if part.channels * dtype.size_bytes % STEP_BYTES:
+            channels, windows = part.channels, (shape.channels - part.channels) // FIRST_CHANNELS + 1
+            apart = (shape.channels, shape.width * shape.channels, shape.height * shape.width * shape.channels)
     line = wide + (across - 1) * dilation_w
     if tile.lines:
         lines = tile.lines + (down - 1) * dilation_h
         if tile.line_bytes != lines * line * STEP_BYTES or shape.strides != (1, 1) or tile.together > 1:
             raise ValueError("a tile of other lines")
-        map_ = TensorMap("lines", 0, dtype, part.channels, image, line, lines=lines, apart=apart,
+        map_ = TensorMap("lines", 0, dtype, channels, image, line, lines=lines, apart=apart,
                          windows=windows)  # fmt: skip
     elif shape.is_product:
-        map_ = TensorMap("rows", 0, dtype, part.channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster,
+        map_ = TensorMap("rows", 0, dtype, channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster,
                          apart=apart, windows=windows)  # fmt: skip
     else:
         high_corner = (right - (across - 1) * dilation_w, bottom - (down - 1) * dilation_h)
-        map_ = TensorMap("taps", 0, dtype, part.channels, image, tile.pixels // tile.cluster, (-left, -top),
+        map_ = TensorMap("taps", 0, dtype, channels, image, tile.pixels // tile.cluster, (-left, -top),
                          high_corner, (stride_w, stride_h), apart=apart, windows=windows)  # fmt: skip
     defines = common_defines(shape, tile.filters, dtype, epilogue, sparse=sparse)
     defines |= {
@@ -299,7 +300,7 @@ def implicit_gemm_hopper(
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm",
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
-        "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips,
+        "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips, "WINDOWS": int(windows > 0),
     }  # fmt: skip
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")

@@ -20,7 +20,8 @@
 //   them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
 //   How results leave is in hopper_leave.h.
 // Groups (GROUPED): a tile has filters of one bundle of groups (tamis.formats.bundles), and its steps are those of the
-//   bundle's channels, whatever others a pixel has: the tensor map has windows of that size, and zeros behind them.
+//   bundle's channels, whatever others a pixel has. Where these do not fill steps, the tensor map has windows of as many
+//   channels, and zeros behind them (WINDOWS).
 //   Within a bundle each filter has zeros for the channels of other groups. These are multiplied: where such a channel
 //   is infinite or not a number, neither is the result, but it is never another number.
 // Limits: channels a multiple of 8, in 8 bits of 16 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels,
@@ -31,7 +32,7 @@
 //   and 2715. Reached of it in 2:4: 77 % by large layers, 80 % in int8, 40 to 65 % by ResNet's 3x3 convolutions at batch
 //   128; all layers are in docs/design/0008-hopper-kernels.md.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, GROUPED, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES, STRIP_COUNT, RESIDENT, and
+// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, GROUPED, WINDOWS, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES, STRIP_COUNT, RESIDENT, and
 // those of the headers.
 #include "hopper_leave.h"
 #include "overlap.h"
@@ -243,22 +244,23 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
                     copy_bytes(to.at() + PIXEL_BYTES, block + (long long)packed * WEIGHT_BYTES, WEIGHT_BYTES, to.full());
                 };
                 const auto follow = [&](int step) {
-                    const int channel = (HALO ? step / taps : step % chunks) * CHANNELS, tap = step / chunks;
+                    const int chunk = HALO ? step / taps : step % chunks, tap = step / chunks;
+                    const int channel = chunk * CHANNELS + (GROUPED && !WINDOWS ? window * 8 : 0);
                     const unsigned share = ring.at() + place * SHARE * 128;
                     if constexpr (HALO) {
                         if (step % taps == 0) {
                             barrier_wait(halo.empty(), halo.round ^ 1);
                             barrier_expect(halo.full(), line_bytes);
-                            if constexpr (GROUPED)
+                            if constexpr (WINDOWS)
                                 copy_lines(halo.at(), map, channel, w, h, n, window, halo.full());
                             else
                                 copy_lines(halo.at(), map, channel, w, h, n, halo.full());
                             halo.next();
                         }
-                    } else if constexpr (GROUPED && IM2COL) {
+                    } else if constexpr (WINDOWS && IM2COL) {
                         copy_pixels(share, map, channel, w, h, n, window, tap % across * dilation_w,
                                     tap / across * dilation_h, ring.full());
-                    } else if constexpr (GROUPED) {
+                    } else if constexpr (WINDOWS) {
                         copy_rows(share, map, channel, pixel, window, ring.full());
                     } else if constexpr (IM2COL) {
                         copy_pixels(share, map, channel, w, h, n, tap % across * dilation_w,
