@@ -87,13 +87,17 @@ def eight_bit_kernels() -> list[Kernel]:
 
 
 def grouped_kernels() -> list[Kernel]:
-    """Whole lines, taps and a product of grouped convolutions on Hopper, and the kernel for all GPUs."""
+    """Whole lines, taps and a product of grouped convolutions on Hopper, and the kernel for all GPUs.
+
+    Groups of 24 do not fill steps.
+    """
     shape = Convolution(8, 28, 28, 256, 256, (3, 3), pads=(1, 1, 1, 1), groups=32)
+    odd = Convolution(8, 28, 28, 240, 240, (3, 3), pads=(1, 1, 1, 1), groups=10)
     product = Convolution(8, 14, 14, 256, 512, groups=4)
     lines = next(tile for tile in line_tiles(shape, sparse=True, residual=True) if tile.resident == 2)
     return [
         *(implicit_gemm_hopper(given, tile, DType.FLOAT16, 132, FUSED, sparse=sparse) for given, tile, sparse in (
-            (shape, lines, True), (shape, deepest(1, 1, 128, sparse=False), False),
+            (shape, lines, True), (odd, deepest(1, 2, 128, sparse=False), False),
             (product, deepest(2, 2, 192, sparse=True), True),
         )),
         implicit_gemm_ampere(shape, deepest_ampere(4, 4, 1, 4, sparse=True), DType.FLOAT16, FUSED, sparse=True),

@@ -56,6 +56,8 @@ static_assert(!GROUPED || ABREAST == 1, "the tiles of a cluster share their pixe
 // since only such give registers away. Else one warp copies.
 constexpr bool GIVES = GROUPS == 2 && RESIDENT == 1;
 constexpr int COPIERS = GIVES ? THREADS : 32;
+// Of 504 registers that three warpgroups' threads have together. Windows want more, where sums leave them.
+constexpr int COPIERS_KEEP = GROUPED && BLOCKS * PIXELS <= 256 ? 56 : 40;
 
 // What lies where in shared memory: full and empty flip with every round through the stages.
 template <int COUNT> struct Ring {
@@ -221,7 +223,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
         __syncthreads();
 
     if (group == GROUPS) {
-        if constexpr (GIVES) give_registers<40>();
+        if constexpr (GIVES) give_registers<COPIERS_KEEP>();
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
             if (thread == 0) {
                 const auto [column, row] = spot_of(tile);
@@ -289,7 +291,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
             }
         }
     } else {
-        if constexpr (GIVES) take_registers<232>();
+        if constexpr (GIVES) take_registers<(504 - COPIERS_KEEP) / 2>();
         previous_finished();
         unsigned char *strips = memory + STRIPS + group * STRIP_BYTES;
         Walk walk = {line, across, steps / chunks / across, dilation_w, dilation_h, 0, 0};
