@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conv_layers import RELU, RESIDUAL, conv, conv_layer
+from conv_layers import RELU, RESIDUAL, conv, conv_layer, expected
 from cuda_layers import bound_layer
 from gemm_layers import GROUPED, SMALL, GemmCase
 from tamis.compiler.config import BuildConfig
@@ -135,6 +135,36 @@ def random_groups(seed: int) -> GemmCase:
 @pytest.mark.parametrize("seed", range(RANDOM_GROUPS))
 def test_random_groups(seed: int, generation: Generation) -> None:
     check(generation, random_groups(seed), sparse=seed % 2 > 0, only=seed)
+
+
+@GENERATIONS
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("groups", [(2, 72, 136), (17, 24, 24), (32, 4, 4)], ids=str)
+def test_no_channel_outside_of_a_bundle_is_seen(
+    groups: tuple[int, int, int], kernel: int, generation: Generation
+) -> None:
+    """The last half of the groups have infinite channels: bundles without any of these give what they would."""
+    count, channels, filters = groups
+    op, weight = conv(groups=count, pads=kernel // 2), (count * filters, channels, kernel, kernel)
+    layer, arrays = conv_layer(op, (2, count * channels, 14, 14), weight)
+    first = count // 2
+    arrays["x"][:, first * channels :] = 0.0
+    wanted = torch.from_numpy(expected(layer, arrays)).cuda()
+    arrays["x"][:, first * channels :] = np.inf
+    tactic = ImplicitGemm(generation, sparse=False)
+    reason = tactic.refuses(layer, cuda_info(), CONFIG)
+    if reason is not None:
+        pytest.skip(reason)
+    for choice in tactic.choices(layer, cuda_info(), replace(CONFIG, optimization_level=5)):
+        bundles = shape_of(layer).bundles(generation.tile(choice.parameters).filters)
+        seen = [b for b in range(bundles.count) if bundles.first_group(b) + bundles.merged <= first]
+        clean = min(len(seen) * bundles.merged, first) * filters
+        given = [arrays[name] for name in layer.node.inputs]
+        run, slots, (output,) = bound_layer(layer, choice, tactic.lower(layer, choice), given, "cuda")
+        run(slots)
+        found = compare(output[:, :clean].contiguous(), wanted[:, :clean].contiguous())
+        assert clean and objection(found, choice.precision, cosine=0.9999, relative=1e-5) is None, choice
+        assert not torch.isfinite(output[:, first * filters :]).any(), choice
 
 
 @GENERATIONS

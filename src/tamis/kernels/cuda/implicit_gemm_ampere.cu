@@ -17,12 +17,12 @@
 //   pixels a side. Channels, filters and pixels past the end are zeros.
 // Groups (GROUPED): a tile has filters of one bundle of groups (tamis.formats.bundles), and its steps are those of the
 //   bundle's channels, whatever others a pixel has. Within a bundle each filter has zeros for the channels of other
-//   groups. Of these only what lies in one product with its own is multiplied (SKIPS): where such a channel is infinite
-//   or not a number, neither is the result, but it is never another number.
+//   groups. With SKIPS only those are multiplied that lie in one product with its own. Where such a channel is infinite
+//   or no number, the result may be no number, but never another.
 // Roof: tensor cores, 312 TFLOP/s dense on an A100, twice that in 2:4. Not measured yet.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, GROUPED, SKIPS, MATRICES, COLUMNS (even), DOWN, ACROSS, STAGES (two at least),
-// PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.
+// Constants: KERNEL (its name), SPARSE, IM2COL, GROUPED, SKIPS, MATRICES, COLUMNS (even), DOWN, ACROSS, STAGES (two at
+// least), PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.
 #include "ampere.h"
 #include "gemm_epilogue.h"
 #include "overlap.h"

@@ -21,9 +21,8 @@
 //   How results leave is in hopper_leave.h.
 // Groups (GROUPED): a tile has filters of one bundle of groups (tamis.formats.bundles), and its steps are those of the
 //   bundle's channels, whatever others a pixel has. Where these do not fill steps, the tensor map has windows of as many
-//   channels, and zeros behind them (WINDOWS).
-//   Within a bundle each filter has zeros for the channels of other groups. These are multiplied: where such a channel
-//   is infinite or not a number, neither is the result, but it is never another number.
+//   channels, and zeros behind them (WINDOWS). Within a bundle each filter has zeros for the channels of other groups,
+//   which are multiplied: where such a channel is infinite or no number, the result may be no number, but never another.
 // Limits: channels a multiple of 8, in 8 bits of 16 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels,
 //   filters and pixels past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, no
 //   cluster, lines of up to 256 pixels.
@@ -32,8 +31,8 @@
 //   and 2715. Reached of it in 2:4: 77 % by large layers, 80 % in int8, 40 to 65 % by ResNet's 3x3 convolutions at batch
 //   128; all layers are in docs/design/0008-hopper-kernels.md.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, GROUPED, WINDOWS, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES, STRIP_COUNT, RESIDENT, and
-// those of the headers.
+// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, GROUPED, WINDOWS, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES,
+// STRIP_COUNT, RESIDENT, and those of the headers.
 #include "hopper_leave.h"
 #include "overlap.h"
 
