@@ -2,6 +2,7 @@
 
     python benchmarks/bench_kernels.py
     python benchmarks/bench_kernels.py --case conv3x3-256x256-14-b128 --case gemm-8192x8192x8192
+    python benchmarks/bench_kernels.py --grouped    # grouped convolutions alone
     python benchmarks/bench_kernels.py --level 4    # on Hopper, with the kernels for all GPUs since Ampere too
     python benchmarks/bench_kernels.py --device cpu --case gemm-256x256x64 --output trial.json     # try the script out
 
@@ -46,7 +47,10 @@ OURS = ("tamis.hopper", "tamis.ampere")
 
 @dataclass(frozen=True)
 class Case:
-    """A layer: ``kernel`` 0 is a matrix product of ``batch`` rows; ``residual``: one is added before the ReLU."""
+    """A layer: ``kernel`` 0 is a matrix product of ``batch`` rows; ``residual``: one is added before the ReLU.
+
+    ``inputs`` and ``outputs`` are the channels of all ``groups``.
+    """
 
     kernel: int
     inputs: int
@@ -55,13 +59,14 @@ class Case:
     batch: int
     stride: int = 1
     residual: bool = False
+    groups: int = 1
 
     @property
     def name(self) -> str:
         """A stable name, as ``conv3x3-256x256-14-b128`` or ``gemm-8192x8192x8192`` (outputs, inputs, rows)."""
         if not self.kernel:
             return f"gemm-{self.outputs}x{self.inputs}x{self.batch}"
-        tail = "res" if self.residual else ""
+        tail = "-".join([f"g{self.groups}"] * (self.groups > 1) + ["res"] * self.residual)
         return conv_name(self.kernel, (self.inputs, self.outputs), self.size, self.batch, self.stride, tail)
 
 
@@ -78,16 +83,23 @@ CASES = (
     *(Case(1, c, 4 * c, size, 1, residual=True) for c, size in ((256, 14), (512, 7))),
     # First layers: of ResNets, and 3x3 of stride 2 as in MobileNets. Their weights are dense.
     Case(7, 3, 64, 224, 128, stride=2), Case(3, 3, 32, 224, 128, stride=2),
+    # Grouped ones: of ResNeXt-50 32x4d, RegNetX-1.6GF (groups of 24), RegNetY-4.0GF (of 64) and RegNetX-8.0GF (of 120).
+    *(Case(3, c, c, size, 128, groups=32) for c, size in ((128, 56), (256, 28), (512, 14), (1024, 7))),
+    *(Case(3, c, c, size, 128, stride=2, groups=32) for c, size in ((256, 56), (512, 28), (1024, 14))),
+    *(Case(3, c, c, size, 1, groups=32) for c, size in ((128, 56), (256, 28), (512, 14), (1024, 7))),
+    Case(3, 408, 408, 14, 128, groups=17), Case(3, 912, 912, 7, 128, groups=38),
+    Case(3, 192, 192, 28, 128, groups=3), Case(3, 512, 512, 14, 128, groups=8), Case(3, 720, 720, 14, 128, groups=6),
     Case(0, 8192, 8192, 1, 8192), Case(0, 4096, 4096, 1, 2048), Case(0, 1024, 1024, 1, 12288),
     Case(0, 1024, 4096, 1, 12288), Case(0, 4096, 1024, 1, 12288),
 )  # fmt: skip
-TRIALS = (Case(0, 256, 256, 1, 64), Case(3, 16, 16, 8, 1))
+TRIALS = (Case(0, 256, 256, 1, 64), Case(3, 16, 16, 8, 1), Case(3, 32, 32, 8, 1, groups=4))
 
 
 def main() -> int:
     known = {case.name: case for case in CASES + TRIALS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(known), metavar="CASE", help="may be repeated")
+    parser.add_argument("--grouped", action="store_true", help="the cases with groups alone")
     parser.add_argument("--precision", choices=("float16", "bfloat16"), default="float16")
     parser.add_argument("--level", type=int, default=3, choices=range(6), help="how many algorithms of libraries race")
     parser.add_argument("--output", type=Path, help="results file")
@@ -98,7 +110,8 @@ def main() -> int:
     device = open_device(options.device)
     name = short_name(device.info().name)
     output = options.output or Path(__file__).parent / "results" / f"kernels-{name}.json"
-    for case in [known[name] for name in options.case] if options.case else CASES:
+    wanted = [case for case in CASES if case.groups > 1 or not options.grouped]
+    for case in [known[name] for name in options.case] if options.case else wanted:
         before = gpu_state()
         race = raced(case, DType(options.precision), device, options.level)
         rows = rows_of(case, race, f"{before} -> {gpu_state()}" if before else "")
@@ -127,18 +140,18 @@ def raced(case: Case, precision: DType, device: Device, level: int) -> LayerRace
 def graph_of(case: Case) -> Graph:
     """One layer with random weights, 2:4 where the channels allow it, whose sums have about unit variance."""
     random = np.random.default_rng(0)
-    taps = case.kernel or 1
-    shape = (case.outputs, case.inputs, taps, taps) if case.kernel else (case.outputs, case.inputs)
-    weight = random.standard_normal(shape, dtype=np.float32) / np.float32((case.inputs * taps**2 / 2) ** 0.5)
-    if case.inputs % TWO_FOUR.m == 0:
+    taps, depth = case.kernel or 1, case.inputs // case.groups
+    shape = (case.outputs, depth, taps, taps) if case.kernel else (case.outputs, depth)
+    weight = random.standard_normal(shape, dtype=np.float32) / np.float32((depth * taps**2 / 2) ** 0.5)
+    if depth % TWO_FOUR.m == 0:
         weight = np.where(magnitude_mask(weight, TWO_FOUR, 1), weight, np.float32(0))
     image = (case.batch, case.inputs, case.size, case.size) if case.kernel else (case.batch, case.inputs)
     program: tuple[Pointwise, ...] = (Pointwise("relu"),)
     if case.residual:
         program = (Pointwise("add", operand=3), *program)
-    op: Op = (
-        Conv((case.stride,) * 2, (taps // 2,) * 4, (1, 1), 1, True, program) if case.kernel else Linear(True, program)
-    )
+    op: Op = Linear(True, program)
+    if case.kernel:
+        op = Conv((case.stride,) * 2, (taps // 2,) * 4, (1, 1), case.groups, True, program)
     types = {"x": TensorType(image), "w": TensorType(shape), "b": TensorType((case.outputs,))}
     (result,) = infer(replace(op, epilogue=()), list(types.values()))[:1]  # type: ignore[call-arg]
     types |= {"y": result} | ({"r": result} if case.residual else {})

@@ -57,3 +57,8 @@ SMALL = (
     GemmCase("no bias", lambda: conv_layer(conv(HARDSWISH, bias=False), (1, 64, 4, 4), (64, 64, 1, 1))),
     GemmCase("dilated", lambda: conv_layer(conv(SIGMOID, TANH, dilation=2, pads=2), (1, 64, 7, 7), (64, 64, 3, 3))),
 )  # fmt: skip
+GROUPED = (
+    GemmCase("32 groups", lambda: conv_layer(conv(RELU, groups=32), (1, 128, 5, 5), (128, 4, 3, 3))),
+    GemmCase("groups 1x1", lambda: conv_layer(conv(RESIDUAL, RELU, pads=0, groups=3), (1, 72, 5, 8), (72, 24, 1, 1))),
+    GemmCase("one left over", lambda: conv_layer(conv(SILU, stride=2, groups=5), (2, 40, 6, 5), (240, 8, 3, 3))),
+)  # fmt: skip

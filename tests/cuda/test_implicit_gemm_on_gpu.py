@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from conv_layers import RELU, RESIDUAL, conv, conv_layer
+from conv_layers import RELU, RESIDUAL, conv, conv_layer, expected
 from cuda_layers import bound_layer
-from gemm_layers import SMALL, GemmCase
+from gemm_layers import GROUPED, SMALL, GemmCase
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.tactics.cuda_steps import generation_of
 from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
@@ -31,7 +31,16 @@ LARGE = (
     GemmCase("512@7", lambda: conv_layer(conv(RESIDUAL, RELU), (8, 512, 7, 7), (512, 512, 3, 3))),
     GemmCase("1x1", lambda: conv_layer(conv(RESIDUAL, RELU, pads=0), (4, 256, 14, 14), (1024, 256, 1, 1))),
 )
-RANDOM = 200
+# ResNeXt-50's and a RegNet's, with fewer images.
+GROUPS = (
+    GemmCase("32 of 4@56", lambda: conv_layer(conv(RELU, groups=32), (2, 128, 56, 56), (128, 4, 3, 3))),
+    GemmCase("32 of 8@56/2", lambda: conv_layer(conv(RELU, groups=32, stride=2), (2, 256, 56, 56), (256, 8, 3, 3))),
+    GemmCase("32 of 32@7", lambda: conv_layer(conv(RESIDUAL, RELU, groups=32), (8, 1024, 7, 7), (1024, 32, 3, 3))),
+    GemmCase("17 of 24@14", lambda: conv_layer(conv(RELU, groups=17), (4, 408, 14, 14), (408, 24, 3, 3))),
+    GemmCase("2 of 256@14", lambda: conv_layer(conv(RELU, groups=2), (8, 512, 14, 14), (512, 256, 3, 3))),
+    GemmCase("1x1", lambda: conv_layer(conv(RELU, pads=0, groups=4), (4, 256, 14, 14), (512, 64, 1, 1))),
+)
+RANDOM, RANDOM_GROUPS = 200, 100
 
 
 def all_tiles(
@@ -40,9 +49,9 @@ def all_tiles(
     """Also those that would be mostly padding; for all GPUs as deep as this one allows, then as any allows."""
     if generation is HOPPER:
         tiles = [deepest(*sizes, sparse=sparse, residual=residual) for sizes in TILES]
-        return [tile for tile in tiles if tile.split <= shape.steps] + line_tiles(
-            shape, sparse=sparse, residual=residual
-        )
+        tiles = [tile for tile in tiles if shape.groups == 1 or tile.cluster == 1]
+        tiles = [tile for tile in tiles if tile.split <= shape.part(tile.filters).steps]
+        return tiles + line_tiles(shape, sparse=sparse, residual=residual)
     limits = [shared_bytes_on(number) for number in (generation_of(cuda_info()), 0)]
     return list(dict.fromkeys(deepest_ampere(*s, sparse=sparse, limit=limit) for limit in limits for s in AMPERE_TILES))
 
@@ -81,7 +90,7 @@ def check(generation: Generation, case: GemmCase, *, sparse: bool, only: int | N
 
 @GENERATIONS
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
-@pytest.mark.parametrize("case", SMALL + LARGE, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SMALL + GROUPED + LARGE + GROUPS, ids=lambda case: case.name)
 def test_layers(case: GemmCase, sparse: bool, generation: Generation) -> None:
     check(generation, case, sparse=sparse)
 
@@ -105,6 +114,57 @@ def random_case(seed: int) -> GemmCase:
 @pytest.mark.parametrize("seed", range(RANDOM))
 def test_random_shapes(seed: int, generation: Generation) -> None:
     check(generation, random_case(seed), sparse=seed % 4 > 0, only=seed)
+
+
+def random_groups(seed: int) -> GemmCase:
+    """A grouped convolution of odd extents, whose groups may be larger and smaller than tiles and steps."""
+    draw = random.Random(seed)
+    kernel = draw.choice(((1, 1), (3, 3), (3, 3), (1, 3), (2, 2), (7, 7)))
+    dilation, stride = draw.choice((1, 1, 2)), draw.choice((1, 1, 2))
+    groups, depth = draw.choice(((2, 4), (32, 4), (4, 8), (3, 16), (17, 24), (2, 40), (8, 64), (9, 8), (2, 136)))
+    filters = groups * draw.choice((1, 4, 8, 12, depth, depth, 2 * depth, 72))
+    size = [(side - 1) * dilation + 1 + draw.choice((0, 5, 30)) for side in kernel]
+    pads = tuple(draw.randint(0, 3) for _ in range(4))
+    epilogue = draw.choice(((), (RELU,), (RESIDUAL, RELU)))
+    op = conv(*epilogue, stride=stride, pads=pads, dilation=dilation, groups=groups, bias=draw.random() < 0.7)
+    image = (draw.randint(1, 5), groups * depth, *size)
+    return GemmCase(f"random groups {seed}", lambda: conv_layer(op, image, (filters, depth, *kernel)))
+
+
+@GENERATIONS
+@pytest.mark.parametrize("seed", range(RANDOM_GROUPS))
+def test_random_groups(seed: int, generation: Generation) -> None:
+    check(generation, random_groups(seed), sparse=seed % 2 > 0, only=seed)
+
+
+@GENERATIONS
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("groups", [(2, 72, 136), (17, 24, 24), (32, 4, 4)], ids=str)
+def test_no_channel_outside_of_a_bundle_is_seen(
+    groups: tuple[int, int, int], kernel: int, generation: Generation
+) -> None:
+    """The last half of the groups have infinite channels: bundles without any of these give what they would."""
+    count, channels, filters = groups
+    op, weight = conv(groups=count, pads=kernel // 2), (count * filters, channels, kernel, kernel)
+    layer, arrays = conv_layer(op, (2, count * channels, 14, 14), weight)
+    first = count // 2
+    arrays["x"][:, first * channels :] = 0.0
+    wanted = torch.from_numpy(expected(layer, arrays)).cuda()
+    arrays["x"][:, first * channels :] = np.inf
+    tactic = ImplicitGemm(generation, sparse=False)
+    reason = tactic.refuses(layer, cuda_info(), CONFIG)
+    if reason is not None:
+        pytest.skip(reason)
+    for choice in tactic.choices(layer, cuda_info(), replace(CONFIG, optimization_level=5)):
+        bundles = shape_of(layer).bundles(generation.tile(choice.parameters).filters)
+        seen = [b for b in range(bundles.count) if bundles.first_group(b) + bundles.merged <= first]
+        clean = min(len(seen) * bundles.merged, first) * filters
+        given = [arrays[name] for name in layer.node.inputs]
+        run, slots, (output,) = bound_layer(layer, choice, tactic.lower(layer, choice), given, "cuda")
+        run(slots)
+        found = compare(output[:, :clean].contiguous(), wanted[:, :clean].contiguous())
+        assert clean and objection(found, choice.precision, cosine=0.9999, relative=1e-5) is None, choice
+        assert not torch.isfinite(output[:, first * filters :]).any(), choice
 
 
 @GENERATIONS

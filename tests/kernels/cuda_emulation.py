@@ -157,17 +157,17 @@ def emulated_map(map_: TensorMap, address: int) -> ctypes.Array:
     _, height, width = map_.image
     apart = map_.apart or (map_.channels, width * map_.channels, height * width * map_.channels)
     if map_.mode == "rows":
-        apart = (map_.channels, 0, 0)
+        apart = (apart[0], 0, 0)
     result.raw = packed_map(
         address, ("rows", "taps", "lines").index(map_.mode), map_.channels, *map_.image, map_.box, *map_.low, *map_.high,
-        *map_.strides, map_.lines, *apart,
+        *map_.strides, map_.lines, *apart, map_.windows,
     )  # fmt: skip
     return result
 
 
 def packed_map(address: int, *numbers: int) -> bytes:
-    """The bytes of a map: mode, channels, n, h, w, box, w and h of low, high and steps, lines, elements apart."""
-    return struct.pack("Q16i", address, *numbers).ljust(BYTES, b"\0")
+    """The bytes of a map: mode, channels, n, h, w, box, w and h of low, high and steps, lines, elements apart, windows."""
+    return struct.pack("Q17i", address, *numbers).ljust(BYTES, b"\0")
 
 
 def in_memory(array: np.ndarray, dtype: np.dtype, channels_last: bool) -> np.ndarray:

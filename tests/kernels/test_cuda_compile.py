@@ -19,7 +19,7 @@ from tamis.kernels.cuda.compile import (
     compile_with_nvcc,
     compiler_name,
 )
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, deepest, implicit_gemm_hopper, line_tiles
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.movement import concat, convert, pad_channels, space_to_depth
 from tamis.kernels.cuda.nvrtc import load_nvrtc
@@ -84,6 +84,24 @@ def eight_bit_kernels() -> list[Kernel]:
     ]
 
 
+def grouped_kernels() -> list[Kernel]:
+    """Whole lines, taps and a product of grouped convolutions on Hopper, and the kernel for all GPUs.
+
+    Groups of 24 do not fill steps.
+    """
+    shape = Convolution(8, 28, 28, 256, 256, (3, 3), pads=(1, 1, 1, 1), groups=32)
+    odd = Convolution(8, 28, 28, 240, 240, (3, 3), pads=(1, 1, 1, 1), groups=10)
+    product = Convolution(8, 14, 14, 256, 512, groups=4)
+    lines = next(tile for tile in line_tiles(shape, sparse=True, residual=True) if tile.resident == 2)
+    return [
+        *(implicit_gemm_hopper(given, tile, DType.FLOAT16, 132, FUSED, sparse=sparse) for given, tile, sparse in (
+            (shape, lines, True), (odd, deepest(1, 2, 128, sparse=False), False),
+            (product, deepest(2, 2, 192, sparse=True), True),
+        )),
+        implicit_gemm_ampere(shape, deepest_ampere(4, 4, 1, 4, sparse=True), DType.FLOAT16, FUSED, sparse=True),
+    ]  # fmt: skip
+
+
 def ampere_kernels(dtype: DType) -> list[Kernel]:
     """Those for tensor cores with 16-bit types."""
     return [
@@ -125,7 +143,8 @@ def test_products_of_eight_bits_compile():
         assert kernel.function.encode() in cubin
 
 
-def test_products_of_eight_bits_overlap(tmp_path):
+@pytest.mark.parametrize("made", [eight_bit_kernels, grouped_kernels], ids=["eight bits", "groups"])
+def test_products_overlap_and_nothing_spills(made, tmp_path):
     """The assembler says so when it makes each product wait for the one before, and goes on."""
     nvcc = toolchain._find_nvcc()
     if nvcc is None:
@@ -134,11 +153,12 @@ def test_products_of_eight_bits_overlap(tmp_path):
     def words_on(number: int, kernel: Kernel) -> str:
         unit = tmp_path / f"unit{number}.cu"
         unit.write_text(translation_unit(f"{kernel.family}.cu", kernel.defines))
-        command = [nvcc, "-cubin", "-std=c++17", "-arch=sm_90a", f"-I{FOLDER}", "-Xptxas", "-v", str(unit)]
+        architecture = "sm_80" if kernel.family == "implicit_gemm_ampere" else "sm_90a"
+        command = [nvcc, "-cubin", "-std=c++17", f"-arch={architecture}", f"-I{FOLDER}", "-Xptxas", "-v"]
         output = str(unit.with_suffix(".cubin"))
-        return subprocess.run([*command, "-o", output], capture_output=True, text=True, check=True).stderr
+        return subprocess.run([*command, str(unit), "-o", output], capture_output=True, text=True, check=True).stderr
 
-    some = eight_bit_kernels()
+    some = made()
     with ThreadPoolExecutor(2) as pool:
         for words in pool.map(words_on, range(len(some)), some):
             assert "registers" in words and "serialized" not in words

@@ -13,10 +13,10 @@ import pytest
 import torch
 from cuda_emulation import compiled, packed_map
 
-from conv_layers import expected
+from conv_layers import conv, conv_layer, expected
 from cuda_layers import CASES, Case, bound, bound_layer, bound_steps, padding_step, upload
-from gemm_layers import SMALL as GEMM_CASES
-from gemm_layers import GemmCase
+from gemm_layers import GROUPED, GemmCase
+from gemm_layers import SMALL as PLAIN_CASES
 from stem_layers import SMALL as STEM_CASES
 from stem_layers import StemCase
 from tamis.compiler.config import BuildConfig
@@ -38,6 +38,7 @@ from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, deepest, implicit_gemm_hopper, line_tiles
 from tamis.kernels.cuda.unit import translation_unit
 
+GEMM_CASES = PLAIN_CASES + GROUPED
 H200 = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("tf32", "bf16", "fp8"), {"torch": "2.11.0"})
 CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16))
 
@@ -95,22 +96,36 @@ class PlayedDriver:
     def cuTensorMapEncodeTiled(self, target, kind, rank, address, extents, strides, box, steps, *tail):
         assert kind in FLOAT16_OR_BFLOAT16
         assert list(steps) == [1] * rank and box[0] == 64
-        if rank == 2:
-            assert list(strides) == [2 * extents[0]]
-            numbers = (0, *extents, 1, 1, box[1], 0, 0, 0, 0, 1, 1, 1, extents[0], 0, 0)
+        extents, strides, box = list(extents), list(strides), list(box)
+        windows = 0 if rank in (2, 4) else self.windows(extents, strides, box, 1)
+        apart = [stride // 2 for stride in strides]
+        if len(extents) == 2:
+            assert apart == [extents[0]] or windows
+            numbers = (0, *extents, 1, 1, box[1], 0, 0, 0, 0, 1, 1, 1, *apart, 0, 0)
         else:
             c, w, h, n = extents
-            numbers = (2, c, n, h, w, box[1], 0, 0, 0, 0, 1, 1, box[2], *(stride // 2 for stride in strides))
-        return self.encode(target, tail, address, *numbers)
+            assert box[3] == 1
+            numbers = (2, c, n, h, w, box[1], 0, 0, 0, 0, 1, 1, box[2], *apart)
+        return self.encode(target, tail, address, *numbers, windows)
+
+    def windows(self, extents, strides, box, place):
+        """Takes an axis out whose neighbours are 16 bytes apart, and gives its extent."""
+        windows = extents.pop(place)
+        assert box.pop(place) == 1 and strides.pop(place - 1) == 16
+        assert 8 * (windows - 1) + extents[0] == strides[0] // 2, "windows end with the pixel"
+        return windows
 
     def cuTensorMapEncodeIm2col(
         self, target, kind, rank, address, extents, strides, low, high, channels, box, steps, *tail
     ):
+        extents, strides, steps = list(extents), list(strides), list(steps)
+        windows = 0 if rank == 4 else self.windows(extents, strides, steps, 4)
         c, w, h, n = extents
         apart = [stride // 2 for stride in strides]
         assert kind in FLOAT16_OR_BFLOAT16
-        assert (rank, channels) == (4, 64)
-        return self.encode(target, tail, address, 1, c, n, h, w, box, *low, *high, *steps[1:3], 1, *apart)
+        assert channels == 64 and steps[3] == 1 and list(low)[2:] == list(high)[2:] == [0] * (rank - 4)
+        numbers = (1, c, n, h, w, box, *low[:2], *high[:2], *steps[1:3], 1, *apart)
+        return self.encode(target, tail, address, *numbers, windows)
 
     def encode(self, target, tail, address, *numbers):
         assert tail == (0, 3, 3, 0), "no interleave, 128-byte swizzle, 256-byte promotion, zeros outside"
@@ -269,6 +284,21 @@ def test_tensor_maps_follow_their_tensors(driver, kernel, lines):
         expected = torch.nn.functional.conv2d(images[index].double(), filters, padding=around)
         torch.testing.assert_close(slots[1].double(), expected, rtol=2e-3, atol=2e-3)
     assert driver.encoded == 2
+
+
+def test_lines_of_a_few_channels_of_each_pixel(driver):
+    """A map with an axis within a pixel: bundles of groups that do not fill steps."""
+    layer, arrays = GemmCase("lines", lambda: conv_layer(conv(groups=5), (1, 120, 7, 7), (120, 24, 3, 3))).layer()
+    tactic = ImplicitGemm(HOPPER, sparse=False)
+    choices = tactic.choices(layer, H200, replace(CONFIG, optimization_level=5))
+    choice = next(choice for choice in choices if choice.parameters["lines"])
+    lowered = tactic.lower(layer, choice)
+    (map_,) = lowered.steps[0].attributes["maps"]
+    assert (map_["mode"], map_["channels"], map_["windows"]) == ("lines", 48, (120 - 48) // 8 + 1)
+    run, slots, (output,) = bound_layer(layer, choice, lowered, [arrays[name] for name in layer.node.inputs])
+    run(slots)
+    exact = expected(layer, arrays)
+    assert objection(compare(output.double().numpy(), exact), choice.precision, cosine=0.9999, relative=1e-5) is None
 
 
 def test_what_the_binder_refuses(driver):

@@ -123,7 +123,7 @@ class WhatIf:
         reference = Reference(graph, self.track.device, config)  # pruned weights are held to their own results
         track = replace(self.track, config=config, reference=reference)
         races = tuple(_race_in(graph, race) for race in self.races)
-        return plan_engine(graph, races, track, lambda done: self._tell("regions", done, done + 1, ""))
+        return plan_engine(graph, races, track, self._tell)
 
 
 def open_what_if(model: Model, config: BuildConfig, pattern: NM, tell: Progress) -> WhatIf:
@@ -137,7 +137,7 @@ def open_what_if(model: Model, config: BuildConfig, pattern: NM, tell: Progress)
     forced = pruned(graph, prunable(graph), pattern)
     track = open_track(forced, device, replace(config, sparsity="force"))
     with naming_culprits(track):
-        races = race_all(forced, track, lambda done, total, what: tell("race", done, total, what))
+        races = race_all(forced, track, tell)
     track.cache.save()
     return WhatIf(graph, pattern, track, races, tell)
 

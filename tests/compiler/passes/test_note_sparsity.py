@@ -59,8 +59,19 @@ def test_reasons() -> None:
     assert note(CONV, np.zeros((4, 3, 3, 3), np.float32), 1, 3, 5, 5).reason == (
         "reduction axis of 3 is not a multiple of 4"
     )
+    depthwise = Conv((1, 1), (1,) * 4, (1, 1), groups=8)
+    assert note(depthwise, np.ones((8, 1, 3, 3), np.float32), 1, 8, 5, 5).reason == (
+        "reduction axis of 1 is not a multiple of 4"
+    )
+
+
+def test_groups_of_a_convolution_are_summed_over_one_by_one() -> None:
     grouped = Conv((1, 1), (1,) * 4, (1, 1), groups=2)
-    assert note(grouped, pruned((4, 4, 3, 3), 1), 1, 8, 5, 5).reason == "grouped convolution (2 groups)"
+    assert note(grouped, pruned((4, 4, 3, 3), 1), 1, 8, 5, 5).pattern == "2:4"
+    assert "100.0% of the groups" in note(grouped, np.ones((4, 4, 3, 3), np.float32), 1, 8, 5, 5).reason
+    transposed = ConvTranspose((1, 1), (1,) * 4, (1, 1), (0, 0), groups=2)
+    reason = note(transposed, pruned((8, 4, 3, 3), 0), 1, 8, 5, 5).reason
+    assert reason == "grouped transposed convolution (2 groups)"
 
 
 def test_negative_zero_is_zero_and_nan_is_not() -> None:

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from conv_layers import RELU, RESIDUAL, conv, conv_layer
-from gemm_layers import SMALL
+from gemm_layers import GROUPED, SMALL, GemmCase
 from matrix_layers import H200, layer_and_arrays, linear
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Pointwise
 from tamis.compiler.tactics import implicit_gemm, tactics_of
 from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
-from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
+from tamis.compiler.tactics.implicit_gemm import ImplicitGemm, shape_of
 from tamis.formats.dtype import DType
+from tamis.formats.steps import rows_bytes
 from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES
 
@@ -116,7 +117,12 @@ def test_steps_are_divided_where_the_gpu_would_be_idle() -> None:
 
 
 REFUSALS = (
-    (DENSE, conv(RELU, groups=2), (1, 64, 5, 5), (64, 32, 3, 3), {}, "grouped"),
+    (DENSE, conv(RELU, groups=64), (1, 64, 5, 5), (64, 1, 3, 3), {}, "a depthwise convolution"),
+    (OLDER_DENSE, conv(groups=64), (1, 64, 5, 5), (128, 1, 3, 3), {"architecture": "sm_80"}, "a depthwise convolution"),
+    (DENSE, conv(groups=9), (1, 36, 5, 5), (36, 4, 3, 3), {}, "36 channels are not a multiple of 8"),
+    (DENSE, conv(groups=2, dilation=20), (1, 64, 50, 50), (64, 32, 3, 3), {}, "larger than the copy engine"),
+    (DENSE, conv(dilation=100, pads=0), (1, 64, 300, 300), (64, 64, 3, 3), {}, "larger than the copy engine"),
+    (SPARSE, conv(groups=2), (1, 64, 5, 5), (64, 32, 3, 3), {}, "not 2:4"),
     (DENSE, conv(), (1, 3, 8, 8), (64, 3, 7, 7), {}, "3 channels are not a multiple of 8"),
     (DENSE, conv(dilation=200), (1, 64, 500, 500), (64, 64, 3, 3), {}, "larger than the copy engine"),
     (SPARSE, conv(), (1, 64, 5, 5), (64, 64, 3, 3), {}, "not 2:4"),
@@ -155,6 +161,40 @@ def test_what_races_on_hopper() -> None:
     wide, _ = conv_layer(conv(dilation=200), (1, 64, 500, 500), (64, 64, 3, 3))
     assert DENSE.refuses(wide, H200, CONFIG) is not None
     assert OLDER_DENSE.refuses(wide, H200, CONFIG) is None
+
+
+@GENERATIONS
+@pytest.mark.parametrize("case", GROUPED, ids=lambda case: case.name)
+def test_groups_are_taken_dense_and_sparse(generation: Generation, case: GemmCase, monkeypatch) -> None:
+    """Each tile with the weights of its own bundles, in whole tiles."""
+    monkeypatch.setattr("tamis.compiler.tactics.cuda_steps.compile_source", lambda *a: b"cubin")
+    layer, _ = case.layer()
+    shape = shape_of(layer)
+    for sparse in (False, True):
+        tactic = ImplicitGemm(generation, sparse=sparse)
+        assert tactic.refuses(layer, H200, EVERYTHING) is None
+        for choice in tactic.choices(layer, H200, EVERYTHING):
+            tile = generation.tile(choice.parameters)
+            assert getattr(tile, "cluster", 1) == 1, "the tiles of a pair share their pixels' channels"
+            (step, packed) = tactic.lower(layer, choice).steps[0], tactic.lower(layer, choice).constants
+            tiles, steps, size = packed[f"{layer.name}.weight"].shape
+            part, count = shape.part(tile.filters), shape.bundles(tile.filters).count
+            assert (tiles, steps) == (count * -(-part.filters // tile.filters), part.steps)
+            assert size == rows_bytes(tile.filters, sparse=sparse)
+            assert step.flops == 2 * shape.pixels * layer.type(1).elements, "zeros between groups are no work"
+
+
+def test_small_groups_race_in_small_tiles() -> None:
+    """Larger ones would multiply more zeros between groups, or have rows for no filter."""
+
+    def filters(groups: int, level: int) -> set[int]:
+        shape = Convolution(32, 28, 28, 512, 512, (3, 3), pads=(1, 1, 1, 1), groups=groups)
+        return {tile.filters for tile in HOPPER.tiles(shape, H200, sparse=False, level=level)}
+
+    assert filters(64, 5) == filters(8, 5) == {64}
+    assert filters(4, 5) == {64, 128}
+    assert filters(2, 5) == {64, 128, 256}
+    assert filters(2, 0) == {256}, "by the model"
 
 
 def test_refusals_of_configurations() -> None:

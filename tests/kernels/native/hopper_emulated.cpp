@@ -86,7 +86,7 @@ template <class Copy> static void emulated_everywhere(bool alone, unsigned barri
 void emulated_copy_rows(EmulatedCopy how, unsigned address, const TensorMap &map, int channel, int row,
                         unsigned barrier) {
     const int size = emulated_size(how.type);
-    if (map.mode != 0 || map.channels * size % 16) __builtin_trap();
+    if (map.windows || map.mode != 0 || map.channels * size % 16) __builtin_trap();
     emulated_everywhere(how.alone, barrier, map.box * 128, [&](unsigned rank) {
         for (int i = 0; i < map.box; i++) emulated_row(rank, address, i, map, size, row + i < map.n, map.first_of(0, 0, row + i),
                                                    channel);
@@ -95,7 +95,7 @@ void emulated_copy_rows(EmulatedCopy how, unsigned address, const TensorMap &map
 void emulated_copy_pixels(EmulatedCopy how, unsigned address, const TensorMap &map, int channel, int w, int h, int n,
                           int right, int down, unsigned barrier) {
     const int size = emulated_size(how.type);
-    if (map.mode != 1 || map.channels * size % 16) __builtin_trap();
+    if (map.windows || map.mode != 1 || map.channels * size % 16) __builtin_trap();
     if (right < 0 || right > 255 || down < 0 || down > 255) __builtin_trap();
     emulated_everywhere(how.alone, barrier, map.box * 128, [&](unsigned rank) {
         int base_w = w, base_h = h, base_n = n;
@@ -113,7 +113,7 @@ void emulated_copy_pixels(EmulatedCopy how, unsigned address, const TensorMap &m
 void emulated_copy_lines(EmulatedCopy how, unsigned address, const TensorMap &map, int channel, int w, int h, int n,
                          unsigned barrier) {
     const int size = emulated_size(how.type);
-    if (map.mode != 2 || map.channels * size % 16 || map.box > 256 || map.lines > 256) __builtin_trap();
+    if (map.windows || map.mode != 2 || map.channels * size % 16 || map.box > 256 || map.lines > 256) __builtin_trap();
     emulated_everywhere(how.alone, barrier, map.lines * map.box * 128, [&](unsigned rank) {
         for (int i = 0; i < map.lines * map.box; i++) {
             const int x = w + i % map.box, y = h + i / map.box;

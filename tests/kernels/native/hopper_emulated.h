@@ -26,7 +26,8 @@ struct alignas(64) TensorMap {
     const unsigned char *base;
     int mode, channels, n, h, w, box, low_w, low_h, high_w, high_h, step_w, step_h, lines;
     int pixel_apart, line_apart, image_apart;
-    unsigned char rest[128 - 8 - 16 * 4];
+    int windows;  // 0: none; else from how many places of a pixel, 16 bytes apart, its channels may be taken
+    unsigned char rest[128 - 8 - 17 * 4];
     long long first_of(int image, int y, int x) const {
         return (long long)image * image_apart + (long long)y * line_apart + (long long)x * pixel_apart;
     }
@@ -88,6 +89,25 @@ inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int
 }
 inline void copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, unsigned barrier) {
     emulated_copy_lines(emulated_copy, address, map, channel, w, h, n, barrier);
+}
+// From windows. The map of one of them is that of pixels with its channels alone.
+inline TensorMap emulated_window(const TensorMap &map, int window) {
+    if (window < 0 || window >= map.windows || (CLUSTER > 1 && !SPLIT)) __builtin_trap();
+    TensorMap seen = map;
+    seen.base += 16 * window, seen.windows = 0;
+    return seen;
+}
+inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, int window, unsigned barrier) {
+    copy_rows(address, emulated_window(map, window), channel, row, barrier);
+}
+inline void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int window, int right,
+                        int down, unsigned barrier) {
+    if (right > 31 || down > 31) __builtin_trap();
+    copy_pixels(address, emulated_window(map, window), channel, w, h, n, right, down, barrier);
+}
+inline void copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int window,
+                       unsigned barrier) {
+    copy_lines(address, emulated_window(map, window), channel, w, h, n, barrier);
 }
 template <int N> struct Product {
     static void dense(Sum (&d)[N / 2], unsigned long long a, unsigned long long b, int keep) {

@@ -4,7 +4,7 @@ The groups of four lie along the reduction axis, the one that the layer sums ove
 
 1. Linear ``[N, K]``: axis 1. Conv ``[K, C, ...]``: axis 1, the groups ``w[k, 4c:4c+4, r, s]``. ConvTranspose
    ``[C, K, ...]``: axis 0.
-2. A grouped convolution is not eligible: it sums over few channels, and no sparse kernel takes it.
+2. A grouped convolution sums over the channels of one group, which its weight's axis 1 has: the same rule.
 3. A reduction axis that is not a multiple of four is not eligible.
 4. A weight is 2:4 when every group has at most two non-zeros; zeros of either sign count.
 
@@ -37,9 +37,8 @@ def note_of(node: Node, weight: np.ndarray) -> SparsityNote:
     """What is found in one layer's weight."""
     axis = 0 if isinstance(node.op, ConvTranspose) else 1
     zeros = 1.0 - np.count_nonzero(weight) / max(weight.size, 1)
-    groups = getattr(node.op, "groups", 1)
-    if groups > 1:
-        return SparsityNote("dense", axis, zeros, 0.0, f"grouped convolution ({groups} groups)")
+    if isinstance(node.op, ConvTranspose) and node.op.groups > 1:
+        return SparsityNote("dense", axis, zeros, 0.0, f"grouped transposed convolution ({node.op.groups} groups)")
     size = weight.shape[axis]
     if size % 4:
         return SparsityNote("dense", axis, zeros, 0.0, f"reduction axis of {size} is not a multiple of 4")

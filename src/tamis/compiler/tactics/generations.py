@@ -13,15 +13,8 @@ from tamis.compiler.tactics.cuda_steps import generation_of
 from tamis.engine.plan import DeviceInfo
 from tamis.formats import ampere, hopper
 from tamis.formats.dtype import DType
-from tamis.kernels.cuda.implicit_gemm import (
-    TILES,
-    Convolution,
-    Epilogue,
-    Tile,
-    deepest,
-    implicit_gemm_hopper,
-    line_tiles,
-)
+from tamis.kernels.cuda.convolution import Convolution
+from tamis.kernels.cuda.implicit_gemm import TILES, Epilogue, Tile, deepest, implicit_gemm_hopper, line_tiles
 from tamis.kernels.cuda.implicit_gemm_ampere import (
     AMPERE_TILES,
     MOST_SIDE,
@@ -36,8 +29,10 @@ from tamis.kernels.cuda.tile_prior import predicted_us
 OLDEST_AMPERE = 80
 # From this level on the kernels for all GPUs race where those for one generation do, too.
 ALL_GENERATIONS = 4
-# What the copy engine's im2col mode can say, see tamis/kernels/cuda/implicit_gemm_hopper.cu.
-_WIDEST_TAP, _WIDEST_PAD, _WIDEST_STRIDE = 255, 127, 8
+# What the copy engine's im2col mode can say: the reach of a filter's taps, and the corners of where its first one lies.
+# Then the same with one axis more, for groups.
+_WIDEST_TAP, _WIDEST_CORNER, _WIDEST_STRIDE = 255, 127, 8
+_WIDEST_TAP_OF_GROUPS, _WIDEST_CORNER_OF_GROUPS = 31, 15
 # How many tiles race, dense and 2:4 each; above the last level all do.
 _TILES_BY_LEVEL = (1, 2, 3, 4, 8)
 # A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
@@ -95,10 +90,11 @@ class Hopper:
         """Other GPUs; taps, pads and strides that the copy engine has no room for."""
         if device.architecture != "sm_90":
             return f"needs Hopper's instructions (sm_90); this is {device.architecture}"
-        taps = ((size - 1) * step for size, step in zip(shape.kernel, shape.dilations, strict=True))
-        if max(*taps, 0) > _WIDEST_TAP or max(shape.pads) > _WIDEST_PAD or max(shape.strides) > _WIDEST_STRIDE:
-            return "the filter, its pads or its strides are larger than the copy engine allows"
-        return None
+        return (
+            None
+            if _fits_copies(shape)
+            else "the filter, its pads or its strides are larger than the copy engine allows"
+        )
 
     def parameters(self, device: DeviceInfo) -> dict[str, Any]:
         """The architecture with what only it has, and how many blocks may stay."""
@@ -114,9 +110,12 @@ class Hopper:
         found = []
         for sizes in TILES:
             tile = deepest(*sizes, sparse=sparse, residual=residual)
-            if tile.split > 1 and (2 * tile.count(shape) > device.cores or shape.steps < 2 * tile.split):
+            part = shape.part(tile.filters)
+            if tile.split > 1 and (2 * tile.count(shape) > device.cores or part.steps < 2 * tile.split):
                 continue
-            if sizes == TILES[0] or _is_of_use(shape, tile.filters * tile.cluster, tile.pixels):
+            if shape.groups > 1 and tile.cluster > 1:  # these share the pixels' channels, groups do not
+                continue
+            if sizes == TILES[0] or _is_of_use(part, tile.filters * tile.cluster, tile.pixels):
                 found.append(tile)
         lines = line_tiles(shape, sparse=sparse, residual=residual)
         found += [tile for tile in lines if _line_use(shape, tile) >= _LEAST_USE]
@@ -173,7 +172,8 @@ class Ampere:
         """Those that are not mostly padding, at all levels."""
         limit = shared_bytes_on(generation_of(device))
         tiles = [deepest_ampere(*sizes, sparse=sparse, limit=limit) for sizes in AMPERE_TILES]
-        return [tile for tile in tiles if tile is tiles[0] or _is_of_use(shape, tile.filters, tile.pixels)]
+        parts = {tile: shape.part(tile.filters) for tile in tiles}
+        return [tile for tile in tiles if tile is tiles[0] or _is_of_use(parts[tile], tile.filters, tile.pixels)]
 
     def tile(self, parameters: Mapping[str, Any]) -> AmpereTile:
         """From the parameters of a choice."""
@@ -193,6 +193,18 @@ class Ampere:
 HOPPER, AMPERE = Hopper(), Ampere()
 
 
+def _fits_copies(shape: Convolution) -> bool:
+    """Whether im2col mode has room for a filter's taps, pads and strides."""
+    alone = shape.groups == 1
+    tap = _WIDEST_TAP if alone else _WIDEST_TAP_OF_GROUPS
+    corner = _WIDEST_CORNER if alone else _WIDEST_CORNER_OF_GROUPS
+    down, across = ((size - 1) * step for size, step in zip(shape.kernel, shape.dilations, strict=True))
+    top, left, bottom, right = shape.pads
+    corners = (-top, -left, bottom - down, right - across)
+    within = -corner - 1 <= min(corners) and max(corners) <= corner
+    return within and max(down, across) <= tap and max(shape.strides) <= _WIDEST_STRIDE
+
+
 def _is_of_use(shape: Convolution, filters: int, pixels: int) -> bool:
     """Whether tiles of this size are not mostly padding."""
     return min(_use(shape.filters, filters), _use(shape.pixels, pixels)) >= _LEAST_USE
@@ -202,7 +214,7 @@ def _line_use(shape: Convolution, tile: Tile) -> float:
     """The smaller part of filters and pixels of a tile of whole lines that has a place in the result."""
     high, wide = shape.output
     pixels = _use(high, tile.lines) * tile.lines * wide / tile.pixels
-    return min(_use(shape.filters, tile.filters), pixels)
+    return min(_use(shape.part(tile.filters).filters, tile.filters), pixels)
 
 
 def _use(size: int, tile: int) -> float:

@@ -2,7 +2,7 @@
 
 Bias, one residual of the output's shape and any activations are part of the kernel; what is left follows as a pointwise
 step. The race tries tiles: how many filters and pixels a block computes at a time. Which kernel runs is told by
-``generations``.
+``generations``. Groups of a convolution share tiles, in bundles (``tamis.formats.bundles``).
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from tamis.compiler.tactics.generations import HOPPER, Generation
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_two_of_four, refuses_weights, rows_of
 from tamis.engine.plan import DeviceInfo
+from tamis.formats.bundles import Bundles, bundle_weight
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.compile import NO_COMPILER
-from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, Tile
+from tamis.kernels.cuda.convolution import Convolution
+from tamis.kernels.cuda.implicit_gemm import Epilogue, Tile
 from tamis.kernels.cuda.implicit_gemm_ampere import AmpereTile
 from tamis.kernels.cuda.pointwise import PointwiseStep
 from tamis.kernels.cuda.specification import Kernel
@@ -90,11 +92,10 @@ class ImplicitGemm:
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One launch, and a pointwise step for what it does not fuse."""
-        weight, filters = (
-            SameArray(layer.constants[layer.node.inputs[1]]),
-            self.generation.tile(choice.parameters).filters,
-        )
-        packed = _packed(weight, choice.precision, self.generation, filters, self.sparse)
+        weight = SameArray(layer.constants[layer.node.inputs[1]])
+        filters = self.generation.tile(choice.parameters).filters
+        bundles = shape_of(layer).bundles(filters)
+        packed = _packed(weight, choice.precision, self.generation, bundles, filters, self.sparse)
         return lower_kernel(layer, choice, self._kernel(layer, choice), layer.node.inputs[0], packed)
 
 
@@ -156,20 +157,22 @@ def _refuses_layer(layer: Layer) -> str | None:
         return reason
     if layer.type(0).dtype != DType.FLOAT32 or layer.constant(0) is not None:
         return "the input is a constant or not floating point"
-    if isinstance(op, Conv) and (len(op.strides) != 2 or op.groups != 1):
-        return "a grouped convolution, or one that is not 2-D"
-    channels = layer.type(1).shape[1]
+    if isinstance(op, Conv) and len(op.strides) != 2:
+        return f"{len(op.strides)}-D convolution; only 2-D is offered"
+    channels = layer.type(0).shape[1] if isinstance(op, Conv) else layer.type(1).shape[1]
+    if isinstance(op, Conv) and 1 < op.groups == channels:
+        return "a depthwise convolution: a filter sums over one channel, tensor cores over many"
     return f"{channels} channels are not a multiple of 8" if channels % 8 else None
 
 
 def shape_of(layer: Layer) -> Convolution:
     """The geometry of a layer; the rows of a linear layer are the pixels of one line."""
-    op, filters, channels = layer.op, *layer.type(1).shape[:2]
+    op, filters, channels, kernel = layer.op, *layer.type(1).shape[:2], layer.type(1).shape[2:]
     if isinstance(op, Linear):
         return Convolution(1, 1, rows_of(layer), channels, filters)
-    batch, _, height, width = layer.type(0).shape
-    kernel = layer.type(1).shape[2:]
-    return Convolution(batch, height, width, channels, filters, kernel, op.strides, op.pads, op.dilations)  # type: ignore[arg-type]
+    batch, channels, height, width = layer.type(0).shape
+    sizes = (batch, height, width, channels, filters)
+    return Convolution(*sizes, kernel, op.strides, op.pads, op.dilations, groups=op.groups)  # type: ignore[arg-type]
 
 
 def _split(layer: Layer) -> _Split:
@@ -200,8 +203,13 @@ def _is_residual(layer: Layer, step: Pointwise) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _packed(weight: SameArray, precision: DType, generation: Generation, filters: int, sparse: bool) -> np.ndarray:
+def _packed(
+    weight: SameArray, precision: DType, generation: Generation, bundles: Bundles, filters: int, sparse: bool
+) -> np.ndarray:
     """The packed weight. A race lowers many tiles of one weight, hence the memory."""
     array = weight.array
     matrix = array.reshape(*array.shape[:2], -1).transpose(0, 2, 1)  # [filters, taps, channels]
-    return generation.packed(to_precision(np.ascontiguousarray(matrix), precision), filters, sparse=sparse)
+    matrix = to_precision(np.ascontiguousarray(matrix), precision)
+    if bundles.groups > 1:
+        matrix = bundle_weight(matrix, bundles, filters)
+    return generation.packed(matrix, filters, sparse=sparse)

@@ -45,7 +45,8 @@ from tamis.compiler.tactics.space_to_depth import (
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import ROWS
-from tamis.kernels.cuda.implicit_gemm import Convolution, Tile
+from tamis.kernels.cuda.convolution import Convolution
+from tamis.kernels.cuda.implicit_gemm import Tile
 from tamis.kernels.cuda.specification import MOST_ELEMENTS, ceil_divide
 
 # Images of at most this many channels; with more the kernel takes a layer as it is.

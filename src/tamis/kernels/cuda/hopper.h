@@ -155,6 +155,32 @@ TAMIS_DEVICE void copy_lines(unsigned address, const TensorMap &map, int channel
         "l"(&map), "r"(channel), "r"(w), "r"(h), "r"(n), "r"(barrier)
         : "memory");
 }
+// The same from a map of windows: of each pixel the channels from 16 bytes times `window` on, as if it had no others. For
+// one block alone. Windows are the second axis, but in im2col mode the last one, since it walks along all between.
+TAMIS_DEVICE void copy_rows(unsigned address, const TensorMap &map, int channel, int row, int window, unsigned barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(address),
+        "l"(&map), "r"(channel), "r"(window), "r"(row), "r"(barrier)
+        : "memory");
+}
+TAMIS_DEVICE void copy_pixels(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int window,
+                              int right, int down, unsigned barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, %3, %4, %5, %6}], [%7], {%8, %9, %10};" ::"r"(address),
+        "l"(&map), "r"(channel), "r"(w), "r"(h), "r"(n), "r"(window), "r"(barrier), "h"((unsigned short)right),
+        "h"((unsigned short)down), "h"((unsigned short)0)
+        : "memory");
+}
+TAMIS_DEVICE void copy_lines(unsigned address, const TensorMap &map, int channel, int w, int h, int n, int window,
+                             unsigned barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(address),
+        "l"(&map), "r"(channel), "r"(window), "r"(w), "r"(h), "r"(n), "r"(barrier)
+        : "memory");
+}
 // Contiguous bytes, a multiple of 16, into the L2 cache.
 TAMIS_DEVICE void fetch_to_cache(const void *from, unsigned bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");

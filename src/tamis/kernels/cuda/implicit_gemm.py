@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tamis.formats.bundles import FIRST_CHANNELS
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import ROWS
 from tamis.formats.steps import STEP_BYTES, rows_bytes
+from tamis.kernels.cuda.convolution import Convolution
 from tamis.kernels.cuda.pointwise import PointwiseStep, program_text
 from tamis.kernels.cuda.specification import EIGHT_BITS, ELEMENTS, Argument, Kernel, TensorMap, ceil_divide
 
@@ -31,56 +33,6 @@ _PRODUCT_TYPES = {
     DType.INT8: '"s8"',
     DType.FLOAT8_E4M3: '"e4m3"',
 }
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """The geometry of a convolution of NHWC images; a matrix product is one of 1 x 1 images.
-
-    ``kernel``, ``strides`` and ``dilations`` are (vertical, horizontal); ``pads`` (top, left, bottom, right). ``apart``
-    has the elements from pixel to pixel, line to line and image to image, None where these follow each other: with
-    fewer elements than channels, pixels overlap (Hopper only).
-    """
-
-    batch: int
-    height: int
-    width: int
-    channels: int
-    filters: int
-    kernel: tuple[int, int] = (1, 1)
-    strides: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilations: tuple[int, int] = (1, 1)
-    apart: tuple[int, int, int] | None = None
-
-    @property
-    def output(self) -> tuple[int, int]:
-        """Height and width of the result."""
-        top, left, bottom, right = self.pads
-        spans = [(size - 1) * dilation for size, dilation in zip(self.kernel, self.dilations, strict=True)]
-        high = (self.height + top + bottom - spans[0] - 1) // self.strides[0] + 1
-        wide = (self.width + left + right - spans[1] - 1) // self.strides[1] + 1
-        return high, wide
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of the result, of all images."""
-        return self.batch * self.output[0] * self.output[1]
-
-    @property
-    def steps(self) -> int:
-        """Taps, times runs of 64 channels: the steps of a product in 16 bits."""
-        return self.steps_in(2)
-
-    def steps_in(self, itemsize: int) -> int:
-        """Taps, times runs of 128 bytes of channels."""
-        return self.kernel[0] * self.kernel[1] * ceil_divide(self.channels * itemsize, STEP_BYTES)
-
-    @property
-    def is_product(self) -> bool:
-        """Whether every pixel of the result sees just the one at its place."""
-        alone = self.kernel == (1, 1) and self.strides == (1, 1) and self.pads == (0, 0, 0, 0)
-        return alone and self.apart is None
 
 
 @dataclass(frozen=True)
@@ -177,11 +129,13 @@ class Tile:
 
     def count(self, shape: Convolution) -> int:
         """How many tiles cover a convolution; those of a cluster count as one."""
+        part = shape.part(self.filters)
         if self.lines:
             across_pixels = shape.batch * ceil_divide(shape.output[0], self.lines)
         else:
             across_pixels = ceil_divide(shape.pixels, self.pixels)
-        return ceil_divide(shape.filters, self.filters * self.cluster) * across_pixels
+        across_filters = ceil_divide(part.filters, self.filters * self.cluster)
+        return shape.bundles(self.filters).count * across_filters * across_pixels
 
     def shared_bytes(self, *, sparse: bool, itemsize: int = 2) -> int:
         """Shared memory of a block: barriers, strips of results of each group, stages of steps and of lines.
@@ -270,7 +224,8 @@ def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2, residual:
     for blocks, groups, most, resident, line_stages in LINE_TILES:
         lines = min((most - wide) // line + 1, high, _LONGEST_LINE - reach[0])
         # A single stage is given back behind the last step of a tile only.
-        if wide > most or lines < 1 or (line_stages == 1 and shape.steps_in(itemsize) > taps):
+        steps = shape.part(ROWS * blocks * groups).steps_in(itemsize)
+        if wide > most or lines < 1 or (line_stages == 1 and steps > taps):
             continue
         lines = ceil_divide(high, ceil_divide(high, lines))  # as many tiles, of equal lines
         used = (lines - 1) * line + wide
@@ -290,7 +245,7 @@ def _band(shape: Convolution, tile: Tile, dtype: DType, clusters: int, *, sparse
     """How many tiles of filters follow each other before the next pixels.
 
     ``clusters`` of tiles run at a time. With ``band`` tiles of filters and ``clusters / band`` of pixels they read the
-    fewest bytes where both take as many.
+    fewest bytes where both take as many. Of no meaning for groups, which share no channels.
     """
     size = dtype.size_bytes
     weights = shape.steps_in(size) * rows_bytes(tile.filters * tile.cluster, sparse=sparse, itemsize=size)
@@ -313,31 +268,39 @@ def implicit_gemm_hopper(
     Inputs of the step are the image and the residual, constants the packed weights of ``formats.hopper`` and the
     float32 bias, or what ``channel_constants`` makes. ``ValueError`` for what the kernel cannot do.
     """
-    high, wide = shape.output
-    chunks, steps = ceil_divide(shape.channels * dtype.size_bytes, STEP_BYTES), shape.steps_in(dtype.size_bytes)
+    (high, wide), part = shape.output, shape.part(tile.filters)
+    chunks, steps = ceil_divide(part.channels * dtype.size_bytes, STEP_BYTES), part.steps_in(dtype.size_bytes)
     down, across = shape.kernel
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     top, left, bottom, right = shape.pads
-    image = (shape.batch, shape.height, shape.width)
+    image, channels, apart, windows = (shape.batch, shape.height, shape.width), shape.channels, shape.apart, 0
+    if shape.groups > 1:
+        if tile.cluster > 1 or dtype.size_bytes != 2 or epilogue.scaled:
+            raise ValueError("groups in pairs of blocks, which share their pixels, or in 8 bits")
+        if part.channels * dtype.size_bytes % STEP_BYTES:
+            channels, windows = part.channels, (shape.channels - part.channels) // FIRST_CHANNELS + 1
+            apart = (shape.channels, shape.width * shape.channels, shape.height * shape.width * shape.channels)
     line = wide + (across - 1) * dilation_w
     if tile.lines:
         lines = tile.lines + (down - 1) * dilation_h
         if tile.line_bytes != lines * line * STEP_BYTES or shape.strides != (1, 1) or tile.together > 1:
             raise ValueError("a tile of other lines")
-        map_ = TensorMap("lines", 0, dtype, shape.channels, image, line, lines=lines, apart=shape.apart)
+        map_ = TensorMap("lines", 0, dtype, channels, image, line, lines=lines, apart=apart,
+                         windows=windows)  # fmt: skip
     elif shape.is_product:
-        map_ = TensorMap("rows", 0, dtype, shape.channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster)
+        map_ = TensorMap("rows", 0, dtype, channels, (shape.pixels, 1, 1), tile.pixels // tile.cluster,
+                         apart=apart, windows=windows)  # fmt: skip
     else:
         high_corner = (right - (across - 1) * dilation_w, bottom - (down - 1) * dilation_h)
-        map_ = TensorMap("taps", 0, dtype, shape.channels, image, tile.pixels // tile.cluster, (-left, -top),
-                         high_corner, (stride_w, stride_h), apart=shape.apart)  # fmt: skip
-    defines = common_defines(shape, dtype, epilogue, sparse=sparse)
+        map_ = TensorMap("taps", 0, dtype, channels, image, tile.pixels // tile.cluster, (-left, -top),
+                         high_corner, (stride_w, stride_h), apart=apart, windows=windows)  # fmt: skip
+    defines = common_defines(shape, tile.filters, dtype, epilogue, sparse=sparse)
     defines |= {
         # Profilers show this name: it proves that the sparse form runs.
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm",
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
-        "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips,
+        "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips, "WINDOWS": int(windows > 0),
     }  # fmt: skip
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")
@@ -346,6 +309,7 @@ def implicit_gemm_hopper(
         shape.filters, shape.pixels, steps, chunks, across, wide, high, stride_w, stride_h, left, top,
         dilation_w, dilation_h, tile.lines, line, tile.line_bytes,
         _band(shape, tile, dtype, clusters, sparse=sparse), *epilogue.places(shape.filters),
+        *bundle_numbers(shape, tile.filters),
     )  # fmt: skip
     return Kernel(
         "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (tile.threads, 1, 1),
@@ -355,9 +319,9 @@ def implicit_gemm_hopper(
 
 
 def common_defines(
-    shape: Convolution, dtype: DType, epilogue: Epilogue, *, sparse: bool
+    shape: Convolution, tile: int, dtype: DType, epilogue: Epilogue, *, sparse: bool
 ) -> dict[str, str | int | float]:
-    """The constants that implicit GEMM has on all tensor cores.
+    """The constants that implicit GEMM has on all tensor cores, in tiles of so many filters.
 
     ``ValueError`` for pixels that are no multiple of 16 bytes, or no such multiple apart.
     """
@@ -366,14 +330,27 @@ def common_defines(
         raise ValueError(f"{shape.channels} channels are not a multiple of {multiple}")
     if shape.apart and any(elements % multiple for elements in shape.apart):
         raise ValueError(f"pixels, lines and images {shape.apart} elements apart, not a multiple of {multiple}")
+    fused = epilogue.defines(shape.filters, dtype)
     return {
         "SPARSE": int(sparse),
         "IM2COL": int(not shape.is_product),
         "PRODUCT_TYPE": _PRODUCT_TYPES[dtype],
         "EIGHT_BITS": int(dtype.size_bytes == 1),
         "INTEGERS": int(dtype == DType.INT8),
-        **epilogue.defines(shape.filters, dtype),
+        "GROUPED": int(shape.groups > 1),
+        **fused,
+        "VECTORS": int(fused["VECTORS"] and shape.part(tile).filters % 8 == 0),
     }
+
+
+def bundle_numbers(shape: Convolution, tile: int) -> tuple[int, ...]:
+    """The kernels' last arguments: tiles of a bundle, its filters, channels of it before the next one and in the last.
+
+    Channels count in runs of ``FIRST_CHANNELS``.
+    """
+    part = shape.part(tile)
+    apart = part.channels // FIRST_CHANNELS
+    return ceil_divide(part.filters, tile), part.filters, apart, shape.channels // FIRST_CHANNELS - apart
 
 
 def common_arguments(image: Argument, numbers: Sequence[int], epilogue: Epilogue) -> tuple[Argument, ...]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from tamis.formats.ampere import ROWS
 from tamis.formats.dtype import DType
 from tamis.formats.steps import STEP_BYTES, rows_bytes
-from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, common_arguments, common_defines, most_stages
+from tamis.kernels.cuda.convolution import Convolution
+from tamis.kernels.cuda.implicit_gemm import Epilogue, bundle_numbers, common_arguments, common_defines, most_stages
 from tamis.kernels.cuda.specification import Argument, Kernel, ceil_divide
 
 _WARP = 32
@@ -17,6 +18,7 @@ _TABLE_BYTES = 8  # of what the kernel keeps of a pixel
 _SHARED_BYTES = 101376  # that a block may have on any of these GPUs: 99 KiB
 # By compute capability, where it is more: 163 and 227 KiB.
 _MORE_SHARED_BYTES = ((166912, (80, 87)), (232448, (90, 100, 101, 103, 110)))
+_MOST_THAT_SKIP = 16  # products of a warp and part: with more there are no registers to tell which are of zeros
 MOST_SIDE = 32767  # rows and columns are held in 16 bits
 
 
@@ -97,21 +99,23 @@ def implicit_gemm_ampere(
     top, left, bottom, right = shape.pads
     if not shape.is_product and max(shape.height + top + bottom, shape.width + left + right) > MOST_SIDE:
         raise ValueError(f"padded images of more than {MOST_SIDE} pixels a side")
-    defines = common_defines(shape, dtype, epilogue, sparse=sparse)
+    part, bundles = shape.part(tile.filters), shape.bundles(tile.filters)
+    defines = common_defines(shape, tile.filters, dtype, epilogue, sparse=sparse)
     defines |= {
         # Profilers show this name: it proves that the sparse form runs.
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm_ampere",
         "MATRICES": tile.matrices, "COLUMNS": tile.columns, "DOWN": tile.down, "ACROSS": tile.across,
-        "STAGES": tile.stages,
+        "STAGES": tile.stages, "SKIPS": int(bundles.merged > 1 and tile.matrices * tile.columns <= _MOST_THAT_SKIP),
     }  # fmt: skip
     high, wide = shape.output
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     numbers = (
-        shape.filters, shape.pixels, shape.steps, shape.channels, shape.height, shape.width, shape.kernel[1], wide,
+        shape.filters, shape.pixels, part.steps, shape.channels, shape.height, shape.width, shape.kernel[1], wide,
         high, stride_w, stride_h, left, top, dilation_w, dilation_h, *epilogue.places(shape.filters),
+        *bundle_numbers(shape, tile.filters), bundles.filters, bundles.channels,
     )  # fmt: skip
-    tiles = ceil_divide(shape.filters, tile.filters) * ceil_divide(shape.pixels, tile.pixels)
+    across = bundles.count * ceil_divide(part.filters, tile.filters)
     return Kernel(
-        "implicit_gemm_ampere", defines, (tiles, 1, 1), (tile.threads, 1, 1),
+        "implicit_gemm_ampere", defines, (across * ceil_divide(shape.pixels, tile.pixels), 1, 1), (tile.threads, 1, 1),
         common_arguments(Argument("in", 0), numbers, epilogue), tile.shared_bytes(sparse=sparse),
     )  # fmt: skip

@@ -19,6 +19,10 @@
 //   The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of
 //   them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
 //   How results leave is in hopper_leave.h.
+// Groups (GROUPED): a tile has filters of one bundle of groups (tamis.formats.bundles), and its steps are those of the
+//   bundle's channels, whatever others a pixel has. Where these do not fill steps, the tensor map has windows of as many
+//   channels, and zeros behind them (WINDOWS). Within a bundle each filter has zeros for the channels of other groups,
+//   which are multiplied: where such a channel is infinite or no number, the result may be no number, but never another.
 // Limits: channels a multiple of 8, in 8 bits of 16 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels,
 //   filters and pixels past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, no
 //   cluster, lines of up to 256 pixels.
@@ -27,8 +31,8 @@
 //   and 2715. Reached of it in 2:4: 77 % by large layers, 80 % in int8, 40 to 65 % by ResNet's 3x3 convolutions at batch
 //   128; all layers are in docs/design/0008-hopper-kernels.md.
 //
-// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES, STRIP_COUNT, RESIDENT, and
-// those of the headers.
+// Constants: KERNEL (its name), SPARSE, IM2COL, HALO, GROUPED, WINDOWS, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES,
+// STRIP_COUNT, RESIDENT, and those of the headers.
 #include "hopper_leave.h"
 #include "overlap.h"
 
@@ -46,10 +50,13 @@ constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
 constexpr int STRIPS = 1024, RING = (STRIPS + GROUPS * STRIP_BYTES + 1023) / 1024 * 1024;
 constexpr int LINES = RING + STAGES * STAGE_BYTES;
 static_assert((STAGES + LINE_STAGES) * 16 <= STRIPS, "barriers");
+static_assert(!GROUPED || ABREAST == 1, "the tiles of a cluster share their pixels");
 // Two warpgroups that compute need more registers than an even share: the one that copies is then a whole warpgroup too,
 // since only such give registers away. Else one warp copies.
 constexpr bool GIVES = GROUPS == 2 && RESIDENT == 1;
 constexpr int COPIERS = GIVES ? THREADS : 32;
+// Of 504 registers that three warpgroups' threads have together. Windows want more, where sums leave them.
+constexpr int COPIERS_KEEP = GROUPED && BLOCKS * PIXELS <= 256 ? 56 : 40;
 
 // What lies where in shared memory: full and empty flip with every round through the stages.
 template <int COUNT> struct Ring {
@@ -177,7 +184,8 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
            const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks, int across,
            int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w,
-           int dilation_h, int lines, int line, int line_bytes, int band, int pitch, int offset, int residual_pitch) {
+           int dilation_h, int lines, int line, int line_bytes, int band, int pitch, int offset, int residual_pitch,
+           int bundle_tiles, int bundle_filters, int bundle_window, int last_window) {
     next_may_start();
     SHARED_MEMORY(memory);
     const unsigned base = shared_address(memory);
@@ -187,12 +195,17 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
     const int rank = CLUSTER > 1 ? rank_in_cluster() : 0, place = SPLIT ? 0 : rank;  // among the cluster's tiles
     const int first = SPLIT ? steps * rank / CLUSTER : 0, end = SPLIT ? steps * (rank + 1) / CLUSTER : steps;
-    const int last = (filters - 1) / FILTERS;  // tile of filters
+    const int bundles = (filters + bundle_filters - 1) / bundle_filters;
+    const int last = GROUPED ? bundles * bundle_tiles - 1 : (filters - 1) / FILTERS;  // tile of filters
     const int area = out_width * out_height, per_image = HALO ? (out_height + lines - 1) / lines : 1;
     const int across_filters = last / ABREAST + 1;
     const int across_pixels = HALO ? pixels / area * per_image : (pixels + PIXELS - 1) / PIXELS;
     const int tiles = across_filters * across_pixels;
     const auto spot_of = [&](int tile) {
+        if constexpr (GROUPED) {  // these share no channels: all filters of the same pixels follow each other
+            const int column = (unsigned)tile / (unsigned)across_filters;
+            return Spot{column, tile - column * across_filters};
+        }
         const int before = tile / (band * across_pixels) * band, rest = tile - before * across_pixels;
         const int wide = across_filters - before < band ? across_filters - before : band;
         return Spot{rest / wide, (before + rest % wide) * ABREAST + place};
@@ -209,7 +222,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
         __syncthreads();
 
     if (group == GROUPS) {
-        if constexpr (GIVES) give_registers<40>();
+        if constexpr (GIVES) give_registers<COPIERS_KEEP>();
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
             if (thread == 0) {
                 const auto [column, row] = spot_of(tile);
@@ -217,6 +230,11 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
                 // Past the last filters a block computes them once more, for no one.
                 const unsigned char *block = weights + (long long)(row < last ? row : last) * steps * WEIGHT_BYTES;
                 const int taps = steps / chunks;
+                [[maybe_unused]] int window = 0;
+                if constexpr (GROUPED) {
+                    window = (unsigned)row / (unsigned)bundle_tiles * bundle_window;
+                    window = window < last_window ? window : last_window;
+                }
                 const int w = HALO ? -pad_left : pixel % out_width * stride_w - pad_left;
                 const int h = (HALO ? column % per_image * lines : pixel / out_width % out_height * stride_h) - pad_top;
                 const int n = HALO ? column / per_image : pixel / area;
@@ -227,15 +245,24 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
                     copy_bytes(to.at() + PIXEL_BYTES, block + (long long)packed * WEIGHT_BYTES, WEIGHT_BYTES, to.full());
                 };
                 const auto follow = [&](int step) {
-                    const int channel = (HALO ? step / taps : step % chunks) * CHANNELS, tap = step / chunks;
+                    const int chunk = HALO ? step / taps : step % chunks, tap = step / chunks;
+                    const int channel = chunk * CHANNELS + (GROUPED && !WINDOWS ? window * 8 : 0);
                     const unsigned share = ring.at() + place * SHARE * 128;
                     if constexpr (HALO) {
                         if (step % taps == 0) {
                             barrier_wait(halo.empty(), halo.round ^ 1);
                             barrier_expect(halo.full(), line_bytes);
-                            copy_lines(halo.at(), map, channel, w, h, n, halo.full());
+                            if constexpr (WINDOWS)
+                                copy_lines(halo.at(), map, channel, w, h, n, window, halo.full());
+                            else
+                                copy_lines(halo.at(), map, channel, w, h, n, halo.full());
                             halo.next();
                         }
+                    } else if constexpr (WINDOWS && IM2COL) {
+                        copy_pixels(share, map, channel, w, h, n, window, tap % across * dilation_w,
+                                    tap / across * dilation_h, ring.full());
+                    } else if constexpr (WINDOWS) {
+                        copy_rows(share, map, channel, pixel, window, ring.full());
                     } else if constexpr (IM2COL) {
                         copy_pixels(share, map, channel, w, h, n, tap % across * dilation_w,
                                     tap / across * dilation_h, ring.full());
@@ -263,7 +290,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
             }
         }
     } else {
-        if constexpr (GIVES) take_registers<232>();
+        if constexpr (GIVES) take_registers<(504 - COPIERS_KEEP) / 2>();
         previous_finished();
         unsigned char *strips = memory + STRIPS + group * STRIP_BYTES;
         Walk walk = {line, across, steps / chunks / across, dilation_w, dilation_h, 0, 0};
@@ -274,8 +301,13 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
             const Target target = HALO ? Target{image + top * out_width, image + bottom * out_width, line, out_width,
                                                 (65535 + line) / line}
                                        : Target{column * PIXELS, pixels, 0, 0, 0};
-            return Exit{target, row * FILTERS + group * BLOCKS * 64, filters, pitch, offset, residual_pitch, bias,
-                        residual, out};
+            int filter = row * FILTERS, end = filters;
+            if constexpr (GROUPED) {
+                const int bundle = (unsigned)row / (unsigned)bundle_tiles, begin = bundle * bundle_filters;
+                filter = begin + (row - bundle * bundle_tiles) * FILTERS;
+                end = begin + bundle_filters < filters ? begin + bundle_filters : filters;
+            }
+            return Exit{target, filter + group * BLOCKS * 64, end, pitch, offset, residual_pitch, bias, residual, out};
         };
         const int stride = gridDim.x / CLUSTER;
         int turn = 0;

@@ -46,6 +46,8 @@ class TensorMap:
         strides: ``taps``: of the filter, (w, h).
         lines: ``lines``: of a copy.
         apart: elements from pixel to pixel, line to line and image to image, where these do not just follow each other.
+        windows: from how many places of a pixel, each 16 bytes behind the one before, a copy may take ``channels``; 0
+            where it has no more channels.
     """
 
     mode: Literal["rows", "taps", "lines"]
@@ -59,15 +61,17 @@ class TensorMap:
     strides: tuple[int, int] = (1, 1)
     lines: int = 1
     apart: tuple[int, int, int] | None = None
+    windows: int = 0
 
     def attributes(self) -> dict[str, Any]:
-        """The map as JSON; ``apart`` only where it is given."""
+        """The map as JSON; ``apart`` and ``windows`` only where they are given."""
         attributes: dict[str, Any] = {
             "mode": self.mode, "tensor": self.tensor, "dtype": str(self.dtype), "channels": self.channels,
             "image": list(self.image), "box": self.box, "low": list(self.low), "high": list(self.high),
             "strides": list(self.strides), "lines": self.lines,
         }  # fmt: skip
-        return attributes | ({"apart": list(self.apart)} if self.apart else {})
+        attributes |= {"apart": list(self.apart)} if self.apart else {}
+        return attributes | ({"windows": self.windows} if self.windows else {})
 
 
 @dataclass(frozen=True)

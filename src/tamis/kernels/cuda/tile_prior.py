@@ -14,6 +14,7 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
 - blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup.
   Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
   26 clusters of four and 13 of eight ran at once on 132, 32 and 16 did not; pairs all do;
+- a bundle of groups has the steps of all its channels, and the zeros between groups are multiplied;
 - what the layer must read and write, at 3 TB/s. Where this binds many tiles are equal, and the caller's order decides:
   breaking such ties by their clocks, too, kept no better tiles of those measured.
 
@@ -25,7 +26,8 @@ from __future__ import annotations
 import math
 
 from tamis.formats.steps import rows_bytes
-from tamis.kernels.cuda.implicit_gemm import Convolution, Tile
+from tamis.kernels.cuda.convolution import Convolution
+from tamis.kernels.cuda.implicit_gemm import Tile
 from tamis.kernels.cuda.specification import ceil_divide
 
 _CLOCKS_A_MICROSECOND = 1750.0
@@ -43,7 +45,7 @@ _CHANNELS, _PIXEL_BYTES = 64, 128  # of a step
 def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse: bool, residual: bool) -> float:
     """Microseconds of a launch in 16 bits, from a cold L2 cache."""
     blocks = tile.filters // 64
-    steps = ceil_divide(shape.steps, tile.split)
+    steps = ceil_divide(shape.part(tile.filters).steps, tile.split)
     taps = shape.kernel[0] * shape.kernel[1]
     weights = rows_bytes(tile.filters, sparse=sparse)
     pixels = tile.line_bytes / taps if tile.lines else tile.pixels * _PIXEL_BYTES
