@@ -36,7 +36,8 @@ from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.compile import translation_unit
-from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, deepest, implicit_gemm_hopper, line_tiles
+from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.line_tiles import line_tiles
 
 H200 = DeviceInfo("cuda", "NVIDIA H200", "sm_90", 132, ("tf32", "bf16", "fp8"), {"torch": "2.11.0"})
 CONFIG = BuildConfig(device="cuda", precisions=(DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16))

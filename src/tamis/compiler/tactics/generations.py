@@ -20,7 +20,6 @@ from tamis.kernels.cuda.implicit_gemm import (
     Tile,
     deepest,
     implicit_gemm_hopper,
-    line_tiles,
 )
 from tamis.kernels.cuda.implicit_gemm_ampere import (
     AMPERE_TILES,
@@ -30,6 +29,7 @@ from tamis.kernels.cuda.implicit_gemm_ampere import (
     implicit_gemm_ampere,
     shared_bytes_on,
 )
+from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.specification import MOST_ELEMENTS, Kernel
 from tamis.kernels.cuda.tile_prior import predicted_us
 

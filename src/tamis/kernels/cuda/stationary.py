@@ -1,0 +1,99 @@
+"""Tiles and launch of the stationary form of ``implicit_gemm_hopper.cu``: weights stay in registers.
+
+The same kernel family, with ``Tile.stationary``: a block has one tile of filters for good, whose weights its warpgroups
+load once into registers, and walks over pixels (``hopper_stationary.h``). That is for short sums only: a thread has at
+most 240 registers, and its sums are in them too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from tamis.formats.dtype import DType
+from tamis.kernels.cuda.implicit_gemm import Convolution, Epilogue, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.line_tiles import lines_of
+from tamis.kernels.cuda.specification import Kernel, ceil_divide
+
+# Blocks of 64 filters, groups, resident blocks and pixels of the tiles, of lines this many pixels at most. Where two
+# blocks share a multiprocessor the compiler takes no product of more than 192 pixels.
+STATIONARY_TILES = (
+    (1, 1, 2, 64), (1, 1, 2, 128), (1, 1, 2, 192), (1, 1, 3, 64), (1, 1, 3, 128), (1, 2, 1, 128), (1, 2, 1, 192),
+    (1, 2, 1, 256), (2, 1, 2, 64), (2, 1, 2, 128), (2, 2, 1, 64), (2, 2, 1, 128),
+)  # fmt: skip
+WIDTHS = (64, 120, 128, 176, 192, 232, 256)  # pixels of tiles of lines
+# A thread that computes has so many registers, by groups and resident blocks.
+_REGISTERS = {(1, 2): 232, (2, 1): 240, (1, 3): 136}
+# Beside weights and sums; results of more pixels take more while they leave. Tried out: nvcc 13.0 spills nothing.
+_OTHERS, _OTHERS_FOR_PIXELS = 34, 1 / 16
+
+
+def held_registers(steps: int, blocks: int, *, sparse: bool, itemsize: int = 2) -> int:
+    """The registers of a thread that hold the weights of ``64 * blocks`` filters, in 2:4 with their places."""
+    step = 8 + (1 if itemsize == 2 else 2) if sparse else 16
+    return steps * step * blocks
+
+
+def most_steps(tile: Tile, *, sparse: bool, itemsize: int = 2) -> int:
+    """How many steps a tile can hold beside its sums."""
+    left = _REGISTERS[tile.groups, tile.resident] - _OTHERS - tile.pixels * _OTHERS_FOR_PIXELS
+    left -= tile.blocks * tile.pixels / 2
+    return max(int(left // held_registers(1, tile.blocks, sparse=sparse, itemsize=itemsize)), 0)
+
+
+def stationary_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2, residual: bool = False) -> list[Tile]:
+    """The tiles that hold all weights of a convolution; none where its sums are too long."""
+    steps = shape.steps_in(itemsize)
+    fitting = (
+        tile
+        for tile in _tiles(shape, sparse=sparse, itemsize=itemsize, residual=residual)
+        if steps <= most_steps(tile, sparse=sparse, itemsize=itemsize)
+    )
+    return list(dict.fromkeys(fitting))
+
+
+def no_stationary_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2) -> str | None:
+    """Why there are none for a convolution; None where there are."""
+    tiles = list(_tiles(shape, sparse=sparse, itemsize=itemsize, residual=False))
+    most = max(most_steps(tile, sparse=sparse, itemsize=itemsize) for tile in tiles)
+    steps = shape.steps_in(itemsize)
+    return None if steps <= most else f"weights of {steps} steps do not stay in registers; those of {most} would"
+
+
+def _tiles(shape: Convolution, *, sparse: bool, itemsize: int, residual: bool) -> Iterator[Tile]:
+    """Of all forms, whether or not they hold the weights: of single pixels, and of lines where there are any."""
+    for blocks, groups, resident, pixels in STATIONARY_TILES:
+        lines = lines_of(shape, pixels, WIDTHS)
+        for wide, numbers in ((pixels, (0, 0, 0)), *((lines,) if lines else ())):
+            try:
+                yield deepest(blocks, groups, wide, 1, 1, resident, sparse=sparse, itemsize=itemsize,
+                              lines=(*numbers, 0), residual=residual, stationary=True)  # fmt: skip
+            except ValueError:  # two stages of such long lines do not fit
+                continue
+
+
+def implicit_gemm_stationary(
+    shape: Convolution, tile: Tile, dtype: DType, multiprocessors: int, epilogue: Epilogue, *, sparse: bool
+) -> Kernel:
+    """The kernel for one shape; see ``implicit_gemm_hopper``.
+
+    The packed weights are those of ``formats.hopper.pack_stationary``. ``ValueError`` for what the kernel cannot do,
+    among it weights that do not fit into registers.
+    """
+    steps, most = shape.steps_in(dtype.size_bytes), most_steps(tile, sparse=sparse, itemsize=dtype.size_bytes)
+    if tile.together > 1:
+        raise ValueError("a tile whose weights stay in registers is that of one block")
+    if steps > most:
+        raise ValueError(f"weights of {steps} steps do not stay in registers; the tile holds {most}")
+    kernel = implicit_gemm_hopper(shape, tile, dtype, multiprocessors, epilogue, sparse=sparse)
+    defines = {
+        **kernel.defines, "KERNEL": f"{kernel.function}_stationary", "HELD_STEPS": steps,
+        "TAPS": shape.kernel[0] * shape.kernel[1],
+    }  # fmt: skip
+    return dataclasses.replace(kernel, defines=defines, grid=(blocks_of(shape, tile, multiprocessors), 1, 1))
+
+
+def blocks_of(shape: Convolution, tile: Tile, multiprocessors: int) -> int:
+    """The blocks of a launch: equally many for each tile of filters, no more than stay or have something to do."""
+    rows = ceil_divide(shape.filters, tile.filters)
+    return rows * max(min(tile.count(shape) // rows, multiprocessors * tile.resident // rows), 1)
