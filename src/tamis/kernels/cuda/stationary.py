@@ -18,14 +18,15 @@ from tamis.kernels.cuda.specification import Kernel, ceil_divide
 # Blocks of 64 filters, groups, resident blocks and pixels of the tiles, of lines this many pixels at most. Where two
 # blocks share a multiprocessor the compiler takes no product of more than 192 pixels.
 STATIONARY_TILES = (
-    (1, 1, 2, 64), (1, 1, 2, 128), (1, 1, 2, 192), (1, 1, 3, 64), (1, 1, 3, 128), (1, 2, 1, 128), (1, 2, 1, 192),
-    (1, 2, 1, 256), (2, 1, 2, 64), (2, 1, 2, 128), (2, 2, 1, 64), (2, 2, 1, 128),
+    (1, 1, 2, 64), (1, 1, 2, 128), (1, 1, 2, 192), (1, 1, 3, 64), (1, 1, 3, 128), (1, 2, 1, 64), (1, 2, 1, 128),
+    (1, 2, 1, 192), (1, 2, 1, 256), (2, 1, 2, 64), (2, 1, 2, 128), (2, 2, 1, 64), (2, 2, 1, 128),
 )  # fmt: skip
 WIDTHS = (64, 120, 128, 176, 192, 232, 256)  # pixels of tiles of lines
-# A thread that computes has so many registers, by groups and resident blocks.
-_REGISTERS = {(1, 2): 232, (2, 1): 240, (1, 3): 136}
-# Beside weights and sums; results of more pixels take more while they leave. Tried out: nvcc 13.0 spills nothing.
-_OTHERS, _OTHERS_FOR_PIXELS = 34, 1 / 16
+# A thread that computes has so many registers, by groups and resident blocks; of those of three blocks eight are spare.
+_REGISTERS = {(1, 2): 232, (2, 1): 240, (1, 3): 128}
+# What it needs beside weights and up to so many sums of one block of filters, or of two: more sums take more while they
+# leave. Tried out: with these nvcc 13.0 spills nothing.
+_OTHERS = {1: ((32, 38), (64, 46), (128, 52)), 2: ((64, 46), (128, 62))}
 
 
 def held_registers(steps: int, blocks: int, *, sparse: bool, itemsize: int = 2) -> int:
@@ -36,9 +37,10 @@ def held_registers(steps: int, blocks: int, *, sparse: bool, itemsize: int = 2) 
 
 def most_steps(tile: Tile, *, sparse: bool, itemsize: int = 2) -> int:
     """How many steps a tile can hold beside its sums."""
-    left = _REGISTERS[tile.groups, tile.resident] - _OTHERS - tile.pixels * _OTHERS_FOR_PIXELS
-    left -= tile.blocks * tile.pixels / 2
-    return max(int(left // held_registers(1, tile.blocks, sparse=sparse, itemsize=itemsize)), 0)
+    sums = tile.blocks * tile.pixels // 2
+    others = next(registers for most, registers in _OTHERS[tile.blocks] if sums <= most)
+    left = _REGISTERS[tile.groups, tile.resident] - sums - others
+    return max(left // held_registers(1, tile.blocks, sparse=sparse, itemsize=itemsize), 0)
 
 
 def stationary_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2, residual: bool = False) -> list[Tile]:
@@ -63,7 +65,8 @@ def no_stationary_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2) 
 def _tiles(shape: Convolution, *, sparse: bool, itemsize: int, residual: bool) -> Iterator[Tile]:
     """Of all forms, whether or not they hold the weights: of single pixels, and of lines where there are any."""
     for blocks, groups, resident, pixels in STATIONARY_TILES:
-        lines = lines_of(shape, pixels, WIDTHS)
+        # Lines take registers of their own, of which a third of a multiprocessor's leaves too few.
+        lines = lines_of(shape, pixels, WIDTHS) if resident < 3 else None
         for wide, numbers in ((pixels, (0, 0, 0)), *((lines,) if lines else ())):
             try:
                 yield deepest(blocks, groups, wide, 1, 1, resident, sparse=sparse, itemsize=itemsize,
