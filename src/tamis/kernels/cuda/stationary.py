@@ -24,9 +24,9 @@ STATIONARY_TILES = (
 WIDTHS = (64, 120, 128, 176, 192, 232, 256)  # pixels of tiles of lines
 # A thread that computes has so many registers, by groups and resident blocks; of those of three blocks eight are spare.
 _REGISTERS = {(1, 2): 232, (2, 1): 240, (1, 3): 128}
-# What it needs beside weights and up to so many sums of one block of filters, or of two: more sums take more while they
-# leave. Tried out: with these nvcc 13.0 spills nothing.
-_OTHERS = {1: ((32, 38), (64, 46), (128, 52)), 2: ((64, 46), (128, 62))}
+# What it needs beside weights and up to so many sums of one block of filters, or of two, while they leave: packed to 16
+# bits in registers, or in any other way. Tried out: with these nvcc 13.0 spills nothing.
+_OTHERS = {1: ((32, 38, 64), (64, 46, 54), (128, 54, 60)), 2: ((64, 46, 76), (128, 62, 68))}
 
 
 def held_registers(steps: int, blocks: int, *, sparse: bool, itemsize: int = 2) -> int:
@@ -35,29 +35,32 @@ def held_registers(steps: int, blocks: int, *, sparse: bool, itemsize: int = 2) 
     return steps * step * blocks
 
 
-def most_steps(tile: Tile, *, sparse: bool, itemsize: int = 2) -> int:
-    """How many steps a tile can hold beside its sums."""
+def most_steps(tile: Tile, *, sparse: bool, itemsize: int = 2, packed: bool = True) -> int:
+    """How many steps a tile can hold beside its sums; ``packed``: results are of 16 bits, in runs of eight channels."""
     sums = tile.blocks * tile.pixels // 2
-    others = next(registers for most, registers in _OTHERS[tile.blocks] if sums <= most)
+    others = next(numbers for most, *numbers in _OTHERS[tile.blocks] if sums <= most)[0 if packed else 1]
+    if tile.resident > 2 and not packed:
+        return 0
     left = _REGISTERS[tile.groups, tile.resident] - sums - others
     return max(left // held_registers(1, tile.blocks, sparse=sparse, itemsize=itemsize), 0)
 
 
 def stationary_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2, residual: bool = False) -> list[Tile]:
     """The tiles that hold all weights of a convolution; none where its sums are too long."""
-    steps = shape.steps_in(itemsize)
+    steps, packed = shape.steps_in(itemsize), itemsize == 2 and shape.filters % 8 == 0
     fitting = (
         tile
         for tile in _tiles(shape, sparse=sparse, itemsize=itemsize, residual=residual)
-        if steps <= most_steps(tile, sparse=sparse, itemsize=itemsize)
+        if steps <= most_steps(tile, sparse=sparse, itemsize=itemsize, packed=packed)
     )
     return list(dict.fromkeys(fitting))
 
 
 def no_stationary_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2) -> str | None:
     """Why there are none for a convolution; None where there are."""
-    tiles = list(_tiles(shape, sparse=sparse, itemsize=itemsize, residual=False))
-    most = max(most_steps(tile, sparse=sparse, itemsize=itemsize) for tile in tiles)
+    tiles = _tiles(shape, sparse=sparse, itemsize=itemsize, residual=False)
+    packed = itemsize == 2 and shape.filters % 8 == 0
+    most = max(most_steps(tile, sparse=sparse, itemsize=itemsize, packed=packed) for tile in tiles)
     steps = shape.steps_in(itemsize)
     return None if steps <= most else f"weights of {steps} steps do not stay in registers; those of {most} would"
 
@@ -83,7 +86,9 @@ def implicit_gemm_stationary(
     The packed weights are those of ``formats.hopper.pack_stationary``. ``ValueError`` for what the kernel cannot do,
     among it weights that do not fit into registers.
     """
-    steps, most = shape.steps_in(dtype.size_bytes), most_steps(tile, sparse=sparse, itemsize=dtype.size_bytes)
+    size, out = dtype.size_bytes, epilogue.dtype or dtype
+    packed = size == out.size_bytes == 2 and not any(number % 8 for number in epilogue.places(shape.filters))
+    steps, most = shape.steps_in(size), most_steps(tile, sparse=sparse, itemsize=size, packed=packed)
     if tile.together > 1:
         raise ValueError("a tile whose weights stay in registers is that of one block")
     if steps > most:
