@@ -26,7 +26,7 @@ WIDTHS = (64, 120, 128, 176, 192, 232, 256)  # pixels of tiles of lines
 _REGISTERS = {(1, 2): 232, (2, 1): 240, (1, 3): 128}
 # What it needs beside weights and up to so many sums of one block of filters, or of two, while they leave: packed to 16
 # bits in registers, or in any other way. Tried out: with these nvcc 13.0 spills nothing.
-_OTHERS = {1: ((32, 38, 64), (64, 46, 54), (128, 54, 60)), 2: ((64, 46, 76), (128, 62, 68))}
+_OTHERS = {1: ((32, 38, 64), (64, 46, 58), (128, 54, 60)), 2: ((64, 46, 84), (128, 62, 100))}
 
 
 def held_registers(steps: int, blocks: int, *, sparse: bool, itemsize: int = 2) -> int:
