@@ -45,6 +45,7 @@ _TILES_BY_LEVEL = (1, 2, 3, 4, 8)
 # model's word on them has not been compared with measurements.
 STATIONARY_LEVEL = 3
 _STATIONARY_BY_LEVEL = (0, 0, 0, 2, 4)
+_STATIONARY_SLOWEST = 1.5  # times as long as the best of the others, by the model
 # A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
 _LEAST_USE = 0.6
 
@@ -144,6 +145,8 @@ class Hopper:
             return predicted_us(shape, tile, device.cores, sparse=sparse, residual=residual)
 
         best = sorted(found, key=predicted)[: _TILES_BY_LEVEL[level]]
+        longest = _STATIONARY_SLOWEST * predicted(best[0])
+        held = [tile for tile in held if predicted(tile) <= longest]
         return best + sorted(held, key=predicted)[: _STATIONARY_BY_LEVEL[level]]
 
     def tile(self, parameters: Mapping[str, Any]) -> Tile:
