@@ -16,8 +16,8 @@ from tamis.kernels.cuda.line_tiles import lines_of
 from tamis.kernels.cuda.specification import Kernel, ceil_divide
 
 # Blocks of 64 filters, groups, resident blocks and pixels of the tiles, of lines this many pixels at most. Where two
-# blocks share a multiprocessor the compiler takes no product of more than 192 pixels. Where the prior sees no difference
-# the first ones race.
+# blocks share a multiprocessor the compiler takes no product of more than 192 pixels. Where the prior sees no
+# difference the first ones race.
 STATIONARY_TILES = (
     (1, 1, 2, 192), (2, 2, 1, 128), (1, 1, 2, 128), (1, 2, 1, 256), (1, 2, 1, 192), (1, 2, 1, 128), (2, 1, 2, 128),
     (2, 2, 1, 64), (2, 1, 2, 64), (1, 1, 3, 128), (1, 1, 3, 64), (1, 1, 2, 64), (1, 2, 1, 64),
