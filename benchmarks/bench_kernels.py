@@ -4,6 +4,7 @@
     python benchmarks/bench_kernels.py --case conv3x3-256x256-14-b128 --case gemm-8192x8192x8192
     python benchmarks/bench_kernels.py --grouped    # grouped convolutions alone
     python benchmarks/bench_kernels.py --level 4    # on Hopper, with the kernels for all GPUs since Ampere too
+    python benchmarks/bench_kernels.py --level 5    # all tiles, those whose weights stay in registers among them
     python benchmarks/bench_kernels.py --device cpu --case gemm-256x256x64 --output trial.json     # try the script out
 
 Each case is a graph of one layer with 2:4 weights, dense ones where an image has three channels, and goes through the
@@ -81,6 +82,9 @@ CASES = (
     Case(1, 64, 64, 56, 128), Case(1, 64, 256, 56, 128),
     *(Case(1, 4 * c, 8 * c, size, 128, stride=2) for c, size in ((64, 56), (128, 28), (256, 14))),
     *(Case(1, c, 4 * c, size, 1, residual=True) for c, size in ((256, 14), (512, 7))),
+    # Short sums, whose weights may stay in registers: with a residual, on larger images, and longer ones in 2:4 alone.
+    Case(3, 64, 64, 56, 128, residual=True), Case(3, 64, 64, 112, 32), Case(3, 128, 128, 28, 128, residual=True),
+    Case(1, 512, 512, 28, 128), Case(0, 256, 256, 1, 100352), Case(0, 512, 512, 1, 50176),
     # First layers: of ResNets, and 3x3 of stride 2 as in MobileNets. Their weights are dense.
     Case(7, 3, 64, 224, 128, stride=2), Case(3, 3, 32, 224, 128, stride=2),
     # Grouped ones: of ResNeXt-50 32x4d, RegNetX-1.6GF (groups of 24), RegNetY-4.0GF (of 64) and RegNetX-8.0GF (of 120).
@@ -200,6 +204,7 @@ def described(entry: Entry) -> str:
         filters = 64 * parameters["blocks"] * parameters["groups"]
         more = [f"{name} {parameters[name]}" for name in ("cluster", "split", "resident") if parameters[name] > 1]
         more += [f"{parameters['lines']} lines"] if parameters["lines"] else []
+        more += ["stationary"] if parameters["stationary"] else []
         return " ".join([f"{filters} x {parameters['pixels']} by {parameters['groups']}", *more])
     if "matrices" in parameters:
         tile = AMPERE.tile(parameters)

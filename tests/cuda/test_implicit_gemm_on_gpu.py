@@ -20,8 +20,10 @@ from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape_of
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, line_tiles
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, shared_bytes_on
+from tamis.kernels.cuda.line_tiles import line_tiles
+from tamis.kernels.cuda.stationary import most_steps, stationary_tiles
 
 # At this level the kernels for all GPUs run on Hopper too.
 CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS, optimization_level=4)
@@ -48,10 +50,11 @@ def all_tiles(
 ) -> Sequence[Tile | AmpereTile]:
     """Also those that would be mostly padding; for all GPUs as deep as this one allows, then as any allows."""
     if generation is HOPPER:
-        tiles = [deepest(*sizes, sparse=sparse, residual=residual) for sizes in TILES]
+        options = {"sparse": sparse, "residual": residual}
+        tiles = [deepest(*sizes, **options) for sizes in TILES]
         tiles = [tile for tile in tiles if shape.groups == 1 or tile.cluster == 1]
         tiles = [tile for tile in tiles if tile.split <= shape.part(tile.filters).steps]
-        return tiles + line_tiles(shape, sparse=sparse, residual=residual)
+        return tiles + line_tiles(shape, **options) + stationary_tiles(shape, **options)
     limits = [shared_bytes_on(number) for number in (generation_of(cuda_info()), 0)]
     return list(dict.fromkeys(deepest_ampere(*s, sparse=sparse, limit=limit) for limit in limits for s in AMPERE_TILES))
 
@@ -93,6 +96,24 @@ def check(generation: Generation, case: GemmCase, *, sparse: bool, only: int | N
 @pytest.mark.parametrize("case", SMALL + GROUPED + LARGE + GROUPS, ids=lambda case: case.name)
 def test_layers(case: GemmCase, sparse: bool, generation: Generation) -> None:
     check(generation, case, sparse=sparse)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize("size", [7, 56])
+@pytest.mark.parametrize("steps", range(1, 19))
+def test_weights_that_stay_in_registers(steps: int, size: int, sparse: bool) -> None:
+    """Every number of steps that a tile may hold, and all tiles that do."""
+    taps = 3 if steps % 9 == 0 else 1
+    channels = 64 * steps // taps**2
+    op = conv(RESIDUAL, RELU, pads=taps // 2)
+    case = GemmCase("held", lambda: conv_layer(op, (3, channels, size, size), (200, channels, taps, taps)))
+    layer, _ = case.layer()
+    held = stationary_tiles(shape_of(layer), sparse=sparse, residual=True)
+    assert all(steps <= most_steps(tile, sparse=sparse) for tile in held)
+    tiles = all_tiles(HOPPER, shape_of(layer), sparse=sparse, residual=True)
+    for place, tile in enumerate(tiles):
+        if tile in held:
+            check(HOPPER, case, sparse=sparse, only=place)
 
 
 def random_case(seed: int) -> GemmCase:
@@ -165,6 +186,18 @@ def test_no_channel_outside_of_a_bundle_is_seen(
         found = compare(output[:, :clean].contiguous(), wanted[:, :clean].contiguous())
         assert clean and objection(found, choice.precision, cosine=0.9999, relative=1e-5) is None, choice
         assert not torch.isfinite(output[:, first * filters :]).any(), choice
+
+
+@pytest.mark.parametrize("seed", range(RANDOM))
+def test_random_shapes_with_weights_in_registers(seed: int) -> None:
+    case, sparse = random_case(seed), seed % 4 > 0
+    layer, _ = case.layer()
+    residual = any(step.operand is not None for step in layer.op.epilogue)
+    tiles = all_tiles(HOPPER, shape_of(layer), sparse=sparse, residual=residual)
+    held = [place for place, tile in enumerate(tiles) if isinstance(tile, Tile) and tile.stationary]
+    if not held:
+        pytest.skip("the sum is too long")
+    check(HOPPER, case, sparse=sparse, only=held[seed % len(held)])
 
 
 @GENERATIONS

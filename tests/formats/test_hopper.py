@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tamis.formats import TWO_FOUR, magnitude_mask
-from tamis.formats.hopper import pack_hopper
+from tamis.formats.hopper import pack_hopper, pack_stationary
 
 
 def test_a_row_lies_where_the_instruction_looks_for_it():
@@ -51,3 +51,43 @@ def test_instructions_of_8_bits_find_every_value(dtype: type, sparse: bool) -> N
     np.testing.assert_array_equal(
         read_by_instructions(step, dtype, sparse=sparse).view(np.uint8), matrix[:, 0].view(np.uint8)
     )
+
+
+def held_by_threads(step: np.ndarray, dtype: type, *, sparse: bool) -> np.ndarray:
+    """[64, values]: what a warpgroup holds of operand A of a step, as the text of the instruction set has it.
+
+    Register ``r`` of thread ``t``: row ``16 (t / 32) + t % 32 / 4``, 8 further down if ``r`` is odd; 4 bytes from
+    ``4 (t % 4)`` on, 16 further if ``r`` is above 1.
+    """
+    parts, size = (2 if sparse else 4), np.dtype(dtype).itemsize
+    operand = np.zeros((64, parts * 32), np.uint8)
+    for thread in range(128):
+        warp, lane = divmod(thread, 32)
+        for part in range(parts):
+            for register in range(4):
+                row = 16 * warp + lane // 4 + 8 * (register % 2)
+                byte = 32 * part + 4 * (lane % 4) + 16 * (register // 2)
+                at = (warp * parts + part) * 512 + lane * 16 + register * 4
+                operand[row, byte : byte + 4] = step[at : at + 4]
+    return operand.view(dtype).reshape(64, parts * 32 // size)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize("dtype", [np.float16, np.int8], ids=["float16", "int8"])
+def test_threads_hold_the_rows_that_the_instruction_expects(dtype: type, sparse: bool) -> None:
+    """And what they hold is what the other form has in shared memory, with the same places behind it."""
+    channels = 128 // np.dtype(dtype).itemsize
+    matrix = (np.random.default_rng(1).standard_normal((64, 1, channels)) * 40).astype(dtype)
+    if sparse:
+        matrix = np.where(magnitude_mask(matrix.astype(np.float32), TWO_FOUR), matrix, dtype(0))
+    step, other = (pack(matrix, 1, sparse=sparse).data[0, 0] for pack in (pack_stationary, pack_hopper))
+    held = held_by_threads(step, dtype, sparse=sparse)
+    assert len(step) == len(other)
+    np.testing.assert_array_equal(step[held.nbytes :], other[held.nbytes :])
+    if not sparse:
+        np.testing.assert_array_equal(held, matrix[:, 0])
+        return
+    for row in range(64):  # core matrices: 8 rows of 16 bytes
+        for byte in range(64):
+            at = byte // 32 * 2048 + row // 8 * 256 + byte % 32 // 16 * 128 + row % 8 * 16 + byte % 16
+            assert held.view(np.uint8)[row, byte] == other[at]

@@ -9,13 +9,15 @@ import pytest
 from tamis.errors import FormatError
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.ampere import pack_ampere, unpack_ampere
-from tamis.formats.hopper import pack_hopper, unpack_hopper
+from tamis.formats.hopper import pack_hopper, pack_stationary, unpack_hopper, unpack_stationary
 from tamis.formats.steps import places_bytes, rows_bytes
 
 SHAPES = [(64, 1, 64), (128, 9, 64), (130, 9, 68), (1, 1, 4), (200, 4, 256), (256, 1, 1000), (63, 25, 12)]
 # How to pack and unpack, and the rows of an instruction.
 AMPERE, HOPPER = (pack_ampere, unpack_ampere, 16), (pack_hopper, unpack_hopper, 64)
-BOTH = pytest.mark.parametrize(("pack", "unpack", "rows"), [AMPERE, HOPPER], ids=["ampere", "hopper"])
+STATIONARY = (pack_stationary, unpack_stationary, 64)
+NAMES = ["ampere", "hopper", "stationary"]
+ALL = pytest.mark.parametrize(("pack", "unpack", "rows"), [AMPERE, HOPPER, STATIONARY], ids=NAMES)
 
 
 def weight(shape: tuple[int, int, int], dtype: type, *, sparse: bool, seed: int = 0) -> np.ndarray:
@@ -29,7 +31,16 @@ def weight(shape: tuple[int, int, int], dtype: type, *, sparse: bool, seed: int 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("pack", "unpack", "rows", "blocks"),
-    [(*AMPERE, 1), (*AMPERE, 4), (*AMPERE, 8), (*HOPPER, 1), (*HOPPER, 2), (*HOPPER, 4)],
+    [
+        (*AMPERE, 1),
+        (*AMPERE, 4),
+        (*AMPERE, 8),
+        (*HOPPER, 1),
+        (*HOPPER, 2),
+        (*HOPPER, 4),
+        (*STATIONARY, 1),
+        (*STATIONARY, 4),
+    ],
 )
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
@@ -46,15 +57,16 @@ def test_packing_loses_nothing(shape, pack, unpack, rows, blocks, sparse, dtype)
 @pytest.mark.parametrize("blocks", [1, 4])
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn], ids=["int8", "float8_e4m3"])
-def test_packing_loses_nothing_in_8_bits(shape, blocks, sparse, dtype):
+@pytest.mark.parametrize(("pack", "unpack"), [HOPPER[:2], STATIONARY[:2]], ids=NAMES[1:])
+def test_packing_loses_nothing_in_8_bits(shape, blocks, sparse, dtype, pack, unpack):
     matrix = weight(shape, dtype, sparse=sparse)
-    packed = pack_hopper(matrix, blocks, sparse=sparse)
+    packed = pack(matrix, blocks, sparse=sparse)
     step = rows_bytes(64 * blocks, sparse=sparse, itemsize=1)
     assert packed.data.shape == (-(-shape[0] // (64 * blocks)), shape[1] * -(-shape[2] // 128), step)
-    np.testing.assert_array_equal(unpack_hopper(packed).view(np.uint8), matrix.view(np.uint8))
+    np.testing.assert_array_equal(unpack(packed).view(np.uint8), matrix.view(np.uint8))
 
 
-@BOTH
+@ALL
 def test_groups_that_are_not_full_have_two_different_places(pack, unpack, rows):
     """Equal places are not allowed: hardware's answer to them is undefined."""
     matrix = np.zeros((64, 1, 64), np.float16)
@@ -67,7 +79,9 @@ def test_groups_that_are_not_full_have_two_different_places(pack, unpack, rows):
     np.testing.assert_array_equal(unpack(packed), matrix)
 
 
-@pytest.mark.parametrize(("pack", "unpack", "rows", "height"), [(*AMPERE, 32), (*HOPPER, 64)], ids=["ampere", "hopper"])
+@pytest.mark.parametrize(
+    ("pack", "unpack", "rows", "height"), [(*AMPERE, 32), (*HOPPER, 64), (*STATIONARY, 64)], ids=NAMES
+)
 def test_metadata_of_one_group(pack, unpack, rows, height):
     """Row 16 + 3 + 8, channels 32 + 16 + 4 to 7: warp 1, q 3, high half, part 1, half 1, second nibble."""
     matrix = np.zeros((height, 1, 64), np.float16)
@@ -79,7 +93,7 @@ def test_metadata_of_one_group(pack, unpack, rows, height):
     np.testing.assert_array_equal(words, expected)
 
 
-@BOTH
+@ALL
 def test_what_cannot_be_packed_is_refused(pack, unpack, rows):
     with pytest.raises(FormatError, match="bits is needed"):
         pack(np.zeros((64, 1, 64), np.float32), 1, sparse=False)

@@ -15,7 +15,8 @@ from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.bundles import bundle_weight
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.convolution import Convolution
-from tamis.kernels.cuda.implicit_gemm import Epilogue, Tile, implicit_gemm_hopper, line_tiles
+from tamis.kernels.cuda.implicit_gemm import Epilogue, Tile, implicit_gemm_hopper
+from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.pointwise import PointwiseStep
 
 SPARSITY = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])

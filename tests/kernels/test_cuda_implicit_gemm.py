@@ -22,9 +22,9 @@ from tamis.kernels.cuda.implicit_gemm import (
     Tile,
     deepest,
     implicit_gemm_hopper,
-    line_tiles,
 )
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, implicit_gemm_ampere
+from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.pointwise import PointwiseStep
 from tamis.kernels.cuda.specification import Kernel
 

@@ -23,9 +23,9 @@ from tamis.kernels.cuda.implicit_gemm import (
     Tile,
     deepest,
     implicit_gemm_hopper,
-    line_tiles,
 )
 from tamis.kernels.cuda.implicit_gemm_ampere import AmpereTile, implicit_gemm_ampere
+from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.movement import space_to_depth
 from tamis.kernels.cuda.pointwise import PointwiseStep
 

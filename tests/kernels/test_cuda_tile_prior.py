@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest, line_tiles
+from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest
+from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.tile_prior import predicted_us
 
 HERE = Path(__file__).parent

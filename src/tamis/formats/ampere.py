@@ -23,24 +23,25 @@ ROWS = 16  # of one instruction
 
 def pack_ampere(weight: NDArray[Any], blocks: int, *, sparse: bool) -> StepWeights:
     """Pack a matrix [filters, taps, channels] for tiles of ``16 * blocks`` filters, as ``pack_steps`` does."""
-    return pack_steps(weight, ROWS, blocks, _order, sparse=sparse)
+    return pack_steps(weight, ROWS, blocks, fragments, sparse=sparse)
 
 
 def unpack_ampere(packed: StepWeights) -> NDArray[Any]:
     """The matrix that was packed, as the instruction understands the bytes."""
-    return unpack_steps(packed, ROWS, _restore)
+    return unpack_steps(packed, ROWS, from_fragments)
 
 
-def _order(matrix: NDArray[Any], tiles: int, parts: int) -> NDArray[np.uint8]:
-    """[tiles, steps, bytes]: rows are (tile, block, high, q), columns (step, part, right, h, element)."""
-    steps = matrix.shape[1] // (parts * 16)
-    cut = matrix.reshape(tiles, -1, 2, 8, steps, parts, 2, 4, 2)
+def fragments(matrix: NDArray[Any], tiles: int, parts: int) -> NDArray[np.uint8]:
+    """[tiles, steps, bytes]: rows are (tile, block, high, q), columns (step, part, right, h, element of 4 bytes)."""
+    wide = 4 // matrix.itemsize
+    steps = matrix.shape[1] // (parts * 8 * wide)
+    cut = matrix.reshape(tiles, -1, 2, 8, steps, parts, 2, 4, wide)
     ordered = np.ascontiguousarray(cut.transpose(0, 4, 1, 5, 3, 7, 6, 2, 8))
     return ordered.reshape(tiles, steps, -1).view(np.uint8)
 
 
-def _restore(operands: NDArray[Any], blocks: int, parts: int) -> NDArray[Any]:
-    """The inverse of ``_order``."""
+def from_fragments(operands: NDArray[Any], blocks: int, parts: int) -> NDArray[Any]:
+    """The inverse of ``fragments``."""
     tiles, steps, _ = operands.shape
-    cut = operands.reshape(tiles, steps, blocks, parts, 8, 4, 2, 2, 2)  # part, q, h, right, high, element
+    cut = operands.reshape(tiles, steps, blocks, parts, 8, 4, 2, 2, -1)  # part, q, h, right, high, element
     return cut.transpose(0, 2, 7, 4, 1, 3, 6, 5, 8).reshape(tiles * blocks * ROWS, -1)

@@ -6,7 +6,12 @@ matrices of 8 rows x 16 bytes, ordered by (part, row group, half, row). A part i
 for 32 channels; in 8 bits it is twice as many. The 2:4 metadata then has one word for each thread of a warpgroup, in 8
 bits two, warp ``w`` for rows ``16 w`` to ``16 w + 15``.
 
-Source: PTX ISA 9.0, "Asynchronous warpgroup-level matrix multiply-accumulate", strides without swizzle.
+Weights that stay in registers (``pack_stationary``) have the same steps and metadata, but operands as threads hold
+them: of the 16 rows of warp ``w``, each part is 16 bytes for each lane, and these are those of ``formats.ampere``. In 8
+bits two elements take the place of one of 16 bits.
+
+Source: PTX ISA 9.0, "Asynchronous warpgroup-level matrix multiply-accumulate", strides without swizzle, and register
+fragments of operand A for ``wgmma.mma_async.m64k16`` and ``.m64k32``.
 """
 
 from __future__ import annotations
@@ -16,19 +21,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tamis.formats.ampere import ROWS as WARP_ROWS
+from tamis.formats.ampere import fragments, from_fragments
 from tamis.formats.steps import StepWeights, pack_steps, unpack_steps
 
 ROWS = 64  # of one instruction
+_SIZES = (2, 1)  # bytes of an element
 
 
 def pack_hopper(weight: NDArray[Any], blocks: int, *, sparse: bool) -> StepWeights:
     """Pack a matrix [filters, taps, channels] for tiles of ``64 * blocks`` filters, as ``pack_steps`` does."""
-    return pack_steps(weight, ROWS, blocks, _order, sparse=sparse, sizes=(2, 1))
+    return pack_steps(weight, ROWS, blocks, _order, sparse=sparse, sizes=_SIZES)
 
 
 def unpack_hopper(packed: StepWeights) -> NDArray[Any]:
     """The matrix that was packed, as the instruction understands the bytes."""
     return unpack_steps(packed, ROWS, _restore)
+
+
+def pack_stationary(weight: NDArray[Any], blocks: int, *, sparse: bool) -> StepWeights:
+    """Pack a matrix [filters, taps, channels] for tiles of ``64 * blocks`` filters that lie in registers.
+
+    The ``blocks`` of the result are those of a warp's 16 rows.
+    """
+    return pack_steps(weight, WARP_ROWS, blocks * ROWS // WARP_ROWS, fragments, sparse=sparse, sizes=_SIZES)
+
+
+def unpack_stationary(packed: StepWeights) -> NDArray[Any]:
+    """The matrix that ``pack_stationary`` packed, as threads hold it."""
+    return unpack_steps(packed, WARP_ROWS, from_fragments)
 
 
 def _order(matrix: NDArray[Any], tiles: int, parts: int) -> NDArray[np.uint8]:

@@ -35,7 +35,9 @@ def with_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiles_for(shape: Convolution, cores: int, *, sparse: bool) -> list[Tile]:
-    return list(HOPPER.tiles(shape, replace(H200, cores=cores), sparse=sparse))
+    """Of those that read their weights at every step."""
+    tiles = HOPPER.tiles(shape, replace(H200, cores=cores), sparse=sparse)
+    return [tile for tile in tiles if not tile.stationary]
 
 
 def test_all_of_them_race() -> None:
@@ -76,12 +78,35 @@ def test_levels_say_how_many_tiles_race() -> None:
     for level in range(6):
         config = replace(CONFIG, optimization_level=level)
         offered.append(len(list(DENSE.choices(layer, H200, config))))
-        words = DENSE.left_out(layer, H200, config)
-        assert (words is None) == (level == 5)
+        words = DENSE.left_out(layer, H200, config) or ""
+        assert ("more tiles are left out" in words) == (level < 5)
+        assert ("weights of 18 steps do not stay in registers; those of 10 would" in words) == (level >= 3)
     assert offered == sorted(offered)
     assert offered[:4] == [1, 2, 3, 4]
     words = DENSE.left_out(layer, H200, CONFIG)
     assert words is not None and words.startswith(f"{offered[5] - 4} more tiles are left out")
+
+
+def test_weights_that_stay_in_registers_race_from_level_3_on() -> None:
+    layer, _ = conv_layer(conv(RELU), (128, 64, 56, 56), (64, 64, 3, 3))
+    for tactic in (DENSE, SPARSE):
+        offered = []
+        for level in range(6):
+            config = replace(CONFIG, optimization_level=level)
+            tiles = [HOPPER.tile(choice.parameters) for choice in tactic.choices(layer, H200, config)]
+            held = [tile for tile in tiles if tile.stationary]
+            offered.append(len(held))
+            assert len(tiles) - len(held) >= min(level + 1, 4), "they take no other tile's place"
+            assert all(tile.filters == 64 for tile in held), "half of the others would be idle"
+            if level < 3:
+                assert "more tiles are left out" in str(tactic.left_out(layer, H200, config))
+        assert offered[:3] == [0, 0, 0]
+        assert 0 < offered[3] <= 2 <= offered[4] <= 4
+        assert offered[5] >= offered[4]
+        assert tactic.left_out(layer, H200, replace(CONFIG, optimization_level=5)) is None
+        names = {tactic._kernel(layer, choice).function for choice in tactic.choices(layer, H200, CONFIG)}
+        form = "sparse" if tactic.sparse else "dense"
+        assert names == {f"tamis_{form}_implicit_gemm", f"tamis_{form}_implicit_gemm_stationary"}
 
 
 def test_tiles_for_older_gpus() -> None:

@@ -49,11 +49,11 @@ static void emulated_fibre() {
 
 void __syncthreads() { emulated_wait(EmulatedFibre::AT_BARRIER); }
 
-unsigned emulated_from_lane(unsigned value, unsigned lane) {
+unsigned long long emulated_from_lane(unsigned long long value, unsigned lane) {
     const unsigned self = emulated.current;
     emulated.fibres[self].shuffled = value;
     emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has given its value
-    const unsigned other = emulated.fibres[(self & ~31u) | lane].shuffled;
+    const unsigned long long other = emulated.fibres[(self & ~31u) | lane].shuffled;
     emulated_wait(EmulatedFibre::AT_SHUFFLE);  // until every lane has read
     return other;
 }

@@ -16,7 +16,7 @@ struct EmulatedFibre {
     bool begun;
     EmulatedIndex index, block;
     enum { READY, AT_BARRIER, AT_CLUSTER, AT_SHUFFLE, AT_MEETING, UNTIL, FOR_PREVIOUS, DONE } state;
-    unsigned shuffled;
+    unsigned long long shuffled;
     int meeting, expected;  // which barrier, of how many threads
     std::function<bool()> until;
 };
@@ -36,7 +36,7 @@ void emulated_wait_until(std::function<bool()> condition);
 void emulated_meet(int number, int threads);
 
 inline unsigned emulated_lane() { return emulated.current & 31; }
-unsigned emulated_from_lane(unsigned value, unsigned lane);
+unsigned long long emulated_from_lane(unsigned long long value, unsigned lane);
 
 // Which block of the cluster a fibre belongs to.
 inline unsigned emulated_rank() { return emulated.current / (blockDim.x * blockDim.y * blockDim.z); }

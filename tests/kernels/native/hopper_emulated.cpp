@@ -172,13 +172,35 @@ static void emulated_elements(unsigned long long operand, int row, int count, ch
     }
 }
 
+// Where the quad's threads hold operand A: read when the product runs, which may be as late as the kernel waits for it.
+template <class Sum> static void emulated_meet_quad(EmulatedProduct<Sum> &p) {
+    for (unsigned h = 0; p.held && h < 4; h++)
+        p.quad[h] = reinterpret_cast<const unsigned *>(
+            (uintptr_t)emulated_from_lane((uintptr_t)p.held, (emulated_lane() & ~3u) + h));
+}
+// `count` elements of row q (+ 8 if `high`) that the quad q holds: four bytes in each thread, then those 16 bytes further.
+template <class Sum>
+static void emulated_held_elements(const EmulatedProduct<Sum> &p, int high, int count, float *elements) {
+    const int size = emulated_size(p.type);
+    for (int i = 0; i < count; i++) {
+        const int byte = size * i;
+        const unsigned bits = p.quad[byte % 16 / 4][byte / 16 * 2 + high] >> (8 * (byte % 4));
+        elements[i] = emulated_number((unsigned short)(size == 1 ? bits & 0xff : bits & 0xffff), p.type);
+    }
+}
+
 // A thread's own part: rows 16 w + q and + 8 of its warp w and quad q, two neighbouring columns of every eight. Element
 // k of row `high` of A meets row `meets[high][k]` of the `deep` ones of B.
 template <class Sum>
 static void emulated_multiply(const EmulatedProduct<Sum> &p, int deep, const int (&meets)[2][32]) {
     const int thread = threadIdx.x % 128, row = thread / 32 * 16 + thread % 32 / 4, kept = 32 / emulated_size(p.type);
     float rows[2][32], column[64];
-    for (int high = 0; high < 2; high++) emulated_elements(p.a, row + high * 8, kept, p.type, rows[high]);
+    for (int high = 0; high < 2; high++) {
+        if (p.held)
+            emulated_held_elements(p, high, kept, rows[high]);
+        else
+            emulated_elements(p.a, row + high * 8, kept, p.type, rows[high]);
+    }
     for (int i = 0; i < p.columns / 2; i += 4) {
         for (int j = 0; j < 2; j++) {
             emulated_elements(p.b, i / 4 * 8 + thread % 4 * 2 + j, deep, p.type, column);
@@ -190,14 +212,16 @@ static void emulated_multiply(const EmulatedProduct<Sum> &p, int deep, const int
         }
     }
 }
-template <class Sum> void emulated_dense(const EmulatedProduct<Sum> &product) {
+template <class Sum> void emulated_dense(EmulatedProduct<Sum> product) {
+    emulated_meet_quad(product);
     emulated_issue([=] {
         int meets[2][32];
         for (int k = 0; k < 64; k++) meets[k / 32][k % 32] = k % 32;
         emulated_multiply(product, 32 / emulated_size(product.type), meets);
     });
 }
-template <class Sum> void emulated_sparse(const EmulatedProduct<Sum> &product, unsigned places, int selector) {
+template <class Sum> void emulated_sparse(EmulatedProduct<Sum> product, unsigned places, int selector) {
+    emulated_meet_quad(product);
     const bool eight = emulated_size(product.type) == 1;
     std::array<unsigned, 4> words = {};  // of the quad's threads that are read: all, or the two that the selector names
     for (int h = 0; h < (eight ? 4 : 2); h++)
@@ -213,7 +237,7 @@ template <class Sum> void emulated_sparse(const EmulatedProduct<Sum> &product, u
         emulated_multiply(product, eight ? 64 : 32, meets);
     });
 }
-template void emulated_dense(const EmulatedProduct<float> &);
-template void emulated_dense(const EmulatedProduct<int> &);
-template void emulated_sparse(const EmulatedProduct<float> &, unsigned, int);
-template void emulated_sparse(const EmulatedProduct<int> &, unsigned, int);
+template void emulated_dense(EmulatedProduct<float>);
+template void emulated_dense(EmulatedProduct<int>);
+template void emulated_sparse(EmulatedProduct<float>, unsigned, int);
+template void emulated_sparse(EmulatedProduct<int>, unsigned, int);

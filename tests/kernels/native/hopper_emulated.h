@@ -65,15 +65,17 @@ void emulated_products_wait(int pending);
 template <int pending> inline void products_wait() { emulated_products_wait(pending); }
 template <int count> inline void hold_registers(const unsigned (&)[count]) {}
 
-// A thread's part of a product of so many columns.
+// A thread's part of a product of so many columns. `held`: its registers of operand A, else this lies at `a`.
 template <class Sum> struct EmulatedProduct {
     Sum *sums;
     int columns, keep;
     unsigned long long a, b;
     char type;
+    const unsigned *held = nullptr;
+    const unsigned *quad[4] = {};  // held, of the threads of the quad
 };
-template <class Sum> void emulated_dense(const EmulatedProduct<Sum> &product);
-template <class Sum> void emulated_sparse(const EmulatedProduct<Sum> &product, unsigned places, int selector);
+template <class Sum> void emulated_dense(EmulatedProduct<Sum> product);
+template <class Sum> void emulated_sparse(EmulatedProduct<Sum> product, unsigned places, int selector);
 
 #ifdef PRODUCT_TYPE  // what depends on a kernel's constants
 inline void load_from(unsigned rank, unsigned address, Sum (&values)[8]) {
@@ -117,6 +119,14 @@ template <int N> struct Product {
     static void sparse(Sum (&d)[N / 2], unsigned long long a, unsigned long long b, unsigned places, int keep) {
         static_assert(selector == 0 || !EIGHT_BITS, "in 8 bits all threads of a quad are read");
         emulated_sparse<Sum>({d, N, keep, a, b, *PRODUCT_TYPE}, places, selector);
+    }
+    static void held_dense(Sum (&d)[N / 2], const unsigned (&a)[4], unsigned long long b, int keep) {
+        emulated_dense<Sum>({d, N, keep, 0, b, *PRODUCT_TYPE, a});
+    }
+    template <int selector>
+    static void held_sparse(Sum (&d)[N / 2], const unsigned (&a)[4], unsigned long long b, unsigned places, int keep) {
+        static_assert(selector == 0 || !EIGHT_BITS, "in 8 bits all threads of a quad are read");
+        emulated_sparse<Sum>({d, N, keep, 0, b, *PRODUCT_TYPE, a}, places, selector);
     }
 };
 #endif

@@ -14,7 +14,7 @@ from tamis.engine.plan import DeviceInfo
 from tamis.formats import ampere, hopper
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.convolution import Convolution
-from tamis.kernels.cuda.implicit_gemm import TILES, Epilogue, Tile, deepest, implicit_gemm_hopper, line_tiles
+from tamis.kernels.cuda.implicit_gemm import TILES, Epilogue, Tile, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.implicit_gemm_ampere import (
     AMPERE_TILES,
     MOST_SIDE,
@@ -23,7 +23,9 @@ from tamis.kernels.cuda.implicit_gemm_ampere import (
     implicit_gemm_ampere,
     shared_bytes_on,
 )
+from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.specification import MOST_ELEMENTS, Kernel
+from tamis.kernels.cuda.stationary import implicit_gemm_stationary, no_stationary_tiles, stationary_tiles
 from tamis.kernels.cuda.tile_prior import predicted_us
 
 OLDEST_AMPERE = 80
@@ -35,6 +37,11 @@ _WIDEST_TAP, _WIDEST_CORNER, _WIDEST_STRIDE = 255, 127, 8
 _WIDEST_TAP_OF_GROUPS, _WIDEST_CORNER_OF_GROUPS = 31, 15
 # How many tiles race, dense and 2:4 each; above the last level all do.
 _TILES_BY_LEVEL = (1, 2, 3, 4, 8)
+# From this level on tiles whose weights stay in registers race too, so many. They take no other tile's place, since the
+# model's word on them has not been compared with measurements.
+STATIONARY_LEVEL = 3
+_STATIONARY_BY_LEVEL = (0, 0, 0, 2, 4)
+_STATIONARY_SLOWEST = 1.5  # times as long as the best of the others, by the model
 # A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
 _LEAST_USE = 0.6
 
@@ -76,8 +83,15 @@ class Generation(Protocol):
         """The launch of a choice."""
         ...
 
-    def packed(self, weight: np.ndarray, filters: int, *, sparse: bool) -> np.ndarray:
-        """A weight [filters, taps, channels] in 16 bits, as the kernel reads it in tiles of so many filters."""
+    def packed(self, weight: np.ndarray, filters: int, *, sparse: bool, stationary: bool = False) -> np.ndarray:
+        """A weight [filters, taps, channels] in 16 bits, as the kernel reads it in tiles of so many filters.
+
+        ``stationary``: into registers, where it stays.
+        """
+        ...
+
+    def left_out(self, shape: Convolution, *, sparse: bool, level: int) -> str | None:
+        """Why a form of the kernel has no tile for a shape, where it would race at this level; None when each has."""
         ...
 
 
@@ -119,13 +133,21 @@ class Hopper:
                 found.append(tile)
         lines = line_tiles(shape, sparse=sparse, residual=residual)
         found += [tile for tile in lines if _line_use(shape, tile) >= _LEAST_USE]
+        held = [
+            tile
+            for tile in stationary_tiles(shape, sparse=sparse, residual=residual)
+            if (_line_use(shape, tile) >= _LEAST_USE if tile.lines else _is_of_use(shape, tile.filters, tile.pixels))
+        ]
         if level >= len(_TILES_BY_LEVEL):
-            return found
+            return found + held
 
         def predicted(tile: Tile) -> float:
             return predicted_us(shape, tile, device.cores, sparse=sparse, residual=residual)
 
-        return sorted(found, key=predicted)[: _TILES_BY_LEVEL[level]]
+        best = sorted(found, key=predicted)[: _TILES_BY_LEVEL[level]]
+        longest = _STATIONARY_SLOWEST * predicted(best[0])
+        held = [tile for tile in held if predicted(tile) <= longest]
+        return best + sorted(held, key=predicted)[: _STATIONARY_BY_LEVEL[level]]
 
     def tile(self, parameters: Mapping[str, Any]) -> Tile:
         """From the parameters of a choice."""
@@ -134,13 +156,19 @@ class Hopper:
     def kernel(
         self, shape: Convolution, parameters: Mapping[str, Any], dtype: DType, epilogue: Epilogue, *, sparse: bool
     ) -> Kernel:
-        """See ``implicit_gemm_hopper``."""
-        multiprocessors = parameters["multiprocessors"]
-        return implicit_gemm_hopper(shape, self.tile(parameters), dtype, multiprocessors, epilogue, sparse=sparse)
+        """See ``implicit_gemm_hopper``, ``implicit_gemm_stationary``."""
+        tile, multiprocessors = self.tile(parameters), parameters["multiprocessors"]
+        make = implicit_gemm_stationary if tile.stationary else implicit_gemm_hopper
+        return make(shape, tile, dtype, multiprocessors, epilogue, sparse=sparse)
 
-    def packed(self, weight: np.ndarray, filters: int, *, sparse: bool) -> np.ndarray:
+    def packed(self, weight: np.ndarray, filters: int, *, sparse: bool, stationary: bool = False) -> np.ndarray:
         """See ``formats.hopper``."""
-        return hopper.pack_hopper(weight, filters // hopper.ROWS, sparse=sparse).data
+        pack = hopper.pack_stationary if stationary else hopper.pack_hopper
+        return pack(weight, filters // hopper.ROWS, sparse=sparse).data
+
+    def left_out(self, shape: Convolution, *, sparse: bool, level: int) -> str | None:
+        """That sums are too long for weights to stay in registers."""
+        return no_stationary_tiles(shape, sparse=sparse) if level >= STATIONARY_LEVEL else None
 
 
 class Ampere:
@@ -185,9 +213,13 @@ class Ampere:
         """See ``implicit_gemm_ampere``."""
         return implicit_gemm_ampere(shape, self.tile(parameters), dtype, epilogue, sparse=sparse)
 
-    def packed(self, weight: np.ndarray, filters: int, *, sparse: bool) -> np.ndarray:
-        """See ``formats.ampere``."""
+    def packed(self, weight: np.ndarray, filters: int, *, sparse: bool, stationary: bool = False) -> np.ndarray:
+        """See ``formats.ampere``; no weights stay in registers."""
         return ampere.pack_ampere(weight, filters // ampere.ROWS, sparse=sparse).data
+
+    def left_out(self, shape: Convolution, *, sparse: bool, level: int) -> str | None:
+        """The kernel has one form."""
+        return None
 
 
 HOPPER, AMPERE = Hopper(), Ampere()

@@ -76,8 +76,11 @@ class ImplicitGemm:
                 yield Choice(self.name, precision, inputs, outputs, sparsity, parameters)
 
     def left_out(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
-        """How many tiles do not race at this level because others should be faster."""
-        return missing_tiles(lambda level: self._tiles(layer, device, level), config)
+        """How many tiles do not race at this level because others should be faster, and which form has none."""
+        missing = missing_tiles(lambda level: self._tiles(layer, device, level), config)
+        level = config.optimization_level
+        without = self.generation.left_out(shape_of(layer), sparse=self.sparse, level=level)
+        return "; ".join(words for words in (missing, without) if words) or None
 
     def _tiles(self, layer: Layer, device: DeviceInfo, level: int) -> Sequence[Tile | AmpereTile]:
         residual = adds_residual(layer)
@@ -92,10 +95,9 @@ class ImplicitGemm:
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One launch, and a pointwise step for what it does not fuse."""
-        weight = SameArray(layer.constants[layer.node.inputs[1]])
-        filters = self.generation.tile(choice.parameters).filters
-        bundles = shape_of(layer).bundles(filters)
-        packed = _packed(weight, choice.precision, self.generation, bundles, filters, self.sparse)
+        weight, tile = SameArray(layer.constants[layer.node.inputs[1]]), self.generation.tile(choice.parameters)
+        bundles, stationary = shape_of(layer).bundles(tile.filters), bool(choice.parameters.get("stationary"))
+        packed = _packed(weight, choice.precision, self.generation, bundles, tile.filters, stationary, self.sparse)
         return lower_kernel(layer, choice, self._kernel(layer, choice), layer.node.inputs[0], packed)
 
 
@@ -204,7 +206,13 @@ def _is_residual(layer: Layer, step: Pointwise) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _packed(
-    weight: SameArray, precision: DType, generation: Generation, bundles: Bundles, filters: int, sparse: bool
+    weight: SameArray,
+    precision: DType,
+    generation: Generation,
+    bundles: Bundles,
+    filters: int,
+    stationary: bool,
+    sparse: bool,
 ) -> np.ndarray:
     """The packed weight. A race lowers many tiles of one weight, hence the memory."""
     array = weight.array
@@ -212,4 +220,4 @@ def _packed(
     matrix = to_precision(np.ascontiguousarray(matrix), precision)
     if bundles.groups > 1:
         matrix = bundle_weight(matrix, bundles, filters)
-    return generation.packed(matrix, filters, sparse=sparse)
+    return generation.packed(matrix, filters, sparse=sparse, stationary=stationary)

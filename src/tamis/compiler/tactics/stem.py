@@ -96,7 +96,8 @@ class HopperStem:
         image = f"{layer.node.output}/windows"
         step, binary = rearranging_step(layer, choice, made, image)
         matrix = to_precision(windows_weight(layer, made), choice.precision)
-        packed = HOPPER.packed(matrix, HOPPER.tile(choice.parameters).filters, sparse=False)
+        tile = HOPPER.tile(choice.parameters)
+        packed = HOPPER.packed(matrix, tile.filters, sparse=False, stationary=tile.stationary)
         behind = lower_kernel(layer, choice, kernel_of(HOPPER, layer, choice, shape), image, packed)
         kept = (layer.type(0).shape[0], made.channels, *made.size)
         temporaries = {image: (kept, Format(choice.precision.storage, "channels_last")), **behind.temporaries}

@@ -34,6 +34,7 @@ struct alignas(64) TensorMap {
 // Lists of registers for assembly: `how` is "+f" or "+r", or "=" in place of the "+".
 #define TAMIS_4(how, d, i) how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3])
 #define TAMIS_8(how, d, i) TAMIS_4(how, d, i), TAMIS_4(how, d, i + 4)
+#define TAMIS_12(how, d, i) TAMIS_8(how, d, i), TAMIS_4(how, d, i + 8)
 
 // --- barriers ---
 
@@ -238,7 +239,9 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
 }
 
 #define TAMIS_32(how, d, i) TAMIS_8(how, d, i), TAMIS_8(how, d, i + 8), TAMIS_8(how, d, i + 16), TAMIS_8(how, d, i + 24)
+#define TAMIS_60(how, d, i) TAMIS_32(how, d, i), TAMIS_8(how, d, i + 32), TAMIS_8(how, d, i + 40), TAMIS_12(how, d, i + 48)
 #define TAMIS_64(how, d, i) TAMIS_32(how, d, i), TAMIS_32(how, d, i + 32)
+#define TAMIS_88(how, d, i) TAMIS_64(how, d, i), TAMIS_8(how, d, i + 64), TAMIS_8(how, d, i + 72), TAMIS_8(how, d, i + 80)
 #define TAMIS_96(how, d, i) TAMIS_64(how, d, i), TAMIS_32(how, d, i + 64)
 #define TAMIS_104(how, d, i) TAMIS_96(how, d, i), TAMIS_8(how, d, i + 96)
 #define TAMIS_112(how, d, i) TAMIS_104(how, d, i), TAMIS_8(how, d, i + 104)
@@ -247,14 +250,20 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
 #define TAMIS_NAMES_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define TAMIS_NAMES_64 \
+#define TAMIS_NAMES_60 \
     TAMIS_NAMES_32 ", " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define TAMIS_NAMES_96 \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59"
+#define TAMIS_NAMES_64 \
+    TAMIS_NAMES_60 ", " \
+    "%60, %61, %62, %63"
+#define TAMIS_NAMES_88 \
     TAMIS_NAMES_64 ", " \
     "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+    "%80, %81, %82, %83, %84, %85, %86, %87"
+#define TAMIS_NAMES_96 \
+    TAMIS_NAMES_88 ", " \
+    "%88, %89, %90, %91, %92, %93, %94, %95"
 #define TAMIS_NAMES_104 \
     TAMIS_NAMES_96 ", " \
     "%96, %97, %98, %99, %100, %101, %102, %103"
@@ -279,17 +288,23 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
 #endif
 #if INTEGERS
 #define TAMIS_AS_IS ""
+#define TAMIS_HELD_AS_IS ""
 #elif EIGHT_BITS
 #define TAMIS_AS_IS ", 1, 1"
+#define TAMIS_HELD_AS_IS ", 1, 1"
 #else
 #define TAMIS_AS_IS ", 1, 1, 0, 0"
+#define TAMIS_HELD_AS_IS ", 1, 1, 0"
 #endif
 #define TAMIS_TYPES TAMIS_SUM "." PRODUCT_TYPE "." PRODUCT_TYPE
 
 // sums += A (64 x k, in shared memory) times B (k x N): dense with k = 16, or 2:4 with k = 32, where A has the kept
 // halves and `places` tells where they were. In 8 bits k is twice that, and the selector 0. `keep` 0: they start anew.
+// In the held forms A lies in registers of the warpgroup: warp w has rows 16 w to 16 w + 15, and lane 4 q + h of it four
+// words of 4 bytes: row q, bytes 4 h to 4 h + 3, row q + 8, then both rows 16 bytes further. They must not be written before
+// the product is done.
 template <int N> struct Product;
-#define TAMIS_PRODUCT(N, R, A, B, C, D, E)                                                                       \
+#define TAMIS_PRODUCT(N, R, A, B, C, D, E, F, G, H)                                                              \
     template <> struct Product<N> {                                                                              \
         static __device__ __forceinline__ void dense(Sum (&d)[R], unsigned long long a, unsigned long long b,    \
                                                      int keep) {                                                 \
@@ -308,14 +323,34 @@ template <int N> struct Product;
                          : TAMIS_##R("+" TAMIS_REGISTER, d, 0)                                                   \
                          : "l"(a), "l"(b), "r"(places), "n"(selector), "r"(keep));                               \
         }                                                                                                        \
+        static __device__ __forceinline__ void held_dense(Sum (&d)[R], const unsigned (&a)[4],                   \
+                                                          unsigned long long b, int keep) {                      \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #F ", 0;\n"                                        \
+                         "wgmma.mma_async.sync.aligned.m64n" #N TAMIS_DEPTH "." TAMIS_TYPES " {" TAMIS_NAMES_##R \
+                         "}, {%" #A ", %" #B ", %" #C ", %" #D "}, %" #E ", p" TAMIS_HELD_AS_IS ";\n}\n"         \
+                         : TAMIS_##R("+" TAMIS_REGISTER, d, 0)                                                   \
+                         : TAMIS_4("r", a, 0), "l"(b), "r"(keep));                                               \
+        }                                                                                                        \
+        template <int selector>                                                                                  \
+        static __device__ __forceinline__ void held_sparse(Sum (&d)[R], const unsigned (&a)[4],                  \
+                                                           unsigned long long b, unsigned places, int keep) {    \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #H ", 0;\n"                                        \
+                         "wgmma.mma_async.sp.sync.aligned.m64n" #N TAMIS_SPARSE_DEPTH "." TAMIS_TYPES            \
+                         " {" TAMIS_NAMES_##R "}, {%" #A ", %" #B ", %" #C ", %" #D "}, %" #E ", %" #F ", %" #G  \
+                         ", p" TAMIS_HELD_AS_IS ";\n}\n"                                                         \
+                         : TAMIS_##R("+" TAMIS_REGISTER, d, 0)                                                   \
+                         : TAMIS_4("r", a, 0), "l"(b), "r"(places), "n"(selector), "r"(keep));                   \
+        }                                                                                                        \
     };
-TAMIS_PRODUCT(64, 32, 32, 33, 34, 35, 36)
-TAMIS_PRODUCT(128, 64, 64, 65, 66, 67, 68)
-TAMIS_PRODUCT(192, 96, 96, 97, 98, 99, 100)
-TAMIS_PRODUCT(208, 104, 104, 105, 106, 107, 108)
-TAMIS_PRODUCT(224, 112, 112, 113, 114, 115, 116)
-TAMIS_PRODUCT(232, 116, 116, 117, 118, 119, 120)
-TAMIS_PRODUCT(256, 128, 128, 129, 130, 131, 132)
+TAMIS_PRODUCT(64, 32, 32, 33, 34, 35, 36, 37, 38, 39)
+TAMIS_PRODUCT(120, 60, 60, 61, 62, 63, 64, 65, 66, 67)
+TAMIS_PRODUCT(128, 64, 64, 65, 66, 67, 68, 69, 70, 71)
+TAMIS_PRODUCT(176, 88, 88, 89, 90, 91, 92, 93, 94, 95)
+TAMIS_PRODUCT(192, 96, 96, 97, 98, 99, 100, 101, 102, 103)
+TAMIS_PRODUCT(208, 104, 104, 105, 106, 107, 108, 109, 110, 111)
+TAMIS_PRODUCT(224, 112, 112, 113, 114, 115, 116, 117, 118, 119)
+TAMIS_PRODUCT(232, 116, 116, 117, 118, 119, 120, 121, 122, 123)
+TAMIS_PRODUCT(256, 128, 128, 129, 130, 131, 132, 133, 134, 135)
 
 #else
 #include "hopper_emulated.h"

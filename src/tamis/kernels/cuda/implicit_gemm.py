@@ -24,7 +24,6 @@ from tamis.kernels.cuda.specification import EIGHT_BITS, ELEMENTS, Argument, Ker
 _WARPGROUP = 128
 _BARRIER_BYTES, _LEAST_STRIP_BYTES = 1024, 18432  # the latter of a warpgroup
 _ENOUGH_STAGES = 4
-_LONGEST_LINE = 256
 _SHARED_BYTES = 232448  # that a block may have: 227 KiB
 _MULTIPROCESSOR_BYTES, _RESERVED_BYTES = 233472, 1024  # for all its blocks, and what each of them costs beside
 _PRODUCT_TYPES = {
@@ -91,7 +90,8 @@ class Tile:
     With ``lines`` a tile is so many lines of the result, and whole lines of the padded image are copied, ``line_bytes``
     at a time and ``line_stages`` of them ahead, instead of the pixels that each tap sees; ``line_spare`` bytes behind
     them are read for pixels that have no place in the result. A warpgroup has ``strips`` of shared memory for results
-    on their way out and residuals on their way in.
+    on their way out and residuals on their way in. ``stationary``: weights stay in registers, and stages are of pixels
+    alone, or of lines (``tamis.kernels.cuda.stationary``).
     """
 
     blocks: int
@@ -106,6 +106,7 @@ class Tile:
     line_spare: int = 0
     line_stages: int = 0
     strips: int = 2
+    stationary: bool = False
 
     @property
     def filters(self) -> int:
@@ -125,7 +126,12 @@ class Tile:
     @property
     def threads(self) -> int:
         """Threads of a block: one warp copies, or a warpgroup where it has registers to give away."""
-        return _WARPGROUP * self.groups + (_WARPGROUP if self.groups == 2 and self.resident == 1 else 32)
+        return _WARPGROUP * self.groups + (_WARPGROUP if self.gives else 32)
+
+    @property
+    def gives(self) -> bool:
+        """Whether those that copy give registers to those that compute."""
+        return self.groups == 2 if self.resident == 1 else self.stationary and (self.groups, self.resident) == (1, 2)
 
     def count(self, shape: Convolution) -> int:
         """How many tiles cover a convolution; those of a cluster count as one."""
@@ -142,9 +148,11 @@ class Tile:
 
         ``itemsize`` is that of the product's type, in bytes.
         """
-        stage = rows_bytes(self.filters, sparse=sparse, itemsize=itemsize)
+        stage = 0 if self.stationary else rows_bytes(self.filters, sparse=sparse, itemsize=itemsize)
         if not self.lines:
             stage += self.pixels * STEP_BYTES
+        elif self.stationary:
+            stage = self.line_bytes
         lines = self.line_stages * _whole(self.line_bytes) + self.line_spare
         strips = max(self.strips * self.strip_pixels * (self.blocks * ROWS * 2 + 16), _LEAST_STRIP_BYTES)
         return _whole(_BARRIER_BYTES + self.groups * strips) + self.stages * _whole(stage) + lines
@@ -158,6 +166,7 @@ def _whole(size: int) -> int:
 def deepest(
     blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, resident: int = 1, *, sparse: bool,
     most: int = 8, itemsize: int = 2, lines: tuple[int, int, int, int] = (0, 0, 0, 0), residual: bool = False,
+    stationary: bool = False,
 ) -> Tile:  # fmt: skip
     """The tile with as many stages as fit, for a type of ``itemsize`` bytes. ``ValueError`` when two do not.
 
@@ -166,7 +175,7 @@ def deepest(
     """
 
     def tile(stages: int, strips: int) -> Tile:
-        return Tile(blocks, groups, pixels, cluster, split, stages, resident, *lines, strips)
+        return Tile(blocks, groups, pixels, cluster, split, stages, resident, *lines, strips, stationary)
 
     def stages_with(strips: int) -> int:
         return most_stages(lambda n: tile(n, strips).shared_bytes(sparse=sparse, itemsize=itemsize), limit, most)
@@ -205,40 +214,6 @@ TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (1, 1, 64, 1, 2, 1), (1, 1, 64, 1, 4, 1), (1, 1, 64, 1, 8, 1), (1, 2, 64, 1, 2, 1), (1, 2, 64, 1, 4, 1),
     (1, 2, 64, 1, 8, 1),
 )  # fmt: skip
-# Blocks of 64 filters, groups, most pixels, resident blocks and line stages of the tiles of whole lines.
-LINE_TILES = (
-    (1, 1, 128, 1, 2), (1, 1, 256, 1, 2), (1, 1, 128, 2, 2), (1, 1, 256, 2, 1), (2, 1, 128, 2, 1), (1, 2, 128, 1, 2),
-    (1, 2, 256, 1, 2), (2, 2, 128, 1, 2), (2, 2, 192, 1, 2),
-)  # fmt: skip
-WIDTHS = (64, 128, 192, 208, 224, 232, 256)  # pixels for which the kernel has its instruction
-
-
-def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2, residual: bool = False) -> list[Tile]:
-    """The tiles of whole lines of a convolution that fit; none where a tap's pixels do not lie side by side."""
-    (high, wide), taps = shape.output, shape.kernel[0] * shape.kernel[1]
-    reach = [(size - 1) * dilation for size, dilation in zip(shape.kernel, shape.dilations, strict=True)]
-    line = wide + reach[1]
-    if shape.strides != (1, 1) or taps == 1 or line > _LONGEST_LINE:
-        return []
-    found = []
-    for blocks, groups, most, resident, line_stages in LINE_TILES:
-        lines = min((most - wide) // line + 1, high, _LONGEST_LINE - reach[0])
-        # A single stage is given back behind the last step of a tile only.
-        steps = shape.part(ROWS * blocks * groups).steps_in(itemsize)
-        if wide > most or lines < 1 or (line_stages == 1 and steps > taps):
-            continue
-        lines = ceil_divide(high, ceil_divide(high, lines))  # as many tiles, of equal lines
-        used = (lines - 1) * line + wide
-        pixels = min(width for width in WIDTHS if width >= used)
-        numbers = (lines, (lines + reach[0]) * line * STEP_BYTES, (pixels - used) * STEP_BYTES, line_stages)
-        try:
-            tile = deepest(blocks, groups, pixels, 1, 1, resident, sparse=sparse, itemsize=itemsize, lines=numbers,
-                           residual=residual)  # fmt: skip
-        except ValueError:
-            continue
-        if tile not in found:
-            found.append(tile)
-    return found
 
 
 def _band(shape: Convolution, tile: Tile, dtype: DType, clusters: int, *, sparse: bool) -> int:
@@ -301,6 +276,7 @@ def implicit_gemm_hopper(
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
         "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips, "WINDOWS": int(windows > 0),
+        "STATIONARY": int(tile.stationary),
     }  # fmt: skip
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")

@@ -45,7 +45,7 @@ constexpr int WEIGHT_BYTES = GROUPS * BLOCKS * (MATRIX_BYTES + PLACES_BYTES);
 constexpr int PIXEL_BYTES = HALO ? 0 : PIXELS * 128;  // of one step
 constexpr int ABREAST = SPLIT ? 1 : CLUSTER;          // tiles of a cluster
 constexpr int SHARE = PIXELS / ABREAST;               // of the pixels, that a block copies
-constexpr int STAGE_BYTES = (PIXEL_BYTES + WEIGHT_BYTES + 1023) / 1024 * 1024;
+constexpr int STAGE_BYTES = (PIXEL_BYTES + (STATIONARY ? 0 : WEIGHT_BYTES) + 1023) / 1024 * 1024;
 // Shared memory: barriers, strips of results, the stages of steps, those of lines.
 constexpr int STRIPS = 1024, RING = (STRIPS + GROUPS * STRIP_BYTES + 1023) / 1024 * 1024;
 constexpr int LINES = RING + STAGES * STAGE_BYTES;
@@ -53,7 +53,7 @@ static_assert((STAGES + LINE_STAGES) * 16 <= STRIPS, "barriers");
 static_assert(!GROUPED || ABREAST == 1, "the tiles of a cluster share their pixels");
 // Two warpgroups that compute need more registers than an even share: the one that copies is then a whole warpgroup too,
 // since only such give registers away. Else one warp copies.
-constexpr bool GIVES = GROUPS == 2 && RESIDENT == 1;
+constexpr bool GIVES = RESIDENT == 1 ? GROUPS == 2 : STATIONARY && GROUPS == 1 && RESIDENT == 2;
 constexpr int COPIERS = GIVES ? THREADS : 32;
 // Of 504 registers that three warpgroups' threads have together. Windows want more, where sums leave them.
 constexpr int COPIERS_KEEP = GROUPED && BLOCKS * PIXELS <= 256 ? 56 : 40;
@@ -180,6 +180,9 @@ struct Spot {
     int column, row;
 };
 
+#if STATIONARY
+#include "hopper_stationary.h"
+#else
 extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT)
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
            const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks, int across,
@@ -327,3 +330,4 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     }
     if constexpr (CLUSTER > 1) cluster_gathers();  // others may still copy to this block, and arrive at its barriers
 }
+#endif

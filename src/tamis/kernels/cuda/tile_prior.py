@@ -15,6 +15,8 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
   Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
   26 clusters of four and 13 of eight ran at once on 132, 32 and 16 did not; pairs all do;
 - a bundle of groups has the steps of all its channels, and the zeros between groups are multiplied;
+- weights that stay in registers are read once by each block, and neither the port nor L2 sees them again; the products
+  of all taps of whole lines follow each other without a pause. This has not been compared with measurements yet;
 - what the layer must read and write, at 3 TB/s. Where this binds many tiles are equal, and the caller's order decides:
   breaking such ties by their clocks, too, kept no better tiles of those measured.
 
@@ -29,6 +31,7 @@ from tamis.formats.steps import rows_bytes
 from tamis.kernels.cuda.convolution import Convolution
 from tamis.kernels.cuda.implicit_gemm import Tile
 from tamis.kernels.cuda.specification import ceil_divide
+from tamis.kernels.cuda.stationary import blocks_of
 
 _CLOCKS_A_MICROSECOND = 1750.0
 _PRODUCTS, _PORT_BYTES, _L2_BYTES = 2048.0, 128.0, 35.0
@@ -47,19 +50,23 @@ def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse
     blocks = tile.filters // 64
     steps = ceil_divide(shape.part(tile.filters).steps, tile.split)
     taps = shape.kernel[0] * shape.kernel[1]
-    weights = rows_bytes(tile.filters, sparse=sparse)
+    packed = rows_bytes(tile.filters, sparse=sparse)
+    weights, operand = (0, 0) if tile.stationary else (packed, 4096 if sparse else 8192)
     pixels = tile.line_bytes / taps if tile.lines else tile.pixels * _PIXEL_BYTES
     tensor = tile.filters * tile.pixels * _CHANNELS / _PRODUCTS / (2 if sparse else 1)
-    operands = blocks * (tile.pixels * _PIXEL_BYTES + (4096 if sparse else 8192))
+    operands = blocks * (tile.pixels * _PIXEL_BYTES + operand)
     port = (operands + weights + pixels) / _PORT_BYTES
     copies = (weights + pixels / tile.cluster) / _L2_BYTES
     step = max(max(tensor, port) / _UNDER_POWER, copies)
     leave = (_LEAVE_WITH_RESIDUAL if residual else _LEAVE) * 64 * tile.blocks * tile.pixels
-    alone = steps * max(step, _SHORTEST_STEP) + leave
+    shortest = _SHORTEST_STEP / (taps if tile.stationary and tile.lines else 1)
+    alone = steps * max(step, shortest) + leave
     # The blocks of a multiprocessor compute by turns, one while another one's results leave.
     together = max(tile.resident * steps * step, alone)
-    turns = _turns(tile.count(shape), tile, multiprocessors)
+    turns = _turns(shape, tile, multiprocessors)
     first = _FIRST_COPY + (tile.line_bytes or tile.pixels * _PIXEL_BYTES) / _L2_BYTES
+    if tile.stationary:
+        first += tile.resident * steps * packed / _L2_BYTES
     clocks = first + turns * together
     seen = math.prod(min(1.0, size / stride) for size, stride in zip(shape.kernel, shape.strides, strict=True))
     image = shape.apart[2] if shape.apart else shape.height * shape.width * shape.channels  # elements of one
@@ -69,13 +76,15 @@ def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse
     return _START_US + exchange + max(clocks / _CLOCKS_A_MICROSECOND, memory)
 
 
-def _turns(tiles: int, tile: Tile, multiprocessors: int) -> int:
-    """How many tiles follow each other on the busiest multiprocessor.
+def _turns(shape: Convolution, tile: Tile, multiprocessors: int) -> int:
+    """How many tiles follow each other in a block of the busiest multiprocessor.
 
     As many clusters are launched as there are multiprocessors for, and stay; those that do not fit come when the others
     have done all of their tiles.
     """
-    places = multiprocessors * tile.resident
+    tiles, places = tile.count(shape), multiprocessors * tile.resident
+    if tile.stationary:
+        return ceil_divide(tiles, blocks_of(shape, tile, multiprocessors))
     launched = min(tiles, max(places // tile.together, 1))
     fitting = places if tile.together <= 2 else int(places * _FIT_IN_CLUSTERS)
     return ceil_divide(launched, max(fitting // tile.together, 1)) * ceil_divide(tiles, launched)
