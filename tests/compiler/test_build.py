@@ -12,6 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tamis.compiler import BuildConfig, build
+from tamis.compiler.tactics.onednn import BFLOAT16_NEEDS
+from tamis.devices.cpu import CpuDevice
 from tamis.engine.file import save
 from tamis.errors import ConfigError, InputError
 from tamis.formats import TWO_FOUR, magnitude_mask
@@ -132,6 +134,8 @@ def test_the_guard_moves_layers_to_float32_when_asked_for_more_than_bfloat16_giv
 
 
 def test_a_layer_runs_in_the_precision_that_the_user_wants() -> None:
+    if not BFLOAT16_NEEDS.issubset(CpuDevice().info().features):
+        pytest.skip("this processor does not compute in bfloat16")
     model = convolutional_model()
     names = [record.name for record in build(model, BuildConfig()).plan.layers]
     wished = next(name for name in names if "conv" in name.lower())

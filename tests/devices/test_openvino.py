@@ -8,6 +8,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -182,3 +183,32 @@ def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_kernels() -> None:
     with pytest.raises(DeviceError, match=r"layer 'r': kernel openvino\.other is unknown"):
         DEVICE.bind(Step("r", "openvino.other", (), ()), {}, [], [])
+
+
+def attention_and_tail(tail: list[onnx.NodeProto]) -> Any:
+    """Attention of one head, then some nodes that read its result ``a`` and write ``y``, as OpenVINO's model."""
+    nodes = [
+        onnx.helper.make_node("MatMul", ["q", "k"], ["scores"]),
+        onnx.helper.make_node("Softmax", ["scores"], ["p"], axis=-1),
+        onnx.helper.make_node("MatMul", ["p", "q"], ["a"]),
+        *tail,
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("q", [3, 5, 16]), ("k", [3, 16, 5]))],
+        [onnx.helper.make_tensor_value_info("y", 1, None)],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    return openvino._core().read_model(model.SerializeToString())
+
+
+def test_a_model_that_breaks_the_code_generator_compiles() -> None:
+    """Without the setting this ends the process: a difference behind attention that is read twice."""
+    make = onnx.helper.make_node
+    model = attention_and_tail([make("Sub", ["a", "q"], ["d"]), make("Mul", ["d", "d"], ["y"])])
+    settings = openvino._settings(model, "float32", 1, alone=False)
+    assert settings["SNIPPETS_MODE"] == "DISABLE"
+    openvino._core().compile_model(model, "CPU", settings)
+    usual = attention_and_tail([make("Transpose", ["a"], ["t"], perm=[1, 0, 2]), make("Relu", ["t"], ["y"])])
+    assert "SNIPPETS_MODE" not in openvino._settings(usual, "float32", 1, alone=False)

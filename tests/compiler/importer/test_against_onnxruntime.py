@@ -337,7 +337,8 @@ def test_operators_on_integers_of_a_quantised_model() -> None:
     constants = {
         "ws": np.asarray([0.02, 0.03, 0.01], np.float32),
         "wz": np.zeros(3, np.int8),
-        "w": random.integers(-100, 100, (3, 2, 3, 3)).astype(np.int8),
+        # Two products fit into 16 bits: ONNX Runtime saturates there on processors without VNNI.
+        "w": random.integers(-60, 60, (3, 2, 3, 3)).astype(np.int8),
         "b": random.integers(-500, 500, 3).astype(np.int32),
         "xs": np.asarray(0.03, np.float32),
         "xz": np.asarray(120, np.uint8),

@@ -24,6 +24,8 @@ _UNARY = {
     "hardswish": ("hardswish", ""), "leaky_relu": ("leaky_relu", ""), "clip": ("hardtanh", ""),
     "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"),
 }  # fmt: skip
+# What PyTorch asks of a processor before it hands oneDNN weights in bfloat16.
+BFLOAT16_NEEDS = frozenset({"avx512bw", "avx512dq", "avx512vl"})
 
 
 class OneDnn:
@@ -55,7 +57,7 @@ class OneDnn:
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
         """Each allowed precision, images both in NHWC and in NCHW."""
         for dtype in config.precisions:
-            if dtype == DType.BFLOAT16 and "avx512f" not in device.features and "avx2" not in device.features:
+            if dtype == DType.BFLOAT16 and not BFLOAT16_NEEDS.issubset(device.features):
                 continue
             layouts = (True, False) if not isinstance(layer.op, Linear) else (False,)
             for channels_last in layouts:
