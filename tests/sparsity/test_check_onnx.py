@@ -198,9 +198,9 @@ def test_files_with_external_data_and_broken_files(tmp_path: Path) -> None:
     assert check_onnx(path)[0].eligible
     (tmp_path / "model.data").unlink()
     for broken in (path, tmp_path / "absent.onnx"):
-        with pytest.raises(InvalidModel, match="cannot read"):
+        with pytest.raises(InvalidModel, match=r"does not exist|which is not in|is not an ONNX model"):
             check_onnx(broken)
     garbage = tmp_path / "garbage.onnx"
     garbage.write_bytes(b"\xff not a model")
-    with pytest.raises(InvalidModel, match="cannot read"):
+    with pytest.raises(InvalidModel, match=r"does not exist|which is not in|is not an ONNX model"):
         check_onnx(str(garbage))

@@ -11,13 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from tamis.cli import bench, build, compare, crossover, demo, env, explain, inspect, profile, run
+from tamis.cli import bench, build, check, compare, crossover, demo, env, explain, inspect, profile, prune, run
 from tamis.cli.output import complain
 from tamis.errors import TamisError
 
 COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("env", env.command),
     ("demo", demo.command),
+    ("check", check.command),
+    ("prune", prune.command),
     ("build", build.command),
     ("inspect", inspect.command),
     ("run", run.command),
