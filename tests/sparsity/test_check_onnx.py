@@ -10,41 +10,16 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import TWO_FOUR, dense, model, node, sparse
 
 from tamis.errors import InvalidModel
-from tamis.formats import NM, magnitude_mask
+from tamis.formats import magnitude_mask
 from tamis.sparsity import LayerCheck, check_onnx
-
-TWO_FOUR = NM(2, 4)
-
-
-def sparse(*shape: int, axis: int) -> NDArray[np.float32]:
-    weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return np.where(magnitude_mask(weight, TWO_FOUR, axis), weight, np.float32(0))
-
-
-def dense(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
-def model(nodes: list[onnx.NodeProto], **constants: NDArray[Any]) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
 
 
 def check(nodes: list[onnx.NodeProto], **constants: NDArray[Any]) -> LayerCheck:
     (found,) = check_onnx(model(nodes, **constants))
     return found
-
-
-def node(op: str, inputs: str, output: str = "y", **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(op, inputs.split(), [output], name=f"the_{op}", **attributes)
 
 
 @pytest.mark.parametrize(

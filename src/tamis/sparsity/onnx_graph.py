@@ -27,6 +27,7 @@ _RANDOM = (
 )
 _CONTRIBUTED = ("DequantizeLinear", "QuantizeLinear")  # also in Microsoft's domain, with the same meaning
 _CONTRIBUTED_AS = {"": 21}
+_SAMPLE = 4096  # elements
 
 Overrides = Mapping[tuple[int, str], NDArray[Any]]
 NONE: Overrides = {}
@@ -147,8 +148,8 @@ class OnnxGraph:
         value = self._run(node, {each: constant.value for each, constant in inputs.items()})[name]
         if not inputs:
             return Constant(value, name, self)
-        # a mask is as large as its weight, but holds zeros already
-        through, main = max(inputs.items(), key=lambda item: (item[1].value.size, np.count_nonzero(item[1].value)))
+        through = _weight_among({each: constant.value for each, constant in inputs.items()})
+        main = inputs[through]
         masked_by = main.masked_by
         if node.op_type in MASKING and np.count_nonzero(value) < np.count_nonzero(main.value):
             masked_by = f"{node.op_type} node '{node.name or name}'"
@@ -192,6 +193,18 @@ def open_graph(model: Source) -> tuple[onnx.ModelProto, OnnxGraph, Path | None]:
         proto = inliner.inline_local_functions(proto)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     return proto, OnnxGraph(proto.graph, opsets, folder), folder
+
+
+def _weight_among(values: Mapping[str, NDArray[Any]]) -> str:
+    """Which of a node's inputs is the weight: the largest; of several, a mask has fewer different values."""
+    size = max(value.size for value in values.values())
+    largest = [name for name, value in values.items() if value.size == size]
+    return largest[0] if len(largest) == 1 else max(largest, key=lambda name: _different(values[name]))
+
+
+def _different(value: NDArray[Any]) -> int:
+    sample = value.reshape(-1)[:: max(1, value.size // _SAMPLE)]
+    return np.unique(sample.astype(np.float64)).size if sample.dtype.kind not in "SUOc" else 0
 
 
 def has_body(node: onnx.NodeProto) -> bool:
