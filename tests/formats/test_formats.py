@@ -155,6 +155,9 @@ def test_tightest_pattern_at_its_edges() -> None:
     assert tightest(np.zeros((0, 4))) == tightest(np.ones((4, 5))) == DENSE
     assert tightest(np.zeros((2, 8))) == NM(1, 8)
     assert tightest(np.array([[1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]])) == NM(4, 8)  # not 2:4
+    assert tightest(np.array([[1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0]])) == NM(1, 2)  # rather than 7:16
+    assert tightest(np.array([[1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0]])) == NM(2, 4)
+    assert tightest(np.array([[1, 0, 0, 0, 0, 0, 0, 0]])) == NM(1, 8)
     mild = np.tile(np.array([1, 1, 1, 1, 1, 1, 1, 0]), (2, 3))
     assert tightest(mild) == DENSE and tightest(mild, wanted=NM(7, 8)) == NM(7, 8)
     thirds = np.tile(np.array([1, 0, 0]), (2, 4))

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import re
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,4 +53,5 @@ def _run(text: str, package: str, name: str) -> object:
             remedy=f"{_REMEDY}; --traceback shows where it failed",
         ) from error
     finally:
-        sys.path.remove(here)
+        with suppress(ValueError):  # the code may have changed the path itself
+            sys.path.remove(here)

@@ -56,8 +56,9 @@ def tightest(weight: NDArray[Any], axis: int = -1, wanted: NM = TWO_FOUR) -> Pat
     """The strictest n:m pattern that the weight follows along ``axis``: the fewest non-zeros, then the smallest groups.
 
     Groups of 2, 4, 8, 16 and ``wanted.m`` are tried where they divide the axis. A 2:4 weight also follows 4:8, but not
-    the other way round; 1:4 is sparser than both. Patterns milder than 6:8 are not told from chance: dense, unless
-    the weight follows ``wanted``. A weight of zeros is 1:m for the largest group; an empty one is dense.
+    the other way round; 1:4 is sparser than both. If the weight follows ``wanted``, so does every weight of the
+    pattern that is given. Patterns milder than 6:8 are not told from chance: dense, unless one is ``wanted``. A weight
+    of zeros is 1:m for the largest group; an empty one is dense.
     """
     if weight.size == 0 or weight.ndim == 0:
         return DENSE
@@ -66,7 +67,15 @@ def tightest(weight: NDArray[Any], axis: int = -1, wanted: NM = TWO_FOUR) -> Pat
         for m, most in _most_nonzeros(np.moveaxis(weight != 0, axis, -1), wanted.m)
         if most <= max(_MILDEST * m, wanted.n if m == wanted.m else 0)
     ]
+    found = [pattern for pattern in found if _implies(pattern, wanted)] or found
     return min(found, key=lambda pattern: (pattern.n / pattern.m, pattern.m), default=DENSE)
+
+
+def _implies(one: NM, other: NM) -> bool:
+    """Whether all weights that follow one pattern follow the other too, as 1:4 and 1:2 imply 2:4."""
+    if one.m % other.m == 0:
+        return one.n <= other.n
+    return other.m % one.m == 0 and one.n * (other.m // one.m) <= other.n
 
 
 def _most_nonzeros(nonzero: NDArray[np.bool_], also: int) -> Iterator[tuple[int, int]]:

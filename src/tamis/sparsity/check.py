@@ -17,6 +17,7 @@ from tamis.sparsity.masks import LayerChoice, as_pattern, axis_misfit, magnitude
 
 Progress = Callable[[str, int, int, str], None]
 
+_PACKED = (torch.float4_e2m1fn_x2,) if hasattr(torch, "float4_e2m1fn_x2") else ()
 _SMALL = 0.1  # of the norm; the two smallest of four Gaussian weights hold 0.3
 RUN_TIME = "its zeros come from {} when the model runs, the stored weight is dense; {}"
 
@@ -146,7 +147,11 @@ def check_state_dict(
 def nonzeros(weight: torch.Tensor) -> NDArray[np.bool_]:
     """Where a weight is not zero (NaN is not), as NumPy, whatever its type and device."""
     dense = weight.detach().dequantize() if weight.is_quantized else weight.detach()
-    if dense.dtype.is_floating_point and dense.element_size() == 1:
+    if dense.layout != torch.strided:
+        dense = dense.to_dense()
+    if dense.dtype in _PACKED:
+        dense = dense.view(torch.uint8)
+    elif dense.dtype.is_floating_point and dense.element_size() == 1:
         dense = dense.float()  # torch compares no 8-bit floats
     return np.asarray((dense != 0).cpu().numpy())
 
@@ -200,8 +205,9 @@ def _run_time_mask(choice: LayerChoice) -> str | None:
 
 def _undecodable(tensor: torch.Tensor) -> str | None:
     """Why the zeros of a tensor are not known from its values; None if they are."""
-    if tensor.is_quantized or tensor.dtype.is_floating_point or tensor.dtype == torch.int8:  # symmetric by custom
-        return None
+    number = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+    if tensor.is_quantized or (number and tensor.dtype not in _PACKED) or tensor.dtype == torch.int8:
+        return None  # int8 is symmetric by custom
     return f"stored as {str(tensor.dtype).removeprefix('torch.')}: which values stand for zero is not in the state dict"
 
 

@@ -166,13 +166,13 @@ def _what_it_holds(error: Exception) -> str:
 def _weights_of(loaded: Any, file: Path) -> tuple[dict[str, torch.Tensor], str]:
     """The state dict of a checkpoint, and the key that it stands under, empty for the whole file."""
     if isinstance(loaded, Mapping):
-        if tensors := _tensors(loaded):
-            return tensors, ""
         for key in _WEIGHT_KEYS:
             held = loaded.get(key)
             held = held.get("state_dict", held) if isinstance(held, Mapping) else held
             if isinstance(held, Mapping) and (tensors := _tensors(held)):
                 return tensors, key
+        if tensors := _tensors(loaded):
+            return tensors, ""
         holds = f"it holds {', '.join(map(str, list(loaded)[:8])) or 'nothing'}"
     else:
         holds = f"it holds a {type(loaded).__name__}"

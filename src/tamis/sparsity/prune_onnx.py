@@ -239,7 +239,7 @@ def _prune_source(
         axes = " and ".join(f"axis {each.axis} of '{each.node.name}'" for each in group)
         problem = f"shared by layers whose masks do not agree: {axes}"
         if len(group) == 1:
-            problem = f"zeros in '{source}' do not reach the layer as zeros"
+            problem = f"zeros in '{source}' would change more of what the layer sees"
     return problem
 
 
