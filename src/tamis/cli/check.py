@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tamis.cli.options import Json
+from tamis.cli.options import Json, read_pattern
 from tamis.cli.output import complain, progress_bar, show, show_json
 from tamis.errors import ConfigError, InvalidModel
 
@@ -66,7 +66,7 @@ def command(
 
     if require not in _REQUIRE:
         raise ConfigError(f"--require '{require}' is unknown", remedy="choose among all, any and none")
-    wanted = sparsity.as_pattern(pattern)
+    wanted = read_pattern(pattern)
     with progress_bar(not json) as progress:
         found = _check(model, wanted, progress)
     sparsity.require_named(found.layers, layer or (), "--layer")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tamis.cli.options import Json, ModelPath
+from tamis.cli.options import Json, ModelPath, read_pattern
 from tamis.cli.output import progress_bar, show, show_json
 
 if TYPE_CHECKING:
@@ -43,11 +43,12 @@ def command(
     """
     from tamis import sparsity
 
+    wanted = read_pattern(pattern)
     with progress_bar(not json) as progress:
         report = sparsity.prune_onnx(
             model,
             output,
-            pattern,
+            wanted,
             only=only or (),
             exclude=exclude or (),
             overwrite=overwrite,

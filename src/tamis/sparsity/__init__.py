@@ -14,7 +14,7 @@ from tamis.sparsity.check_onnx import check_onnx
 from tamis.sparsity.export import ExportMismatch, ExportReport, SparsityLost, export_onnx
 from tamis.sparsity.hold import PrunedLayer, PruneReport, finalize
 from tamis.sparsity.layer_names import named, require_named
-from tamis.sparsity.masks import LayerChoice, as_pattern, magnitude_mask, nm_mask, prunable
+from tamis.sparsity.masks import LayerChoice, magnitude_mask, nm_mask, prunable
 from tamis.sparsity.permutation import PermutationReport, PermutedLayer, permute_channels
 from tamis.sparsity.progressive import ChannelStep, prune_progressively
 from tamis.sparsity.prune_onnx import OnnxPrunedLayer, OnnxPruneReport, prune_onnx
@@ -46,7 +46,6 @@ __all__ = [
     "SparseTraining",
     "SparsityLost",
     "apply_masks",
-    "as_pattern",
     "bake_state_dict",
     "check_file",
     "check_module",

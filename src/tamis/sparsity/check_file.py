@@ -88,7 +88,7 @@ def _beginning(file: Path) -> bytes:
         if file.is_dir():
             raise InvalidModel(f"'{file}' is a directory", remedy="give one of the files in it")
         with file.open("rb") as opened:
-            beginning = opened.read(32)
+            beginning = opened.read(64)
     except FileNotFoundError:
         raise InvalidModel(f"'{file}' does not exist", remedy=_EXPECTED) from None
     except (OSError, ValueError) as error:
