@@ -20,6 +20,7 @@ from tamis.formats import (
     magnitude_mask,
     parse_pattern,
     statistics,
+    tightest,
     violations,
 )
 
@@ -146,3 +147,33 @@ def test_which_patterns_are_part_of_two_of_four(n: int, m: int) -> None:
     kept = [np.isin(np.arange(m), chosen) for chosen in itertools.combinations(range(m), n)]
     weights = np.array([np.concatenate(row) for row in itertools.product(kept, repeat=groups)])
     assert NM(n, m).is_part_of(TWO_FOUR) == is_nm(weights, TWO_FOUR, 1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("text", ["1:2", "1:4", "2:4", "4:8", "6:8", "3:16", "12:16"])
+def test_the_tightest_pattern_is_the_one_that_was_made(text: str, axis: int) -> None:
+    pattern = parse_pattern(text)
+    assert isinstance(pattern, NM)
+    weight = np.random.default_rng(0).standard_normal((32, 48, 64))
+    made = np.where(magnitude_mask(weight, pattern, axis), weight, 0)
+    assert tightest(made, axis) == pattern
+    assert tightest(weight, axis) == DENSE
+
+
+def test_tightest_pattern_at_its_edges() -> None:
+    assert tightest(np.zeros((0, 4))) == tightest(np.ones((4, 5))) == DENSE
+    assert tightest(np.zeros((2, 8))) == NM(1, 8)
+    assert tightest(np.array([[1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]])) == NM(4, 8)  # not 2:4
+    assert tightest(np.array([[1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0]])) == NM(1, 2)  # rather than 7:16
+    assert tightest(np.array([[1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0]])) == NM(2, 4)
+    assert tightest(np.array([[1, 0, 0, 0, 0, 0, 0, 0]])) == NM(1, 8)
+    mild = np.tile(np.array([1, 1, 1, 1, 1, 1, 1, 0]), (2, 3))
+    assert tightest(mild) == DENSE and tightest(mild, wanted=NM(7, 8)) == NM(7, 8)
+    thirds = np.tile(np.array([1, 0, 0]), (2, 4))
+    assert tightest(thirds, wanted=NM(2, 3)) == NM(1, 3) and tightest(thirds) == NM(1, 2)
+
+
+def test_groups_larger_than_a_byte_counts() -> None:
+    ones = np.ones((1, 512))
+    assert not is_nm(ones, NM(255, 256)) and violations(ones, NM(255, 256)).count == 2
+    assert magnitude_mask(np.arange(512.0)[None], NM(100, 512)).sum() == 100

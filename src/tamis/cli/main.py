@@ -11,15 +11,32 @@ from typing import Annotated, Any
 
 import typer
 
-from tamis.cli import bench, build, compare, crossover, demo, env, estimate, explain, inspect, profile, run, sensitivity
+from tamis.cli import (
+    bench,
+    build,
+    check,
+    compare,
+    crossover,
+    demo,
+    env,
+    estimate,
+    explain,
+    inspect,
+    profile,
+    prune,
+    run,
+    sensitivity,
+)
 from tamis.cli.output import complain
 from tamis.errors import TamisError
 
 COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("env", env.command),
     ("demo", demo.command),
+    ("check", check.command),
     ("estimate", estimate.command),
     ("sensitivity", sensitivity.command),
+    ("prune", prune.command),
     ("build", build.command),
     ("inspect", inspect.command),
     ("run", run.command),

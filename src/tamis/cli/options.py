@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from tamis.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from tamis.formats import NM
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)]
 EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine file.", show_default=False)]
@@ -70,6 +73,17 @@ def read_layer_precisions(texts: Sequence[str] | None) -> tuple[tuple[str, tuple
             raise ConfigError(f"the layer precision '{text}' is not readable", remedy="write it as layer=fp32,bf16")
         wishes.append((name, read_precisions(precisions)))
     return tuple(wishes)
+
+
+def read_pattern(text: str) -> NM:
+    """An N:M pattern from a text such as ``2:4``. Raises ``ConfigError``."""
+    from tamis.errors import FormatError
+    from tamis.formats import NM, parse_pattern
+
+    with suppress(FormatError):
+        if isinstance(pattern := parse_pattern(text), NM):
+            return pattern
+    raise ConfigError(f"'{text}' is not an n:m pattern with 0 < n < m", remedy="write it as 2:4")
 
 
 def input_files(texts: Sequence[str] | None) -> tuple[Path, ...]:

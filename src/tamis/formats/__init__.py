@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tamis.formats.detect import SparsityStatistics, detect, statistics
+from tamis.formats.detect import SparsityStatistics, detect, statistics, tightest
 from tamis.formats.dtype import DType
 from tamis.formats.nm import (
     CompressedNM,
@@ -32,5 +32,6 @@ __all__ = [
     "magnitude_mask",
     "parse_pattern",
     "statistics",
+    "tightest",
     "violations",
 ]

@@ -6,6 +6,7 @@ Patterns are detected, never believed from metadata: a weight is 2:4 because its
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 from tamis.formats.nm import grouped, nonzeros_per_group
 from tamis.formats.pattern import DENSE, NM, TWO_FOUR, Pattern
+
+_GROUPS = (2, 4, 8, 16)
+_MILDEST = 0.75  # 6:8; with milder ones a few stray zeros would count as a pattern
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,45 @@ def detect(weight: NDArray[Any], axis: int = -1) -> Pattern:
         return DENSE
     follows = (nonzeros_per_group(weight, TWO_FOUR.m, axis) <= TWO_FOUR.n).all()
     return TWO_FOUR if follows else DENSE
+
+
+def tightest(weight: NDArray[Any], axis: int = -1, wanted: NM = TWO_FOUR) -> Pattern:
+    """The strictest n:m pattern that the weight follows along ``axis``: the fewest non-zeros, then the smallest groups.
+
+    Groups of 2, 4, 8, 16 and ``wanted.m`` are tried where they divide the axis. A 2:4 weight also follows 4:8, but not
+    the other way round; 1:4 is sparser than both. If the weight follows ``wanted``, so does every weight of the
+    pattern that is given. Patterns milder than 6:8 are not told from chance: dense, unless one is ``wanted``. A weight
+    of zeros is 1:m for the largest group; an empty one is dense.
+    """
+    if weight.size == 0 or weight.ndim == 0:
+        return DENSE
+    found = [
+        NM(max(1, most), m)
+        for m, most in _most_nonzeros(np.moveaxis(weight != 0, axis, -1), wanted.m)
+        if most <= max(_MILDEST * m, wanted.n if m == wanted.m else 0)
+    ]
+    found = [pattern for pattern in found if _implies(pattern, wanted)] or found
+    return min(found, key=lambda pattern: (pattern.n / pattern.m, pattern.m), default=DENSE)
+
+
+def _implies(one: NM, other: NM) -> bool:
+    """Whether all weights that follow one pattern follow the other too, as 1:4 and 1:2 imply 2:4."""
+    if one.m % other.m == 0:
+        return one.n <= other.n
+    return other.m % one.m == 0 and one.n * (other.m // one.m) <= other.n
+
+
+def _most_nonzeros(nonzero: NDArray[np.bool_], also: int) -> Iterator[tuple[int, int]]:
+    """Each size of group that divides the last axis, with the largest number of non-zeros in one."""
+    length = nonzero.shape[-1]
+    if also not in _GROUPS and length % also == 0:
+        yield also, int(nonzeros_per_group(nonzero, also, -1).max())
+    counts: NDArray[Any] = nonzero.view(np.uint8)
+    for m in _GROUPS:
+        if length % m:
+            return
+        counts = counts[..., 0::2] + counts[..., 1::2]
+        yield m, int(counts.max())
 
 
 def statistics(weight: NDArray[Any], axis: int = -1, pattern: NM = TWO_FOUR) -> SparsityStatistics:

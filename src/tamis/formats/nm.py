@@ -59,13 +59,18 @@ def grouped(weight: NDArray[Any], m: int, axis: int) -> NDArray[Any]:
     return moved.reshape(*moved.shape[:-1], length // m, m)
 
 
-def nonzeros_per_group(weight: NDArray[Any], m: int, axis: int) -> NDArray[np.uint8]:
+def nonzeros_per_group(weight: NDArray[Any], m: int, axis: int) -> NDArray[np.unsignedinteger[Any]]:
     """How many non-zeros each group holds, ``[..., groups]`` with ``axis`` moved last."""
     nonzero = (grouped(weight, m, axis) != 0).view(np.uint8)
-    count: NDArray[np.uint8] = nonzero[..., 0].copy()
+    count: NDArray[np.unsignedinteger[Any]] = nonzero[..., 0].astype(_counter(m))
     for i in range(1, m):  # strided additions: NumPy's reduction over a short last axis is ten times slower
         count += nonzero[..., i]
     return count
+
+
+def _counter(m: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest type that counts to ``m``."""
+    return np.uint8 if m < 256 else np.uint32
 
 
 def is_nm(weight: NDArray[Any], pattern: NM, axis: int = -1) -> bool:
@@ -88,7 +93,7 @@ def violations(weight: NDArray[Any], pattern: NM, axis: int = -1, limit: int = 8
 def _largest(keys: NDArray[Any], n: int) -> NDArray[np.bool_]:
     """Mark the ``n`` largest of each group of the last axis; among equals the earlier one wins."""
     m = keys.shape[-1]
-    rank = np.zeros(keys.shape, np.uint8)
+    rank = np.zeros(keys.shape, _counter(m))
     for i in range(m):
         for j in range(i + 1, m):
             later_is_larger = keys[..., j] > keys[..., i]

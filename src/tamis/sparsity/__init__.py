@@ -9,12 +9,15 @@ from tamis.sparsity.channel_rounding import useful_multiple
 from tamis.sparsity.channel_shapes import load_channels, save_channels
 from tamis.sparsity.channels import prune_channels
 from tamis.sparsity.check import LayerCheck, check_module, check_state_dict
+from tamis.sparsity.check_file import FileCheck, check_file
 from tamis.sparsity.check_onnx import check_onnx
 from tamis.sparsity.export import ExportMismatch, ExportReport, SparsityLost, export_onnx
 from tamis.sparsity.hold import PrunedLayer, PruneReport, finalize
+from tamis.sparsity.layer_names import named, require_named
 from tamis.sparsity.masks import LayerChoice, magnitude_mask, nm_mask, prunable
 from tamis.sparsity.permutation import PermutationReport, PermutedLayer, permute_channels
 from tamis.sparsity.progressive import ChannelStep, prune_progressively
+from tamis.sparsity.prune_onnx import OnnxPrunedLayer, OnnxPruneReport, prune_onnx
 from tamis.sparsity.prune_plan import (
     PlannedLayer,
     PrunePlan,
@@ -48,11 +51,14 @@ __all__ = [
     "ChannelStep",
     "ExportMismatch",
     "ExportReport",
+    "FileCheck",
     "LayerCheck",
     "LayerChoice",
     "LayerCost",
     "LayerTime",
     "MeasuredTimes",
+    "OnnxPruneReport",
+    "OnnxPrunedLayer",
     "PermutationReport",
     "PermutedLayer",
     "PlannedLayer",
@@ -71,6 +77,7 @@ __all__ = [
     "SparsityLost",
     "apply_masks",
     "bake_state_dict",
+    "check_file",
     "check_module",
     "check_onnx",
     "check_state_dict",
@@ -83,6 +90,7 @@ __all__ = [
     "magnitude_mask",
     "magnitude_scores",
     "measured_loss",
+    "named",
     "nm_mask",
     "permute_channels",
     "plan_data",
@@ -93,10 +101,12 @@ __all__ = [
     "prunable",
     "prune",
     "prune_channels",
+    "prune_onnx",
     "prune_progressively",
     "report_data",
     "report_from_json",
     "report_json",
+    "require_named",
     "save_channels",
     "sensitivity",
     "sqnr_db",

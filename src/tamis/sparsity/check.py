@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tamis.formats import NM, violations
+from tamis.formats import NM, tightest, violations
 from tamis.sparsity.hold import held_mask, held_names
 from tamis.sparsity.masks import LayerChoice, as_pattern, axis_misfit, magnitude_mask, prunable
 
+Progress = Callable[[str, int, int, str], None]
+
+_PACKED = (torch.float4_e2m1fn_x2,) if hasattr(torch, "float4_e2m1fn_x2") else ()
 _SMALL = 0.1  # of the norm; the two smallest of four Gaussian weights hold 0.3
 RUN_TIME = "its zeros come from {} when the model runs, the stored weight is dense; {}"
 
@@ -26,13 +29,16 @@ class LayerCheck:
     Attributes:
         name: of the weight: parameter or initializer.
         op: the kind of layer: an ONNX operator or a torch class; empty in a state dict.
-        node: the ONNX node; empty otherwise.
-        scope: the torch module that the node came from, where the exporter wrote it down.
         axis: the reduction axis of the weight as the layer sees it.
         shape: the shape of the weight as the layer sees it.
         zeros: fraction of elements that are zero, 0 to 1.
         groups: fraction of aligned groups along the axis that follow the pattern, 0 to 1.
         reason: why sparse kernels cannot use the weight; None if they can.
+        node: the ONNX node; empty otherwise.
+        scope: the torch module that the node came from, where the exporter wrote it down.
+        found: the tightest pattern along the axis, such as 1:4 where 2:4 was asked for; None if there is none.
+        first: where the first group is that breaks the pattern, as the index of its first element; None if none does.
+        fits: whether the layer could follow the pattern at all, as a depthwise convolution cannot.
     """
 
     name: str
@@ -44,6 +50,9 @@ class LayerCheck:
     reason: str | None
     node: str = ""
     scope: str = ""
+    found: NM | None = None
+    first: tuple[int, ...] | None = None
+    fits: bool = True
 
     @property
     def eligible(self) -> bool:
@@ -52,9 +61,9 @@ class LayerCheck:
 
 
 def judge(
-    weight: NDArray[np.generic], axis: int, pattern: NM, *, misfit: str | None, run_time: str | None
-) -> tuple[float, float, str | None]:
-    """Judge one weight: the fractions of zeros and of groups within the pattern, and why it is not eligible.
+    weight: NDArray[np.generic], axis: int, pattern: NM, *, misfit: str | None, run_time: str | None, **names: str
+) -> LayerCheck:
+    """Judge one weight.
 
     Args:
         weight: as the layer sees it: dequantised, transposed.
@@ -62,13 +71,28 @@ def judge(
         pattern: what is wanted.
         misfit: why the pattern cannot apply to the layer at all.
         run_time: what makes the zeros when the model runs, where the stored weight lacks them.
+        names: `name`, `op`, and `node` and `scope` where there are any.
     """
     nonzero = np.asarray(weight != 0)
     zeros = 1.0 - float(np.count_nonzero(nonzero)) / max(nonzero.size, 1)
-    if misfit:
-        return zeros, 0.0, misfit
-    held = _fraction(nonzero, axis, pattern)
-    return zeros, held, run_time if held == 1.0 else _dense(nonzero, axis, pattern, held)
+    found = tightest(nonzero, axis, pattern)
+    held, first, reason = 0.0, None, misfit
+    if not misfit:
+        broken = violations(nonzero, pattern, axis, limit=1)
+        held = 1.0 - broken.count * pattern.m / max(nonzero.size, 1)
+        first = broken.first[0] if broken.first else None
+        reason = run_time if first is None else _dense(nonzero, axis, pattern, held, first)
+    return LayerCheck(
+        axis=axis,
+        shape=tuple(weight.shape),
+        zeros=zeros,
+        groups=held,
+        reason=reason,
+        found=found if isinstance(found, NM) else None,
+        first=first,
+        fits=not misfit,
+        **names,
+    )
 
 
 def check_module(model: nn.Module, pattern: str | NM = "2:4") -> tuple[LayerCheck, ...]:
@@ -81,38 +105,62 @@ def check_module(model: nn.Module, pattern: str | NM = "2:4") -> tuple[LayerChec
     checks = []
     for choice in prunable(model, wanted):
         weight = nonzeros(choice.weight)
-        zeros, held, reason = judge(weight, choice.axis, wanted, misfit=choice.reason, run_time=_run_time_mask(choice))
-        if held < 1.0 and not choice.reason and (note := _nearly(choice, wanted)):
-            reason = f"{reason}; {note}"
-        kind = type(choice.module).__name__.removeprefix("Parametrized")
-        checks.append(LayerCheck(choice.full_name, kind, choice.axis, weight.shape, zeros, held, reason))
+        check = judge(
+            weight,
+            choice.axis,
+            wanted,
+            misfit=choice.reason,
+            run_time=_run_time_mask(choice),
+            name=choice.full_name,
+            op=type(choice.module).__name__.removeprefix("Parametrized"),
+        )
+        if check.groups < 1.0 and check.fits and (note := _nearly(choice, wanted)):
+            check = replace(check, reason=f"{check.reason}; {note}")
+        checks.append(check)
     return tuple(checks)
 
 
-def check_state_dict(state: Mapping[str, torch.Tensor], pattern: str | NM = "2:4") -> tuple[LayerCheck, ...]:
+def check_state_dict(
+    state: Mapping[str, torch.Tensor], pattern: str | NM = "2:4", *, progress: Progress | None = None
+) -> tuple[LayerCheck, ...]:
     """Check a state dict, for which only names and shapes are known.
 
     Every tensor called `*weight` of two to five axes is taken for a linear or convolution weight that reduces
     over axis 1; embeddings look the same, and transposed convolutions are misjudged: check the model itself
     where you have it. Masks stored beside their weights (by `prune` or `torch.nn.utils.prune`) are applied.
+    `progress` is called with ("check", tensors done, tensors in all, name of the tensor).
     """
     wanted = as_pattern(pattern)
     checks = []
-    for key, tensor in state.items():
+    for done, key in enumerate(state):
+        if progress:
+            progress("check", done, len(state), key)
         name, mask, run_time = _stored_mask(key, state)
-        if not (name.endswith("weight") and 2 <= tensor.ndim <= 5):
+        if not (name.endswith("weight") and 2 <= (tensor := state[key]).ndim <= 5):
             continue
-        weight = nonzeros(tensor if mask is None else torch.where(mask != 0, tensor, 0.0))
-        misfit = axis_misfit(weight.shape[1], 1, wanted)
-        zeros, held, reason = judge(weight, 1, wanted, misfit=misfit, run_time=run_time)
-        checks.append(LayerCheck(name, "", 1, weight.shape, zeros, held, reason))
+        weight = nonzeros(tensor if mask is None else torch.where(mask != 0, tensor, 0))
+        misfit = _undecodable(tensor) or axis_misfit(weight.shape[1], 1, wanted)
+        checks.append(judge(weight, 1, wanted, misfit=misfit, run_time=run_time, name=name, op=""))
     return tuple(checks)
 
 
 def nonzeros(weight: torch.Tensor) -> NDArray[np.bool_]:
     """Where a weight is not zero (NaN is not), as NumPy, whatever its type and device."""
     dense = weight.detach().dequantize() if weight.is_quantized else weight.detach()
+    if dense.layout != torch.strided:
+        dense = dense.to_dense()
+    if dense.dtype in _PACKED:
+        dense = dense.view(torch.uint8)
+    elif dense.dtype.is_floating_point and dense.element_size() == 1:
+        dense = dense.float()  # torch compares no 8-bit floats
     return np.asarray((dense != 0).cpu().numpy())
+
+
+def broken_by_little(share: float) -> str | None:
+    """Say so if what would have to become zero is a smaller share of the weight's norm than chance makes it."""
+    if not share <= _SMALL:
+        return None
+    return f"what breaks it is {share:.2g} of the weight's norm, as in an average that was begun before pruning"
 
 
 def _fraction(nonzero: NDArray[np.bool_], axis: int, pattern: NM) -> float:
@@ -120,7 +168,7 @@ def _fraction(nonzero: NDArray[np.bool_], axis: int, pattern: NM) -> float:
     return 1.0 - violations(nonzero, pattern, axis, limit=0).count * pattern.m / max(nonzero.size, 1)
 
 
-def _dense(nonzero: NDArray[np.bool_], axis: int, pattern: NM, held: float) -> str:
+def _dense(nonzero: NDArray[np.bool_], axis: int, pattern: NM, held: float, first: tuple[int, ...]) -> str:
     """Say how far from the pattern, and whether it lies along another axis by mistake."""
     for other in range(nonzero.ndim):
         fits = other != axis and nonzero.shape[other] % pattern.m == 0
@@ -129,19 +177,20 @@ def _dense(nonzero: NDArray[np.bool_], axis: int, pattern: NM, held: float) -> s
     flat = nonzero.reshape(nonzero.shape[0], -1)
     if nonzero.ndim > 2 and flat.shape[1] % pattern.m == 0 and _fraction(flat, 1, pattern) == 1.0:
         return f"{pattern} along the flattened kernel, but the layer reduces over axis {axis}"
-    return f"{held:.1%} of the groups along axis {axis} are {pattern}"
+    # rounded down: one group of a million is enough to break the pattern
+    share = f"{int(held * 1000) / 10:.1f}%"
+    where = f"; the first that is not begins at {list(first)}" if held else ""
+    return f"{share} of the groups along axis {axis} are {pattern}{where}"
 
 
 def _nearly(choice: LayerChoice, pattern: NM) -> str | None:
-    """Say so if what breaks the pattern is small, which chance does not bring about."""
+    """Say so if what breaks the pattern is small."""
     weight = choice.weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         return None
     lost = torch.where(magnitude_mask(weight, pattern, choice.axis), 0.0, weight).norm()
     share = float(lost / weight.norm().clamp(min=torch.finfo(torch.float32).tiny))
-    if share > _SMALL:
-        return None
-    return f"what breaks it is {share:.2g} of the weight's norm, as in an average that was begun before pruning"
+    return broken_by_little(share)
 
 
 def _run_time_mask(choice: LayerChoice) -> str | None:
@@ -152,6 +201,14 @@ def _run_time_mask(choice: LayerChoice) -> str | None:
     if parametrize.is_parametrized(module, parameter) and held_mask(module, parameter) is None:
         return RUN_TIME.format("a parametrisation", "call remove_parametrizations")
     return None
+
+
+def _undecodable(tensor: torch.Tensor) -> str | None:
+    """Why the zeros of a tensor are not known from its values; None if they are."""
+    number = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+    if tensor.is_quantized or (number and tensor.dtype not in _PACKED) or tensor.dtype == torch.int8:
+        return None  # int8 is symmetric by custom
+    return f"stored as {str(tensor.dtype).removeprefix('torch.')}: which values stand for zero is not in the state dict"
 
 
 def _stored_mask(key: str, state: Mapping[str, torch.Tensor]) -> tuple[str, torch.Tensor | None, str | None]:

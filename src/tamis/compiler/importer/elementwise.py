@@ -11,10 +11,10 @@ import numpy as np
 from tamis.compiler.importer.call import Call
 from tamis.compiler.importer.convert import Convert
 from tamis.compiler.importer.network import Network
-from tamis.compiler.importer.tensors import element_type
 from tamis.compiler.ir.ops import Cast, Where
 from tamis.errors import UnsupportedModel
 from tamis.formats.dtype import DType
+from tamis.onnx_files.tensors import element_type
 
 # ONNX operators that are one pointwise kind without parameters.
 UNARY = {

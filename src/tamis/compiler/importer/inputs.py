@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from tamis.compiler.importer.tensors import element_type
 from tamis.compiler.ir.graph import TensorType
 from tamis.errors import ConfigError, InvalidModel, UnsupportedModel
+from tamis.onnx_files.tensors import element_type
 
 Dimension = int | str
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from tamis.compiler.importer.tensors import widened
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.graph import Graph, Node, TensorType, drop_unused
 from tamis.compiler.ir.infer import infer
 from tamis.compiler.ir.ops import Cast, Elementwise, Op, Pointwise
 from tamis.errors import BuildError, InvalidModel, UnsupportedModel
 from tamis.formats.dtype import DType
+from tamis.onnx_files.tensors import widened
 
 # A constant result larger than this, and larger than what it is made of, stays a node of the graph.
 FOLD_LIMIT_ELEMENTS = 1 << 26

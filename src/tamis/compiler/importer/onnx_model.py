@@ -9,13 +9,13 @@ from types import MappingProxyType
 import onnx
 
 from tamis.compiler.importer.inputs import input_types
-from tamis.compiler.importer.load import Source, load_model
 from tamis.compiler.importer.network import Network
-from tamis.compiler.importer.tensors import ELEMENT_TYPES, element_type
 from tamis.compiler.importer.walk import Refusal, Scope, Walk, graph_tensors
 from tamis.compiler.ir.graph import Graph
 from tamis.errors import InvalidModel, UnsupportedModel
 from tamis.formats.dtype import DType
+from tamis.onnx_files.load import Source, load_model
+from tamis.onnx_files.tensors import ELEMENT_TYPES, element_type
 
 OLDEST_OPSET = 7
 NEWEST_OPSET = 28

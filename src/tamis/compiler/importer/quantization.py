@@ -10,10 +10,10 @@ import numpy as np
 from tamis.compiler.importer.call import Call
 from tamis.compiler.importer.convert import Convert
 from tamis.compiler.importer.network import Network
-from tamis.compiler.importer.tensors import element_type
 from tamis.compiler.ir.ops import Dequantize, Expand, Quantize, Reshape
 from tamis.errors import InvalidModel, UnsupportedModel
 from tamis.formats.dtype import DType
+from tamis.onnx_files.tensors import element_type
 
 TARGETS = (DType.INT8, DType.UINT8, DType.INT16, DType.UINT16, DType.FLOAT8_E4M3)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx
 
-from tamis.compiler.importer.tensors import ELEMENT_TYPES
 from tamis.compiler.ir.graph import TensorType
+from tamis.onnx_files.tensors import ELEMENT_TYPES
 
 # Their body is a Loop or a Scan, or draws random numbers; a body that cannot be run says less than the name.
 OPAQUE = ("Bernoulli", "Range", "SequenceMap", "LinearAttention", "CausalConvWithState")

@@ -18,8 +18,8 @@ from tamis.compiler.importer.reference import evaluate_by_reference
 from tamis.compiler.importer.standard_functions import standard_function
 from tamis.compiler.importer.structure import live, node_label, ordered, reads
 from tamis.compiler.importer.table import OPERATORS
-from tamis.compiler.importer.tensors import sparse_to_array, to_array
 from tamis.errors import BuildError, InvalidModel, ModelError, UnsupportedModel
+from tamis.onnx_files.tensors import sparse_to_array, to_array
 
 FunctionKey = tuple[str, str, str]
 

@@ -73,6 +73,14 @@ def to_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
         raise InvalidModel(f"{what} cannot be read: {error}", remedy=RESAVE) from None
 
 
+def raw_bytes(tensor: TensorProto, folder: Path | None) -> np.ndarray:
+    """The bytes of a tensor as a file holds them, uint8; errors as those of ``to_array``."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _external_bytes(tensor, folder)
+    raw = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.from_array(to_array(tensor, folder)).raw_data
+    return np.frombuffer(raw, np.uint8)
+
+
 def _from_bytes(raw: np.ndarray, tensor: TensorProto, what: str) -> np.ndarray:
     shape = tuple(tensor.dims)
     if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:

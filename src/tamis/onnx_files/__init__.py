@@ -1,0 +1,8 @@
+"""ONNX files as the importer and the sparsity toolkit read them: parsed, with external data mapped into memory."""
+
+from __future__ import annotations
+
+from tamis.onnx_files.load import Source, load_model
+from tamis.onnx_files.tensors import raw_bytes, sparse_to_array, to_array
+
+__all__ = ["Source", "load_model", "raw_bytes", "sparse_to_array", "to_array"]
