@@ -8,10 +8,10 @@ from pathlib import Path
 
 import onnx
 
-from tamis.compiler.importer.load import load_model
 from tamis.compiler.importer.structure import node_label
 from tamis.compiler.ir.graph import Node
 from tamis.compiler.rescue import Model
+from tamis.onnx_files.load import load_model
 from tamis.sparsity import check_onnx
 
 
