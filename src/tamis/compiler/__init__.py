@@ -81,12 +81,12 @@ def _silent(stage: str, done: int, total: int, detail: str) -> None:
 
 
 __all__ = [
-    "STAGES",
     "BuildConfig",
     "BuildWarning",
     "CrossoverConfig",
     "Goal",
     "Progress",
+    "STAGES",
     "build",
     "estimate_sparsity",
     "import_onnx",

@@ -7,4 +7,8 @@ from __future__ import annotations
 
 from tamis.kernels.store import VARIABLE, KernelStore, kernel_store
 
-__all__ = ["VARIABLE", "KernelStore", "kernel_store"]
+__all__ = [
+    "KernelStore",
+    "VARIABLE",
+    "kernel_store",
+]
