@@ -1,15 +1,16 @@
-"""Writing files whole or not at all."""
+"""Files: written whole or not at all; JSON of a format version."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from tamis.errors import OutputError
+from tamis.errors import ConfigError, OutputError
 
 
 @contextmanager
@@ -63,3 +64,28 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def versioned_json(text: str | bytes, name: str, what: str, version: int, remedy: str) -> dict[str, Any]:
+    """The data of a JSON text that carries its format ``version``.
+
+    Args:
+        text: an object with the key ``version``.
+        name: what to call the text in errors.
+        what: it must be, with its article.
+        version: that is read.
+        remedy: for anything else.
+
+    Raises ``ConfigError``.
+    """
+    try:
+        data: dict[str, Any] = json.loads(text)
+        found = data["version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{name} is not {what}", remedy=remedy) from error
+    if found != version:
+        raise ConfigError(
+            f"{name} is {what} of format version {found}, this Tamis reads version {version}",
+            remedy="measure again with this version",
+        )
+    return data

@@ -10,10 +10,14 @@ from typing import Annotated
 import typer
 
 from tamis.cli.options import (
+    ExcludedTactics,
     Inputs,
     Json,
     ModelPath,
+    Precisions,
+    Shapes,
     Threads,
+    TimingCachePath,
     input_files,
     read_inputs,
     read_layer_precisions,
@@ -30,10 +34,7 @@ def command(
         typer.Option("--output", "-o", metavar="ENGINE", help="Engine file to write.", show_default=False),
     ],
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where the engine will run.")] = "cpu",
-    precision: Annotated[
-        str,
-        typer.Option("--precision", metavar="LIST", help="Precisions that layers may run in: fp32, tf32, bf16, fp16."),
-    ] = "fp32",
+    precision: Precisions = "fp32",
     tf32: Annotated[bool, typer.Option("--tf32", help="Allow tf32 products too (CUDA).")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Allow bfloat16 too.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Allow float16 too (CUDA).")] = False,
@@ -56,33 +57,14 @@ def command(
             "to see the speed: the results are then wrong.",
         ),
     ] = "auto",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shape",
-            metavar="NAME=1x3x224x224",
-            help="Shape of an input whose dimensions are symbolic. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    shape: Shapes = None,
     threads: Threads = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option("--timing-cache", metavar="FILE", help="Measurements to use and to add to.", show_default=False),
-    ] = None,
+    timing_cache: TimingCachePath = None,
     budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", help="Time that measuring may take.")] = 120.0,
     level: Annotated[
         int, typer.Option("--level", metavar="0..5", help="How hard to search: 0 builds fast, 5 offers everything.")
     ] = 3,
-    exclude_tactic: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude-tactic",
-            metavar="NAME",
-            help="Tactic that must not be used. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    exclude_tactic: ExcludedTactics = None,
     given: Inputs = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     dump: Annotated[

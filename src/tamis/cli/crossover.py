@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tamis.cli.options import Json, Threads, read_precisions
+from tamis.cli.options import Json, Threads, TimingCachePath, read_list, read_precisions, read_written
 from tamis.cli.output import progress_bar, show, show_json
 from tamis.errors import ConfigError
 
@@ -42,10 +42,7 @@ def command(
         typer.Option("--budget", metavar="SECONDS", help="Time that measuring may take; corners are measured first."),
     ] = 300.0,
     threads: Threads = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option("--timing-cache", metavar="FILE", help="Measurements to use and to add to.", show_default=False),
-    ] = None,
+    timing_cache: TimingCachePath = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.json", help="Write the map as JSON.", show_default=False),
@@ -84,13 +81,13 @@ def command(
     if picture is not None:
         check_picture(picture)
     if source is not None:
-        measured = crossover_from_json(_read(source), str(source))
+        measured = crossover_from_json(read_written(source), str(source))
     else:
         measured = _measure(
             not json,
             device=device,
             precision=_one_precision(precision),
-            kinds=tuple(_parts(kinds)),
+            kinds=tuple(read_list(kinds)),
             sizes=_numbers("sizes", sizes),
             batches=None if batch is None else _numbers("batch", batch),
             map_size=map_size,
@@ -129,23 +126,12 @@ def _one_precision(text: str) -> Any:
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    parts = _parts(text)
+    parts = read_list(text)
     if not parts or not all(part.isdecimal() for part in parts):
         raise ConfigError(f"--{option} '{text}' is not a list of numbers", remedy=f"write it as --{option} 64,256,1024")
     return tuple(map(int, parts))
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _check_writable(path: Path | None) -> None:
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise ConfigError(f"{path} cannot be written", remedy="give the path of a file in an existing folder")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", remedy="give a file written with -o") from error

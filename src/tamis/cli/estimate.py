@@ -7,47 +7,38 @@ from typing import Annotated
 
 import typer
 
-from tamis.cli.options import Inputs, Json, ModelPath, Threads, input_files, read_inputs, read_precisions, read_shapes
+from tamis.cli.options import (
+    ExcludedTactics,
+    Inputs,
+    Json,
+    ModelPath,
+    Precisions,
+    RacingBudget,
+    SearchLevel,
+    Shapes,
+    Threads,
+    TimingCachePath,
+    input_files,
+    read_inputs,
+    read_precisions,
+    read_shapes,
+)
 from tamis.cli.output import progress_bar, show, show_json
 
 
 def command(
     model: ModelPath,
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to measure.")] = "cpu",
-    precision: Annotated[
-        str,
-        typer.Option("--precision", metavar="LIST", help="Precisions that layers may run in: fp32, tf32, bf16, fp16."),
-    ] = "fp32",
+    precision: Precisions = "fp32",
     pattern: Annotated[
         str, typer.Option("--pattern", metavar="N:M", help="How weights would be pruned: 2:4, or a part of it as 1:4.")
     ] = "2:4",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shape",
-            metavar="NAME=1x3x224x224",
-            help="Shape of an input whose dimensions are symbolic. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    shape: Shapes = None,
     threads: Threads = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option("--timing-cache", metavar="FILE", help="Measurements to use and to add to.", show_default=False),
-    ] = None,
-    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", help="Time that racing may take.")] = 120.0,
-    level: Annotated[
-        int, typer.Option("--level", metavar="0..5", help="How hard to search: 0 is fast, 5 offers everything.")
-    ] = 3,
-    exclude_tactic: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude-tactic",
-            metavar="NAME",
-            help="Tactic that must not be used. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    timing_cache: TimingCachePath = None,
+    budget: RacingBudget = 120.0,
+    level: SearchLevel = 3,
+    exclude_tactic: ExcludedTactics = None,
     given: Inputs = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     output: Annotated[

@@ -21,6 +21,36 @@ EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine file.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="Cores to use.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random inputs.")]
+Precisions = Annotated[
+    str,
+    typer.Option("--precision", metavar="LIST", help="Precisions that layers may run in: fp32, tf32, bf16, fp16."),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=1x3x224x224",
+        help="Shape of an input whose dimensions are symbolic. May be repeated.",
+        show_default=False,
+    ),
+]
+TimingCachePath = Annotated[
+    Path | None,
+    typer.Option("--timing-cache", metavar="FILE", help="Measurements to use and to add to.", show_default=False),
+]
+RacingBudget = Annotated[float, typer.Option("--budget", metavar="SECONDS", help="Time that racing may take.")]
+SearchLevel = Annotated[
+    int, typer.Option("--level", metavar="0..5", help="How hard to search: 0 is fast, 5 offers everything.")
+]
+ExcludedTactics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude-tactic",
+        metavar="NAME",
+        help="Tactic that must not be used. May be repeated.",
+        show_default=False,
+    ),
+]
 Nvtx = Annotated[
     bool,
     typer.Option(
@@ -40,6 +70,19 @@ Inputs = Annotated[
 _INPUT_FORMS = "give --input NAME=FILE.npy or --input FILE.npz"
 
 
+def read_list(text: str) -> list[str]:
+    """The parts of a text such as ``a, b``, without empty ones."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def read_written(path: Path) -> bytes:
+    """A file that ``-o`` of a command wrote. Raises ``ConfigError``."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", remedy="give a file written with -o") from error
+
+
 def read_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     """Shapes by input name from texts such as ``image=1x3x224x224``. Raises ``ConfigError``."""
     shapes = {}
@@ -55,7 +98,7 @@ def read_precisions(text: str) -> tuple[str, ...]:
     """Precisions from a text such as ``fp32,bf16``. Raises ``ConfigError``."""
     from tamis.compiler.config import PRECISION_NAMES
 
-    names = [part.strip().lower() for part in text.split(",") if part.strip()]
+    names = [part.lower() for part in read_list(text)]
     known = {short: str(precision) for short, precision in PRECISION_NAMES.items()}
     known |= {precision: precision for precision in known.values()}
     for name in names or [text]:

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tamis.cli.options import Json, ModelPath, Threads, read_inputs, read_precisions, read_shapes
+from tamis.cli.options import (
+    Json,
+    ModelPath,
+    RacingBudget,
+    SearchLevel,
+    Seed,
+    Shapes,
+    Threads,
+    TimingCachePath,
+    read_inputs,
+    read_list,
+    read_precisions,
+    read_shapes,
+    read_written,
+)
 from tamis.cli.output import progress_bar, show, show_json
 from tamis.errors import ConfigError
 
@@ -33,24 +47,11 @@ def command(
     precision: Annotated[
         str, typer.Option("--precision", metavar="LIST", help="Precisions that layers may run in when they are timed.")
     ] = "fp32",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shape",
-            metavar="NAME=1x3x224x224",
-            help="Shape of an input whose dimensions are symbolic. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    shape: Shapes = None,
     threads: Threads = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option("--timing-cache", metavar="FILE", help="Measurements to use and to add to.", show_default=False),
-    ] = None,
-    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", help="Time that racing may take.")] = 120.0,
-    level: Annotated[
-        int, typer.Option("--level", metavar="0..5", help="How hard to search: 0 is fast, 5 offers everything.")
-    ] = 3,
+    timing_cache: TimingCachePath = None,
+    budget: RacingBudget = 120.0,
+    level: SearchLevel = 3,
     estimate: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +98,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random inputs.")] = 0,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Measure what pruning each layer costs and what it saves, and plan which ones to prune.
@@ -134,7 +135,7 @@ def command(
         samples=read_inputs([str(samples)]) if samples is not None else None,
         seed=seed,
     )
-    patterns = tuple(part.strip() for part in pattern.split(",") if part.strip())
+    patterns = tuple(read_list(pattern))
     times: Any = None if no_times else "measure" if estimate is None else _read(estimate)
     with progress_bar(not json) as progress:
         report, made = measure_sensitivity(model, config, patterns, times=times, goal=goal, progress=progress)
@@ -155,8 +156,4 @@ def command(
 def _read(path: Path) -> Estimate:
     from tamis.engine import estimate_from_json
 
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", remedy="give a file written with -o") from error
-    return estimate_from_json(text, str(path))
+    return estimate_from_json(read_written(path), str(path))

@@ -9,13 +9,12 @@ faster than they will.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from tamis.compiler.config import BuildConfig, Progress
 from tamis.compiler.importer import import_onnx
@@ -24,6 +23,7 @@ from tamis.compiler.names import check_names
 from tamis.compiler.passes import run_passes
 from tamis.compiler.passes.force_sparsity import force_sparsity, prunable, pruned
 from tamis.compiler.planner import plan_engine
+from tamis.compiler.planner.contest import in_inference_mode
 from tamis.compiler.rescue import Model
 from tamis.compiler.tactics.base import layer_of
 from tamis.compiler.tuner import open_track, race_all
@@ -116,7 +116,7 @@ class WhatIf:
         contenders = {}
         for side, engine in engines.items():
             launch = Session(engine, device=self.track.device).bind(inputs)
-            contenders[side] = Contender(_in_inference_mode(launch), settle=True)
+            contenders[side] = Contender(in_inference_mode(launch), settle=True)
         return Clock(self.track.device, cold=False).samples(contenders, _TURNS, time.monotonic() + _SECONDS)
 
     def _plan(self, graph: Graph, config: BuildConfig) -> Engine:
@@ -167,11 +167,3 @@ def _identity(engine: Engine) -> list[str]:
     plan = replace(engine.plan, config={}, conditions=None, layers=(), regions=(), engines=(), usable_for_accuracy=True)
     tensors = [f"{name} {digest_of(np.asarray(array))}" for name, array in sorted(engine.tensors.items())]
     return [to_json(plan), *tensors]
-
-
-def _in_inference_mode(launch: Callable[[], object]) -> Callable[[], None]:
-    def run() -> None:
-        with torch.inference_mode():
-            launch()
-
-    return run

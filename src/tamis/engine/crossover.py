@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from tamis.engine.encoding import decode, encode
 from tamis.engine.plan import DeviceInfo, Timing
 from tamis.errors import ConfigError
+from tamis.files import versioned_json
 from tamis.formats.dtype import DType
 
 CROSSOVER_VERSION = 1
@@ -31,6 +32,11 @@ class Runner:
     precision: DType
     timing: Timing
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ratio_of(dense: Runner | None, sparse: Runner | None) -> float | None:
+    """How many times as fast as dense 2:4 is; None unless both were measured."""
+    return None if dense is None or sparse is None else dense.timing.median_us / sparse.timing.median_us
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,7 @@ class Cell:
     @property
     def ratio(self) -> float | None:
         """How many times as fast as dense 2:4 is; None unless both were measured."""
-        if self.dense is None or self.sparse is None:
-            return None
-        return self.dense.timing.median_us / self.sparse.timing.median_us
+        return ratio_of(self.dense, self.sparse)
 
 
 @dataclass(frozen=True)
@@ -127,16 +131,7 @@ def crossover_json(measured: CrossoverMap) -> str:
 def crossover_from_json(text: str | bytes, name: str = "the text") -> CrossoverMap:
     """The inverse of ``crossover_json``. Raises ``ConfigError``, with the ``name`` of the text, for anything else."""
     remedy = "give a file that 'tamis crossover -o FILE.json' wrote"
-    try:
-        data = json.loads(text)
-        version = data["version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{name} is not a crossover map", remedy=remedy) from error
-    if version != CROSSOVER_VERSION:
-        raise ConfigError(
-            f"{name} is a crossover map of format version {version}, this Tamis reads version {CROSSOVER_VERSION}",
-            remedy="measure again with this version",
-        )
+    data = versioned_json(text, name, "a crossover map", CROSSOVER_VERSION, remedy)
     try:
         measured: CrossoverMap = decode(CrossoverMap, data)
         grid = itertools.product(measured.kinds, measured.batches, measured.sizes, measured.sizes)

@@ -10,10 +10,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from tamis.engine.crossover import Runner
+from tamis.engine.crossover import Runner, ratio_of
 from tamis.engine.encoding import decode, encode
 from tamis.engine.plan import Conditions, DeviceInfo, Port, Timing
 from tamis.errors import ConfigError
+from tamis.files import versioned_json
 from tamis.formats.dtype import DType
 
 ESTIMATE_VERSION = 1
@@ -83,9 +84,7 @@ class LayerEstimate:
     @property
     def ratio(self) -> float | None:
         """How many times as fast as dense 2:4 is; None unless both were measured."""
-        if self.dense is None or self.sparse is None:
-            return None
-        return self.dense.timing.median_us / self.sparse.timing.median_us
+        return ratio_of(self.dense, self.sparse)
 
 
 @dataclass(frozen=True)
@@ -142,16 +141,7 @@ def estimate_json(measured: Estimate) -> str:
 def estimate_from_json(text: str | bytes, name: str = "the text") -> Estimate:
     """The inverse of ``estimate_json``. Raises ``ConfigError``, with the ``name`` of the text, for anything else."""
     remedy = "give a file that 'tamis estimate -o FILE.json' wrote"
-    try:
-        data = json.loads(text)
-        version = data["version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{name} is not an estimate", remedy=remedy) from error
-    if version != ESTIMATE_VERSION:
-        raise ConfigError(
-            f"{name} is an estimate of format version {version}, this Tamis reads version {ESTIMATE_VERSION}",
-            remedy="measure again with this version",
-        )
+    data = versioned_json(text, name, "an estimate", ESTIMATE_VERSION, remedy)
     try:
         measured: Estimate = decode(Estimate, data)
     except (ValueError, TypeError, KeyError) as error:

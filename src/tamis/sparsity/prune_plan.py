@@ -13,16 +13,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tamis.errors import ConfigError, SparsityError
+from tamis.files import versioned_json
 from tamis.formats import NM, parse_pattern
 from tamis.sparsity.budget import Choice, Option, least_loss, most_value
 from tamis.sparsity.sensitivity_report import (
+    WRITERS,
     Proxy,
     Sensitivity,
     SensitivityReport,
     inconsistent,
     loss_text,
     made,
-    read_version,
 )
 
 PLAN_VERSION = 1
@@ -168,7 +169,7 @@ def plan_data(plan: PrunePlan) -> dict[str, Any]:
 
 def plan_from_json(text: str | bytes, name: str = "the text") -> PrunePlan:
     """The inverse of ``plan_json``. Raises ``ConfigError``, with the ``name`` of the text, for anything else."""
-    data = read_version(text, name, "a plan", PLAN_VERSION)
+    data = versioned_json(text, name, "a plan", PLAN_VERSION, WRITERS)
     try:
         layers = tuple(made(PlannedLayer, layer) for layer in data["layers"])
         for layer in layers:

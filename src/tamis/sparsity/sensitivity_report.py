@@ -17,8 +17,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from tamis.errors import ConfigError
+from tamis.files import versioned_json
 
 REPORT_VERSION = 1
+# What writes reports and plans.
+WRITERS = "give a file that 'tamis sensitivity' wrote"
 
 Proxy: TypeAlias = Literal["sqnr", "loss", "metric"]
 
@@ -157,7 +160,7 @@ def report_json(report: SensitivityReport) -> str:
 
 def report_from_json(text: str | bytes, name: str = "the text") -> SensitivityReport:
     """The inverse of ``report_json``. Raises ``ConfigError``, with the ``name`` of the text, for anything else."""
-    data = read_version(text, name, "a sensitivity report", REPORT_VERSION)
+    data = versioned_json(text, name, "a sensitivity report", REPORT_VERSION, WRITERS)
     try:
         rows = tuple(
             made(Sensitivity, {**row, "loss": math.inf if row["loss"] is None else float(row["loss"])})
@@ -170,23 +173,6 @@ def report_from_json(text: str | bytes, name: str = "the text") -> SensitivityRe
         return report
     except (ValueError, TypeError, KeyError) as error:
         raise inconsistent(name, "a sensitivity report", error) from error
-
-
-def read_version(text: str | bytes, name: str, what: str, version: int) -> dict[str, Any]:
-    """The data of a JSON text of a format version. Raises ``ConfigError``."""
-    remedy = "give a file that 'tamis sensitivity' wrote"
-    try:
-        data = json.loads(text)
-        found = data["version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{name} is not {what}", remedy=remedy) from error
-    if found != version:
-        raise ConfigError(
-            f"{name} is {what} of format version {found}, this Tamis reads version {version}",
-            remedy="measure again with this version",
-        )
-    result: dict[str, Any] = data
-    return result
 
 
 def made(kind: Any, data: dict[str, Any]) -> Any:

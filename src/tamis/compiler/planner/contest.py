@@ -146,7 +146,7 @@ class Contest:
             for name, draft in drafts.items():
                 suspect = self._suspect(draft)
                 with watch(self._device, suspect):
-                    call = _in_inference_mode(self._session(draft).bind(samples))
+                    call = in_inference_mode(self._session(draft).bind(samples))
                 # Each engine as if it were alone: the one before it may have left its threads spinning.
                 contenders[name] = Contender(call, settle=True, suspect=suspect)
             turns = min(_MOST_TURNS, round(self._config.turns * _TURNS_OF_A_RACE))
@@ -182,7 +182,9 @@ def _best(results: Sequence[Result]) -> tuple[Result, Result]:
     return next(r for r in results if not beats(fastest.timing, r.timing)), fastest
 
 
-def _in_inference_mode(call: Callable[[], object]) -> Callable[[], None]:
+def in_inference_mode(call: Callable[[], object]) -> Callable[[], None]:
+    """The call as a session makes it."""
+
     def run() -> None:
         with torch.inference_mode():
             call()

@@ -26,7 +26,6 @@ from tamis.compiler.ir.ops import (
 )
 from tamis.formats.dtype import DType
 
-_INDEXED = (Gather, GatherElements, GatherND, ScatterElements, ScatterND)
 # They give every element of their input on, changed in nothing: a limit on the result is a limit on the input.
 _CARRIES = (Expand, Reshape, Tile, Transpose)
 _INTEGERS = (DType.INT8, DType.UINT8, DType.INT16, DType.UINT16, DType.INT32, DType.INT64)
@@ -34,11 +33,11 @@ _INTEGERS = (DType.INT8, DType.UINT8, DType.INT16, DType.UINT16, DType.INT32, DT
 
 def refuses_indices(graph: Graph, node: Node) -> str | None:
     """Why the indices of a layer cannot be checked where they enter a region, or None."""
+    if isinstance(node.op, GatherND | ScatterND) and not graph.is_constant(node.inputs[1]):
+        return "its indices are known at run time only, and an index outside would go unnoticed"
     size = _limit(graph, node)
     if size is None:
         return None
-    if isinstance(node.op, GatherND | ScatterND):
-        return "its indices are known at run time only, and an index outside would go unnoticed"
     producers = graph.producers()
     source = _path(producers, graph, node.inputs[1])[-1]
     if source in graph.inputs or _lies_within(graph, producers.get(source), source, size):
@@ -68,12 +67,9 @@ def index_limits(graph: Graph, nodes: Sequence[Node], inputs: Sequence[str]) -> 
 
 def _limit(graph: Graph, node: Node) -> int | None:
     """The extent of the axis that run-time indices of a layer select from; None if it has no such indices."""
-    if not isinstance(node.op, _INDEXED) or graph.is_constant(node.inputs[1]):
+    if not isinstance(node.op, Gather | GatherElements | ScatterElements) or graph.is_constant(node.inputs[1]):
         return None
-    shape = graph.types[node.inputs[0]].shape
-    if isinstance(node.op, GatherND | ScatterND):
-        return min(shape)
-    return shape[node.op.axis]
+    return graph.types[node.inputs[0]].shape[node.op.axis]
 
 
 def _path(producers: Mapping[str, Node], graph: Graph, value: str) -> list[str]:

@@ -99,7 +99,8 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
            const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int, int chunks, int across, int out_width,
            int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w, int dilation_h,
-           int lines, int line, int line_bytes, int, int pitch, int offset, int residual_pitch) {
+           int lines, int line, int line_bytes, int, int pitch, int offset, int residual_pitch, int,
+           int, int, int) {
     next_may_start();
     SHARED_MEMORY(memory);
     const unsigned base = shared_address(memory);
