@@ -55,8 +55,9 @@ static_assert(!GROUPED || ABREAST == 1, "the tiles of a cluster share their pixe
 // since only such give registers away. Else one warp copies.
 constexpr bool GIVES = RESIDENT == 1 ? GROUPS == 2 : STATIONARY && GROUPS == 1 && RESIDENT == 2;
 constexpr int COPIERS = GIVES ? THREADS : 32;
-// Of 504 registers that three warpgroups' threads have together. Windows want more, where sums leave them.
-constexpr int COPIERS_KEEP = GROUPED && BLOCKS * PIXELS <= 256 ? 56 : 40;
+// Of 504 registers that three warpgroups' threads have together. Groups want more, where sums leave them; beside the most
+// sums copies of a product do with fewer, and those of taps spill less than what computes would.
+constexpr int COPIERS_KEEP = !GROUPED ? 40 : BLOCKS * PIXELS <= 256 ? 56 : IM2COL ? 40 : 24;
 
 // What lies where in shared memory: full and empty flip with every round through the stages.
 template <int COUNT> struct Ring {
