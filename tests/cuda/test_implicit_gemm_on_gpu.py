@@ -20,7 +20,8 @@ from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape_of
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest
+from tamis.kernels.cuda.convolution import Convolution
+from tamis.kernels.cuda.implicit_gemm import TILES, Tile, deepest
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, shared_bytes_on
 from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.stationary import most_steps, stationary_tiles
