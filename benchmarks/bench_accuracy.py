@@ -58,11 +58,14 @@ VIT = Network(
 )  # fmt: skip
 NETWORKS = (RESNET18, VIT)
 SMOKE_IMAGES = 128
+STAGE_SECONDS = 10.0  # what a stage without training may take; those with training say it themselves
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     began = time.monotonic()
+    if options.smoke:
+        torch.set_num_threads(1)  # layers this small lose more by threads than they gain
     try:
         device = _device(options.device)
         networks = [_scaled(network, options) for network in NETWORKS if network.name in options.model]
@@ -205,7 +208,7 @@ def _all_stages(network: Network, seed: int, run: Run, work: Path, path: Path, e
 def _worked(stage: Stage, context: Context) -> dict[str, Any]:
     """The outcome of a stage, failures included, and how long it took."""
     began = time.monotonic()
-    context.run.require(1.0)
+    context.run.require(STAGE_SECONDS)
     try:
         if stage.needs is not None and stage.needs not in context.done:
             raise RuntimeError(f"it needs the stage {stage.needs}")
