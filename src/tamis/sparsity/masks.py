@@ -8,7 +8,7 @@ the second axis of the weight; for a convolution it is the input channels: the g
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -103,31 +103,46 @@ def follows(mask: torch.Tensor, pattern: NM, axis: int) -> bool:
 def nm_mask(scores: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
     """Mask that keeps the `pattern.n` highest scores of each aligned group of `pattern.m` along `axis`.
 
-    Equal scores: the lower index wins, so masks are the same on every machine.
+    Equal scores: the lower index wins, so masks are the same on every machine. For groups of four, memory moves
+    13.5 bytes an element and 5.25 times its size: 34.5 bytes in float32, 24 in 16 bits.
 
     Raises:
         SparsityError: the axis is not a multiple of `pattern.m`, or a score is NaN.
     """
-    axis %= scores.ndim
-    size = scores.shape[axis]
-    if size % pattern.m:
-        raise SparsityError(f"axis {axis} has {size} elements, not a multiple of {pattern.m}")
-    if bool(torch.isnan(scores).any()):
-        raise SparsityError("scores contain NaN", remedy="prune a model whose weights are finite")
-    # One contiguous plane for each member of the groups: comparisons then read memory in order, which sorting
-    # 4 million groups of four, or comparing within them, does not.
-    members = torch.unflatten(scores, axis, (size // pattern.m, pattern.m)).movedim(axis + 1, 0).contiguous()
-    rank = torch.zeros(members.shape, dtype=torch.uint8 if pattern.m < 256 else torch.int32, device=scores.device)
-    for index in range(pattern.m - 1):  # how many members of the group come before each one
-        first = members[index] >= members[index + 1 :]
-        rank[index + 1 :] += first
-        rank[index] += (pattern.m - 1 - index) - first.sum(0, dtype=rank.dtype)
-    return (rank < pattern.n).movedim(0, axis + 1).flatten(axis, axis + 1).contiguous()
+    return _mask(scores, pattern, axis, torch.Tensor.copy_)
 
 
 def magnitude_mask(weight: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
     """`nm_mask` by absolute value; equal to `tamis.formats.magnitude_mask` on the same numbers."""
-    return nm_mask(weight.detach().abs(), pattern, axis)
+    return _mask(weight, pattern, axis, lambda members, values: torch.abs(values, out=members))
+
+
+def _mask(
+    scores: torch.Tensor, pattern: NM, axis: int, bring: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """As `nm_mask`, of what `bring` makes of the scores when it writes them into its first argument."""
+    axis %= scores.ndim
+    size = scores.shape[axis]
+    if size % pattern.m:
+        raise SparsityError(f"axis {axis} has {size} elements, not a multiple of {pattern.m}")
+    # One contiguous plane for each member of the groups: comparisons then read memory in order, which sorting
+    # 4 million groups of four, or comparing within them, does not.
+    grouped = torch.unflatten(scores.detach(), axis, (size // pattern.m, pattern.m)).movedim(axis + 1, 0)
+    members = bring(torch.empty(grouped.shape, dtype=grouped.dtype, device=grouped.device), grouped)
+    # How many members of the group come before each one: at first, all that stand behind it.
+    kind = torch.uint8 if pattern.m < 256 else torch.int32
+    rank = torch.arange(pattern.m - 1, -1, -1, dtype=kind, device=scores.device)
+    rank = rank.view(-1, *[1] * scores.ndim).expand(members.shape).contiguous()
+    for index in range(pattern.m - 1):
+        first = members[index] >= members[index + 1 :]
+        rank[index + 1 :] += first
+        rank[index] -= first.sum(0, dtype=kind)
+    mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    torch.lt(rank.movedim(0, axis + 1), pattern.n, out=torch.unflatten(mask, axis, (-1, pattern.m)))
+    # At the end, since a GPU is waited for here; NaN passes through a maximum.
+    if members.numel() and bool(torch.isnan(members.amax())):
+        raise SparsityError("scores contain NaN", remedy="prune a model whose weights are finite")
+    return mask
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, int]]:
