@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from cuda_emulation import from_memory, run
+from cuda_emulation import run
 from test_cuda_implicit_gemm import RELU, Data, data
 from test_cuda_stem import rearranged
 
@@ -24,14 +24,10 @@ from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.pointwise import PointwiseStep
 from tamis.kernels.cuda.pool import pool
 from tamis.kernels.cuda.pooled import (
-    Pooling,
     PooledTile,
+    Pooling,
     implicit_gemm_pooled,
-    longest_line,
     pooled_tiles,
-    refuses_pooled,
-    runs_of_tiles,
-    tops,
 )
 
 F16, BF16 = DType.FLOAT16, DType.BFLOAT16

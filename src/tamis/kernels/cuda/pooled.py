@@ -79,9 +79,9 @@ class Pooling:
 class PooledTile:
     """What a block computes at a time: ``64 * blocks * groups`` filters of ``lines`` lines, ``line`` pixels apart.
 
-    ``pixels`` is what an instruction computes, ``stages`` those of weights, ``line_stages`` of lines, ``line_bytes`` each
-    and ``line_spare`` behind them. ``resident`` blocks share a multiprocessor. ``weights_stay``: there is a stage for
-    each step, and weights come once.
+    An instruction computes ``pixels``. There are ``stages`` of weights and ``line_stages`` of lines, of ``line_bytes``
+    each, with ``line_spare`` behind them. ``resident`` blocks share a multiprocessor. ``weights_stay``: there is a stage
+    for each step, and weights come once.
     """
 
     blocks: int
@@ -171,7 +171,9 @@ def _fitting(shape: Convolution, pooling: Pooling, sizes: tuple[int, ...], *, sp
 def refuses_pooled(shape: Convolution, pooling: Pooling) -> str | None:
     """Why the kernel cannot pool behind a convolution; None when it can, if its lines are short enough."""
     if pooling.size not in WINDOWS or not 0 <= max(pooling.top, pooling.left) < pooling.size:
-        return f"windows of {pooling.size} with {pooling.top} and {pooling.left} of padding; 2 or 3, with less, are pooled"
+        return (
+            f"windows of {pooling.size} with {pooling.top} and {pooling.left} of padding; 2 or 3, with less, are pooled"
+        )
     if shape.groups > 1:
         return "a grouped convolution is not pooled at once"
     if shape.strides != (1, 1) or shape.is_product:
@@ -182,19 +184,13 @@ def refuses_pooled(shape: Convolution, pooling: Pooling) -> str | None:
     return f"more than {MOST_ELEMENTS} pixels" if elements > MOST_ELEMENTS else None
 
 
-def longest_line(shape: Convolution, pooling: Pooling) -> str | None:
-    """Why no tile fits a shape that ``refuses_pooled`` takes: in words, or None."""
-    fits = pooled_tiles(shape, pooling, sparse=False) or pooled_tiles(shape, pooling, sparse=True)
-    return None if fits else f"two lines of {pooling.columns} pixels do not fit into a tile"
-
-
 def tops(tile: PooledTile, pooling: Pooling) -> int:
     """Tiles below each other in an image."""
     return ceil_divide(pooling.lines, tile.lines)
 
 
 def runs_of_tiles(shape: Convolution, pooling: Pooling, tile: PooledTile, multiprocessors: int) -> int:
-    """Into how many runs the tiles of pixels are divided: one for each block of a tile of filters, none of them empty."""
+    """Into how many runs the tiles of pixels are divided, none of them empty: one for each block of a tile of filters."""
     rows = ceil_divide(shape.filters, tile.filters)
     return max(min(shape.batch * tops(tile, pooling), multiprocessors * tile.resident // rows), 1)
 
