@@ -80,8 +80,8 @@ class PooledTile:
     """What a block computes at a time: ``64 * blocks * groups`` filters of ``lines`` lines, ``line`` pixels apart.
 
     An instruction computes ``pixels``. There are ``stages`` of weights and ``line_stages`` of lines, of ``line_bytes``
-    each, with ``line_spare`` behind them. ``resident`` blocks share a multiprocessor. ``weights_stay``: there is a stage
-    for each step, and weights come once.
+    each, with ``line_spare`` behind them. ``resident`` blocks share a multiprocessor. ``weights_stay``: each step has
+    a stage of its own, and weights come once.
     """
 
     blocks: int
@@ -190,7 +190,7 @@ def tops(tile: PooledTile, pooling: Pooling) -> int:
 
 
 def runs_of_tiles(shape: Convolution, pooling: Pooling, tile: PooledTile, multiprocessors: int) -> int:
-    """Into how many runs the tiles of pixels are divided, none of them empty: one for each block of a tile of filters."""
+    """Into how many runs the tiles of pixels are divided: one for each block of a tile of filters, none empty."""
     rows = ceil_divide(shape.filters, tile.filters)
     return max(min(shape.batch * tops(tile, pooling), multiprocessors * tile.resident // rows), 1)
 
