@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tamis.onnx_files import raw_bytes
+from tamis.onnx_files import raw_bytes, stored_tensors
 from tamis.sparsity.onnx_graph import MASKING, OnnxGraph, Step
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def write(model: onnx.ModelProto, folder: Path | None, path: Path) -> None:
     """
     import onnx  # noqa: PLC0415
 
-    tensors = list(_tensors(model.graph))
+    tensors = list(stored_tensors(model))
     had = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors)
     if had or sum(map(_size, tensors)) > ONE_FILE_BYTES:
         data = path.with_name(f"{path.name}.data")
@@ -144,18 +144,6 @@ def write(model: onnx.ModelProto, folder: Path | None, path: Path) -> None:
         if not data.stat().st_size:
             data.unlink()
     path.write_bytes(model.SerializeToString())
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """All dense tensors that a graph stores, in initializers, attributes and bodies."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
-                yield from _tensors(body)
 
 
 def _size(tensor: onnx.TensorProto) -> int:

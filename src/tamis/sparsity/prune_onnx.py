@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tamis.errors import ConfigError, OutputError, SparsityError, first_line
+from tamis.errors import ConfigError, SparsityError, first_line
 from tamis.formats import NM, is_nm
+from tamis.onnx_files import external_files
 from tamis.sparsity.check import LayerCheck, Progress
 from tamis.sparsity.check_onnx import check_layer, check_onnx
 from tamis.sparsity.export import SparsityLost
@@ -25,6 +25,7 @@ from tamis.sparsity.onnx_edit import Uses, store, take_out_masks, write
 from tamis.sparsity.onnx_graph import OnnxGraph, Step, open_graph
 from tamis.sparsity.onnx_layers import OnnxLayer, layer_of, layers
 from tamis.sparsity.onnx_masks import stored_mask
+from tamis.sparsity.onnx_output import onnx_output, require_free
 
 if TYPE_CHECKING:
     import onnx
@@ -115,15 +116,15 @@ def prune_onnx(
         progress: called with a stage, what is done, how much there is, and a name.
 
     Raises:
-        ConfigError: `output` is the input, or a name matches no layer.
+        ConfigError: `output` or its data would replace what is read, or a name matches no layer.
         InvalidModel: the file is not an ONNX model.
         SparsityError: there is nothing to prune, or a weight holds NaN. `SparsityLost` if what was written is not what
             was wanted.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or `<output>.data` is there and belongs to another model.
     """
     wanted, target = as_pattern(pattern), Path(output)
-    _check_target(model, target, overwrite)
     proto, root, folder = open_graph(model if isinstance(model, str | os.PathLike) else _copied(model))
+    _check_target(model, proto, folder, target, overwrite)
     places: list[tuple[OnnxGraph, onnx.NodeProto]] = []
     checks: list[LayerCheck] = []
     sources: dict[tuple[int, str], list[int]] = defaultdict(list)
@@ -153,18 +154,23 @@ def prune_onnx(
     return report
 
 
-def _check_target(model: str | os.PathLike[str] | onnx.ModelProto, target: Path, overwrite: bool) -> None:
-    if target.is_dir():
-        raise OutputError(f"{target} is a directory", remedy="give the path of the file to write")
-    if not target.absolute().parent.is_dir():
-        raise OutputError(f"cannot write {target}: its folder does not exist", remedy="create the folder first")
-    if overwrite or not isinstance(model, str | os.PathLike) or not target.exists() or not Path(model).exists():
+def _check_target(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    proto: onnx.ModelProto,
+    folder: Path | None,
+    target: Path,
+    overwrite: bool,
+) -> None:
+    if folder is None or not isinstance(model, str | os.PathLike):
         return
-    if target.samefile(model):
-        raise ConfigError(
-            f"the output would replace {model}, which is read",
-            remedy="choose another output path, or allow it with overwrite",
-        )
+    if target.exists() and target.samefile(model):
+        if not overwrite:
+            raise ConfigError(
+                f"the output would replace {model}, which is read",
+                remedy="choose another output path, or allow it with overwrite",
+            )
+        return  # the data that is replaced is the data that is read
+    require_free(target, [Path(model), *(folder / name for name in external_files(proto))])
 
 
 def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -315,19 +321,10 @@ def _write_checked(
 ) -> None:
     """Write the model beside its place, look whether it is what was wanted, and only then put it there."""
     target = report.path
-    try:
-        with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}-") as temporary:
-            draft = Path(temporary) / target.name
-            write(proto, folder, draft)
-            if (problem := _problem(draft)) and problem != _problem(model):
-                raise SparsityError(f"ONNX's checker refuses what was made: {problem}", remedy="please report it")
-            for layer, check in zip(report.layers, check_onnx(draft, pattern), strict=True):
-                if layer.reason is None and not check.eligible:
-                    raise SparsityLost(f"pruned, but in the file '{check.name}': {check.reason}", layer=layer.node)
-            # the data first: the model file never points to data that is not there
-            for file in sorted(Path(temporary).iterdir(), key=lambda file: file == draft):
-                file.replace(target.parent / file.name)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}", remedy="choose another path, or free some space"
-        ) from error
+    with onnx_output(target) as draft:
+        write(proto, folder, draft)
+        if (problem := _problem(draft)) and problem != _problem(model):
+            raise SparsityError(f"ONNX's checker refuses what was made: {problem}", remedy="please report it")
+        for layer, check in zip(report.layers, check_onnx(draft, pattern), strict=True):
+            if layer.reason is None and not check.eligible:
+                raise SparsityLost(f"pruned, but in the file '{check.name}': {check.reason}", layer=layer.node)
