@@ -162,9 +162,9 @@ def _external_path(folder: Path, location: object, what: str) -> Path:
         path = (root / location).resolve()
         present = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long a name, links in a circle, no name at all
+        why = getattr(error, "strerror", None) or error
         raise InvalidModel(
-            f"{what} is kept in an external file that cannot be looked for: {getattr(error, 'strerror', None) or error}",
-            remedy=RESAVE,
+            f"{what} is kept in an external file that cannot be looked for: {why}", remedy=RESAVE
         ) from None
     if not location or Path(location).is_absolute() or not path.is_relative_to(root):
         linked = (root / location).is_symlink() and ".." not in Path(location).parts

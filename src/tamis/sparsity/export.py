@@ -27,9 +27,10 @@ from tamis.errors import ConfigError, SparsityError, UnsupportedModel, first_lin
 from tamis.formats import NM
 from tamis.sparsity.check import LayerCheck, check_module
 from tamis.sparsity.check_onnx import check_onnx
-from tamis.sparsity.hold import finalize
+from tamis.sparsity.computed import detach_computed, remove_norms
+from tamis.sparsity.hold import bake_parametrizations, finalize
 from tamis.sparsity.masks import as_pattern, prunable
-from tamis.sparsity.onnx_output import onnx_output
+from tamis.sparsity.onnx_output import onnx_output, require_place
 
 OPSET = 20
 _REGISTRATION_LOGGER = "torch.onnx._internal.exporter._registration"
@@ -102,13 +103,17 @@ def export_onnx(
         OutputError: the file cannot be written, or `<path>.data` is there and belongs to another model.
     """
     wanted = as_pattern(pattern)
+    require_place(path)
     if compare is None:
         compare = importlib.util.find_spec("onnxruntime") is not None and not _has_bfloat16(model, args, kwargs)
     elif compare and _has_bfloat16(model, args, kwargs):
         raise ConfigError("ONNX Runtime does not take bfloat16", remedy="export in float32, or pass compare=False")
     expected = _sparse_weights(model, wanted)
+    detach_computed(model)
     frozen = copy.deepcopy(model).eval()
     finalize(frozen)
+    bake_parametrizations(frozen)
+    remove_norms(frozen)
     by_name = dict(kwargs or {})
     names = {"input_names": input_names, "output_names": output_names}
     program = _trace(frozen, args, kwargs=by_name, dynamic_shapes=dynamic_shapes, **names)

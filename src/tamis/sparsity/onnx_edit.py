@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.onnx_files import raw_bytes, stored_tensors
-from tamis.sparsity.onnx_graph import MASKING, OnnxGraph, Step
+from tamis.sparsity.onnx_graph import MASKING, Key, OnnxGraph, Step
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +22,6 @@ _PAGE = 4096  # ONNX asks for it, so that data can be mapped into memory
 _TYPED = ("double_data", "float_data", "int32_data", "int64_data", "uint64_data")
 
 Use = tuple[OnnxGraph, "onnx.NodeProto", int]
-Key = tuple[int, str]
 
 
 class Uses:
@@ -74,11 +73,12 @@ def take_out_masks(root: OnnxGraph, steps: Iterable[Step]) -> None:
     The nodes of `root` are not to be used after that.
     """
     for step in {id(step.node): step for step in steps}.values():
-        (output,) = step.node.output
+        output = step.output
+        if step.node.op_type not in MASKING or output in {entry.name for entry in step.graph.proto.output}:
+            continue
         before, after = step.graph.constant(step.input), step.graph.constant(output)
         assert before is not None and after is not None
-        same = before.value.dtype == after.value.dtype and np.array_equal(before.value, after.value)
-        if step.node.op_type not in MASKING or not same or output in {entry.name for entry in step.graph.proto.output}:
+        if before.value.dtype != after.value.dtype or not np.array_equal(before.value, after.value):
             continue
         for graph in step.graph.graphs():
             for node in graph.proto.node:

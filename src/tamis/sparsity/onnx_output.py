@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tamis.errors import ConfigError, InvalidModel, OutputError
@@ -19,13 +19,29 @@ def data_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
+def require_place(path: str | os.PathLike[str]) -> None:
+    """Raise `OutputError` if no file can be written at `path`, as far as that can be told beforehand."""
+    try:
+        target = Path(path).resolve()
+        if target.is_dir():
+            raise OutputError(f"{path} is a directory", remedy="give the path of the file to write")
+        if not target.parent.is_dir():
+            raise OutputError(f"cannot write {path}: its folder does not exist", remedy="create the folder first")
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, links in a circle, no name at all
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {str(path)!r}: {why}", remedy=_ANOTHER_PATH) from error
+
+
 def require_free(path: str | os.PathLike[str], needed: Iterable[Path]) -> None:
     """Raise `ConfigError` if a model written to `path`, or its external data, would replace a file that is needed."""
     target = Path(path).resolve()
     for file in needed:
         for place, what in ((target, "the output"), (data_of(target), f"'{data_of(target).name}', beside the output,")):
-            if place.exists() and file.exists() and place.samefile(file):
-                raise ConfigError(f"{what} would replace '{file}', which the model that is read needs", remedy=_ANOTHER_PATH)
+            with suppress(OSError):  # one of them is not there
+                if place.samefile(file):
+                    raise ConfigError(
+                        f"{what} would replace '{file}', which the model that is read needs", remedy=_ANOTHER_PATH
+                    )
 
 
 @contextmanager
@@ -35,12 +51,9 @@ def onnx_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OutputError: the files cannot be written, or data beside `path` is not that of the model at `path`.
     """
+    require_place(path)
     given = Path(path).absolute()
-    if given.is_dir():
-        raise OutputError(f"{path} is a directory", remedy="give the path of the file to write")
     target = given.resolve()
-    if not target.parent.is_dir():
-        raise OutputError(f"cannot write {path}: its folder does not exist", remedy="create the folder first")
     with replaced_files(target) as draft:
         yield draft
         for file in draft.parent.iterdir():
@@ -49,7 +62,7 @@ def onnx_output(path: str | os.PathLike[str]) -> Iterator[Path]:
                 continue
             if given.parent.resolve() != target.parent:
                 raise OutputError(
-                    f"{path} is a link to another folder, and the model has external data, which is looked for beside it",
+                    f"{path} is a link to another folder, where its external data would not be found",
                     remedy="give the path of the file itself",
                 )
             if os.path.lexists(place) and not _owns(target, place):
