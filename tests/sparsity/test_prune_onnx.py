@@ -413,14 +413,14 @@ def test_failures_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         prune_onnx(good, target)
     monkeypatch.undo()
 
-    def write_nonsense(proto: onnx.ModelProto, *rest: Any) -> None:
+    def write_nonsense(proto: onnx.ModelProto, *rest: Any, **options: Any) -> None:
         proto.graph.node[0].attribute.append(helper.make_attribute("nonsense", 1))
-        onnx_edit.write(proto, *rest)
+        onnx_edit.write(proto, *rest, **options)
 
     monkeypatch.setattr(MODULE, "write", write_nonsense)
     with pytest.raises(SparsityError, match=r"ONNX's checker refuses what was made.*nonsense"):
         prune_onnx(good, target)
-    monkeypatch.setattr(MODULE, "write", lambda *_: (tmp_path / "no" / "file").write_text(""))
+    monkeypatch.setattr(MODULE, "write", lambda *_, **__: (tmp_path / "no" / "file").write_text(""))
     with pytest.raises(OutputError, match=r"cannot write .*s\.onnx"):
         prune_onnx(good, target)
     assert list(tmp_path.iterdir()) == []

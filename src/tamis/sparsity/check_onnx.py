@@ -88,9 +88,7 @@ def _conflict(
         return f"its weight '{key[1]}' is {other}"
     for place, theirs in axes.items():
         if axis is not None and theirs is not None and theirs != axis:
-            return (
-                f"its weight '{key[1]}' is shared with node '{checks[place].node}', which reduces over its other axis"
-            )
+            return f"its weight '{key[1]}' is shared with node '{checks[place].node}', which reduces over another axis"
     return None
 
 

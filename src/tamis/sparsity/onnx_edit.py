@@ -114,19 +114,19 @@ def _remove_unused(root: OnnxGraph, graph: OnnxGraph, names: list[str]) -> None:
                 _remove_node(home, node)
 
 
-def write(model: onnx.ModelProto, folder: Path | None, path: Path) -> None:
-    """Write a model, its large tensors to `<path>.data` if it is large or had external data before.
+def write(model: onnx.ModelProto, folder: Path | None, path: Path, *, beside: bool) -> None:
+    """Write a model, its large tensors to `<path>.data` if it is large or is to have its data there.
 
     Args:
         model: its external tensors are changed to those of the new file.
         folder: where its external data is now.
         path: of a file that does not exist.
+        beside: whether large tensors are to lie beside it, however many they are.
     """
     import onnx  # noqa: PLC0415
 
     tensors = list(stored_tensors(model))
-    had = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors)
-    if had or sum(map(_size, tensors)) > ONE_FILE_BYTES:
+    if beside or sum(map(_size, tensors)) > ONE_FILE_BYTES:
         data = path.with_name(f"{path.name}.data")
         with data.open("wb") as file:
             for tensor in tensors:

@@ -93,12 +93,9 @@ def stored_axis(layer: OnnxLayer) -> int | None:
     if len(layer.constant.origins) > 1:
         return None
     for step in reversed(layer.constant.origins[0].steps):
-        before = step.graph.constant(step.input)
-        assert before is not None
-        rank = int(getattr(before.value, "ndim", 0))
         if step.node.op_type == "Transpose":
             order = next((list(entry.ints) for entry in step.node.attribute if entry.name == "perm"), None)
-            axis = (order or list(range(rank))[::-1])[axis]
+            axis = order[axis] if order else layer.constant.value.ndim - 1 - axis
         elif step.node.op_type not in (*_SAME, *_SCALES, "Identity", *_QUANTISED, "Split"):
             return None
     return axis

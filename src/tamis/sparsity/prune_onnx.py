@@ -93,7 +93,8 @@ def prune_onnx(
     wanted, target = as_pattern(pattern), Path(output)
     require_place(target)
     proto, root, folder = open_graph(model if isinstance(model, str | os.PathLike) else _copied(model))
-    _check_target(model, proto, folder, target, overwrite)
+    files = external_files(proto)
+    _check_target(model, [folder / name for name in files] if folder else [], target, overwrite)
     places: list[Place] = []
     checks: list[LayerCheck] = []
     keys: list[set[Key]] = []
@@ -115,18 +116,17 @@ def prune_onnx(
     report = OnnxPruneReport(target, tuple(result for _, result in sorted(results.items())))
     _require_pruned(report, wanted)
     take_out_masks(root, masks)
-    _write_checked(model, proto, folder, report, wanted)
+    _write_checked(model, proto, folder, report, wanted, beside=bool(files))
     return report
 
 
 def _check_target(
     model: str | os.PathLike[str] | onnx.ModelProto,
-    proto: onnx.ModelProto,
-    folder: Path | None,
+    files: Sequence[Path],
     target: Path,
     overwrite: bool,
 ) -> None:
-    if folder is None or not isinstance(model, str | os.PathLike):
+    if not isinstance(model, str | os.PathLike):
         return
     if target.exists() and target.samefile(model):
         if not overwrite:
@@ -135,7 +135,7 @@ def _check_target(
                 remedy="choose another output path, or allow it with overwrite",
             )
         return  # the data that is replaced is the data that is read
-    require_free(target, [Path(model), *(folder / name for name in external_files(proto))])
+    require_free(target, [Path(model), *files])
 
 
 def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -192,11 +192,13 @@ def _write_checked(
     folder: Path | None,
     report: OnnxPruneReport,
     pattern: NM,
+    *,
+    beside: bool,
 ) -> None:
     """Write the model beside its place, look whether it is what was wanted, and only then put it there."""
     target = report.path
     with onnx_output(target) as draft:
-        write(proto, folder, draft)
+        write(proto, folder, draft, beside=beside)
         if (problem := _problem(draft)) and problem != _problem(model):
             raise SparsityError(f"ONNX's checker refuses what was made: {problem}", remedy="please report it")
         for layer, check in zip(report.layers, check_onnx(draft, pattern), strict=True):
