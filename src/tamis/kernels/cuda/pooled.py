@@ -83,10 +83,10 @@ class Pooling:
 class PooledTile:
     """What a block computes at a time: ``64 * blocks * groups`` filters of ``lines`` lines, ``line`` pixels apart.
 
-    An instruction computes ``pixels``, of all lines or, if ``sliding``, of one of them: the ring then has
-    ``line_stages`` single lines, of which those that the next tile sees stay. There are ``stages`` of weights and ``line_stages`` of lines, of ``line_bytes``
-    each, with ``line_spare`` behind them. ``resident`` blocks share a multiprocessor. ``weights_stay``: each step has
-    a stage of its own, and weights come once.
+    An instruction computes ``pixels``, of all lines or, if ``sliding``, of one of them: then ``line_stages`` single lines
+    are a ring, in which those that the next tile sees stay. Else these are stages of all lines that a tile sees. There
+    are ``stages`` of weights; if ``weights_stay`` each step has one of its own, and weights come once. ``line_bytes``
+    are those of a stage, with ``line_spare`` behind the last. ``resident`` blocks share a multiprocessor.
     """
 
     blocks: int
@@ -106,6 +106,16 @@ class PooledTile:
     def filters(self) -> int:
         """Filters of a tile."""
         return ROWS * self.blocks * self.groups
+
+    @property
+    def computed(self) -> int:
+        """Pixels that are computed, those that have no place in the result among them."""
+        return self.pixels * (self.lines if self.sliding else 1)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of pixels that are copied for a tile that follows another one."""
+        return self.line_bytes * (self.lines if self.sliding else 1)
 
     @property
     def threads(self) -> int:
