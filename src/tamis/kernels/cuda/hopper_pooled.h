@@ -10,23 +10,29 @@
 //   next tile has the same filters and columns in the same threads. A run that begins within an image computes the tile
 //   above its first one too, and stores nothing of it. With WEIGHTS_STAY shared memory holds all steps' weights, which
 //   come once.
+//   With SLIDING so do lines of pixels: they lie in a ring of LINE_STAGES lines, those that the next tile sees stay, and
+//   each line of a tile has instructions of its own, of PIXELS columns. That takes weights that stay, and one run of
+//   channels.
 //   Pooling needs no shared memory: LINE is a multiple of eight, so a column's pixels of all lines lie in the same thread,
 //   which has pairs of columns (2 c, 2 c + 1); the column before comes from the thread before, of the same quad. Results
 //   then turn as in hopper_leave.h, a quarter as many.
 // Limits: those of HALO; no residual, no groups, 16 bits, filters a multiple of eight (VECTORS). COLUMNS / 8 registers hold
 //   a line for every 64 filters.
-// Roof: products, or what the copy engine brings from L2: TILE_LINES + taps - 1 lines a tile, 35 bytes a clock. Not measured
-//   yet; docs/design/0016-pooling-in-the-epilogue.md has the prediction.
+// Roof: products, or what the copy engine brings from L2 at 35 bytes a clock: TILE_LINES lines a tile, and if not SLIDING
+//   those that taps see below these once more. Not measured yet; docs/design/0016-pooling-in-the-epilogue.md has the prediction.
 //
 // Constants: those of implicit_gemm_hopper.cu; POOL, TILE_LINES, LINE, COLUMNS (of a tile, a multiple of eight), WIDE (of
-// the convolution), FIRST_COLUMN (of the convolution's, where a tile's begin), WEIGHTS_STAY.
+// the convolution), FIRST_COLUMN (of the convolution's, where a tile's begin), WEIGHTS_STAY, SLIDING.
 #pragma once
 
 static_assert(HALO && !RESIDUAL && !GROUPED && CLUSTER == 1 && sizeof(OUT_TYPE) == 2 && VECTORS && !EIGHT_BITS, "pooling");
 static_assert(LINE % 8 == 0 && COLUMNS % 8 == 0 && COLUMNS <= LINE && TILE_LINES % 2 == 0, "columns meet in a thread");
-static_assert((TILE_LINES - 1) * LINE + COLUMNS <= PIXELS, "all lines are computed");
+static_assert((SLIDING ? 0 : TILE_LINES - 1) * LINE + COLUMNS <= PIXELS, "all lines are computed");
+static_assert(!SLIDING || WEIGHTS_STAY, "steps go through the lines, not through stages");
 constexpr int OCTETS = COLUMNS / 8;       // a thread has two columns of each
 constexpr int POOLED_COLUMNS = COLUMNS / 2;
+constexpr int PRODUCTS = SLIDING ? BLOCKS * TILE_LINES : BLOCKS;  // of a warpgroup in a step, each with its sums
+using Sums = Sum[PRODUCTS][PIXELS / 2];
 constexpr unsigned LOWEST = *PRODUCT_TYPE == 'b' ? 0xff80ff80u : 0xfc00fc00u;  // -inf, twice
 
 // The larger of two pairs each; NaN where one is.
@@ -64,9 +70,10 @@ struct Across {
         const bool all = FIRST_COLUMN + octet * 8 >= 0 && FIRST_COLUMN + octet * 8 + 8 <= WIDE;
         return all || (place >= 0 && place < WIDE) ? Convert<OUT_TYPE>::pack(values) : LOWEST;
     }
-    __device__ __forceinline__ unsigned next(const Sum (&sums)[PIXELS / 2], const float (&biases)[2], int line, int octet) {
-        const int at = (line * LINE + octet * 8) / 2;
-        const unsigned left = column(sums, biases, at, octet, lane, 0), right = column(sums, biases, at, octet, lane, 1);
+    __device__ __forceinline__ unsigned next(const Sums &sums, const float (&biases)[2], int block, int line, int octet) {
+        const int at = ((SLIDING ? 0 : line * LINE) + octet * 8) / 2;
+        const auto &own = sums[SLIDING ? block * TILE_LINES + line : block];
+        const unsigned left = column(own, biases, at, octet, lane, 0), right = column(own, biases, at, octet, lane, 1);
         unsigned largest = larger(left, right);
         if constexpr (POOL == 3) {
             // A quad's first thread needs what its last one had of the eight columns before.
@@ -79,7 +86,7 @@ struct Across {
 };
 
 // Pools a tile. `above` is the line above, of each eight columns, and becomes the tile's last one.
-TAMIS_DEVICE void leave_pooled(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned (&above)[BLOCKS][OCTETS],
+TAMIS_DEVICE void leave_pooled(const Sums &sums, unsigned (&above)[BLOCKS][OCTETS],
                                const float (&biases)[BLOCKS][2], unsigned char *strip, const PooledExit &to, bool stores,
                                int group, int thread) {
     const int warp = thread / 32, lane = thread % 32;
@@ -106,7 +113,7 @@ TAMIS_DEVICE void leave_pooled(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned (
                     unsigned each[2];
 #pragma unroll
                     for (int l = 0; l < 2; l++) {
-                        each[l] = lines[l].next(sums[block], biases[block], half * 2 + l, octet + i);
+                        each[l] = lines[l].next(sums, biases[block], block, half * 2 + l, octet + i);
                         each[l] = exist[l] ? each[l] : LOWEST;
                     }
                     largest[i] = larger(each[0], each[1]);
@@ -136,6 +143,92 @@ TAMIS_DEVICE void leave_pooled(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned (
     }
 }
 
+#if SLIDING
+// Lines in a ring; `first` is where a tile's first one lies, in which round.
+struct Slots {
+    unsigned lines, barriers;
+    int first;
+    unsigned round;
+    __device__ __forceinline__ int slot(int line) const {
+        return first + line - (first + line >= LINE_STAGES ? LINE_STAGES : 0);
+    }
+    __device__ __forceinline__ unsigned at(int line) const { return lines + slot(line) * (LINE * 128); }
+    __device__ __forceinline__ unsigned full(int line) const { return barriers + slot(line) * 16; }
+    __device__ __forceinline__ unsigned empty(int line) const { return full(line) + 8; }
+    __device__ __forceinline__ unsigned round_of(int line) const { return round ^ (first + line >= LINE_STAGES); }
+    __device__ __forceinline__ void advance(int count) {
+        first += count;
+        if (first >= LINE_STAGES) first -= LINE_STAGES, round ^= 1;
+    }
+};
+
+// All products of a tile. The lines that the next tile does not see are given back, all of them if there is none.
+TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, Walk &walk, const unsigned char *memory,
+                                   int group, int thread, int steps, bool last) {
+    unsigned even[BLOCKS * WORDS] = {}, odd[BLOCKS * WORDS] = {};
+    unsigned used = 0;  // the barrier of a line that nothing but running products reads
+    const auto start_step = [&](unsigned(&places)[BLOCKS * WORDS], int step) {
+        const unsigned full = ring.barriers + step * 16, weights = ring.stages + step * STAGE_BYTES;
+        if (walk.x == 0)
+#pragma unroll
+            for (int line = 0; line < TILE_LINES; line++)
+                barrier_wait(slots.full(walk.y + line), slots.round_of(walk.y + line));
+        barrier_wait(full, 0);
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++) {
+            const int at = RING + step * STAGE_BYTES + GROUPS * BLOCKS * MATRIX_BYTES +
+                           (group * BLOCKS + block) * PLACES_BYTES + thread * 4 * WORDS;
+            if constexpr (SPARSE)
+                load_words<WORDS>(reinterpret_cast<const unsigned *>(memory + at), places + block * WORDS);
+        }
+        products_begin();
+#pragma unroll
+        for (int number = 0; number < PRODUCTS; number++) {
+            const int block = number / TILE_LINES, line = number % TILE_LINES;
+            const unsigned pixels = slots.at(walk.y + line) + walk.x * walk.dilation_w * 128;
+#pragma unroll
+            for (int part = 0; part < (SPARSE ? 2 : 4); part++) {
+                const auto a = operand(weights + (group * BLOCKS + block) * MATRIX_BYTES + part * 2048, 128, 256, PLAIN);
+                const auto b = operand(pixels + part * (SPARSE ? 64 : 32), 16, 1024, SWIZZLE_128);
+                const int keep = step > 0 || part > 0;
+                if constexpr (!SPARSE)
+                    Product<PIXELS>::dense(sums[number], a, b, keep);
+                else if (part == 0)
+                    Product<PIXELS>::template sparse<0>(sums[number], a, b, places[block * WORDS], keep);
+                else
+                    Product<PIXELS>::template sparse<2 - WORDS>(sums[number], a, b, places[block * WORDS + WORDS - 1], keep);
+            }
+        }
+        products_commit();
+    };
+    const auto started = [&] {
+        if (used) give_back(used, thread);
+        used = walk.x + 1 == walk.across && walk.y < TILE_LINES ? slots.empty(walk.y) : 0;
+        walk.next();
+    };
+    for (int step = 0; step < steps; step += 2) {
+        start_step(even, step);
+        products_wait<1>();
+        hold_registers(odd);
+        started();
+        if (step + 1 < steps) {
+            start_step(odd, step + 1);
+            products_wait<1>();
+            hold_registers(even);
+            started();
+        }
+    }
+    products_wait<0>();
+    hold_registers(even);
+    hold_registers(odd);
+    if (used) give_back(used, thread);
+    const int lines = last ? TILE_LINES + walk.down - 1 : TILE_LINES;
+    for (int line = walk.down < TILE_LINES ? walk.down : TILE_LINES; line < lines; line++)
+        give_back(slots.empty(line), thread);
+    slots.advance(lines);
+}
+#endif
+
 // `tops` tiles lie below each other in an image, from line `first_line` of the convolution and `first_pooled` of the result
 // on, which may begin outside; `first_x` is where a tile's columns begin in the result.
 extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT)
@@ -147,6 +240,9 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
     SHARED_MEMORY(memory);
     const unsigned base = shared_address(memory);
     Steps ring = {base + RING, base, STAGE_BYTES, 0, 0};
+#if SLIDING
+    Slots slots = {base + LINES, base + STAGES * 16, 0, 0};
+#endif
     Lines halo = {base + LINES, base + STAGES * 16, (line_bytes + 1023) / 1024 * 1024, 0, 0};
     const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
     const int rows = (filters - 1) / FILTERS + 1, row = blockIdx.x % rows;  // tiles of filters
@@ -175,6 +271,18 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
         int filled = 0;  // the first weights need not wait for the kernel before
         for (Steps to = ring; from < end && filled < steps && filled < STAGES; to.next()) fill(to, filled++);
         previous_finished();
+#if SLIDING
+        for (int tile = from; tile < end; tile++) {
+            const int line = first_line + tile % tops * TILE_LINES, kept = taps / across - 1;
+            for (int i = tile == from || tile % tops == 0 ? 0 : kept; i < TILE_LINES + kept; i++) {
+                barrier_wait(slots.empty(0), slots.round ^ 1);
+                barrier_expect(slots.full(0), LINE * 128);
+                copy_lines(slots.at(0), map, 0, FIRST_COLUMN - pad_left, line - pad_top + i, tile / tops, slots.full(0));
+                slots.advance(1);
+            }
+        }
+        return;
+#endif
         for (int tile = from; tile < end; tile++) {
             const int line = first_line + tile % tops * TILE_LINES;
             for (int step = 0; step < steps; step++) {
@@ -210,9 +318,13 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
             if (top == 0 || tile == from)
 #pragma unroll
                 for (int i = 0; i < BLOCKS * OCTETS; i++) above[i / OCTETS][i % OCTETS] = LOWEST;
-            Sum sums[BLOCKS][PIXELS / 2];
+            Sums sums;
+#if SLIDING
+            multiply_sliding(sums, ring, slots, walk, memory, group, thread, steps, top + 1 == tops);
+#else
             multiply(sums, ring, halo, walk, memory, group, thread, steps);
             if constexpr (WEIGHTS_STAY) ring.round = 0;  // each stage is full for good
+#endif
             const PooledExit to = {first_line + top * TILE_LINES, height, first_pooled + top * (TILE_LINES / 2),
                                    pooled_height, tile / tops, pooled_width, first_x, filter, filters, pitch, offset, out};
             leave_pooled(sums, above, biases, strip, to, tile >= begin, group, thread);

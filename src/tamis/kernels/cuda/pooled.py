@@ -31,9 +31,13 @@ WINDOWS = (2, 3)
 WIDTHS = (64, 120, 128, 176, 192, 208, 224, 232, 256)
 # Blocks of 64 filters, groups, most pixels, resident blocks and line stages of the tiles.
 POOLED_TILES = (
-    (1, 1, 256, 2, 1), (1, 1, 128, 2, 2), (1, 1, 128, 2, 1), (1, 1, 256, 1, 2), (1, 2, 256, 1, 2), (1, 2, 128, 1, 2),
-    (2, 1, 128, 2, 1), (2, 2, 128, 1, 2),
+    (1, 1, 232, 2, 1), (1, 1, 128, 2, 2), (1, 1, 128, 2, 1), (1, 1, 256, 1, 2), (1, 2, 256, 1, 2), (1, 2, 128, 1, 2),
+    (2, 2, 128, 1, 2),
 )  # fmt: skip
+# Blocks of 64 filters, groups and resident blocks of tiles whose lines slide, and columns for which there is an
+# instruction.
+SLIDING_TILES = ((1, 1, 2), (1, 2, 1), (1, 1, 1))
+LINE_WIDTHS = (64, 96, 112, 120, 128)
 _MOST_STAGES = 8
 _MOST_STAYING = 32  # steps whose weights may stay in shared memory: their barriers need room
 _LONGEST_BOX = 256
@@ -79,9 +83,10 @@ class Pooling:
 class PooledTile:
     """What a block computes at a time: ``64 * blocks * groups`` filters of ``lines`` lines, ``line`` pixels apart.
 
-    An instruction computes ``pixels``. There are ``stages`` of weights and ``line_stages`` of lines, of ``line_bytes``
-    each, with ``line_spare`` behind them. ``resident`` blocks share a multiprocessor. ``weights_stay``: each step has
-    a stage of its own, and weights come once.
+    An instruction computes ``pixels``, of all lines or, if ``sliding``, of one of them: then ``line_stages`` single lines
+    are a ring, in which those that the next tile sees stay. Else these are stages of all lines that a tile sees. There
+    are ``stages`` of weights; if ``weights_stay`` each step has one of its own, and weights come once. ``line_bytes``
+    are those of a stage, with ``line_spare`` behind the last. ``resident`` blocks share a multiprocessor.
     """
 
     blocks: int
@@ -95,11 +100,22 @@ class PooledTile:
     line_spare: int
     line_stages: int
     weights_stay: bool
+    sliding: bool = False
 
     @property
     def filters(self) -> int:
         """Filters of a tile."""
         return ROWS * self.blocks * self.groups
+
+    @property
+    def computed(self) -> int:
+        """Pixels that are computed, those that have no place in the result among them."""
+        return self.pixels * (self.lines if self.sliding else 1)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of pixels that are copied for a tile that follows another one."""
+        return self.line_bytes * (self.lines if self.sliding else 1)
 
     @property
     def threads(self) -> int:
@@ -127,19 +143,39 @@ def pooled_tiles(shape: Convolution, pooling: Pooling, *, sparse: bool) -> list[
     """The tiles that fit; none where ``refuses_pooled`` has a reason, or two lines are too long."""
     if refuses_pooled(shape, pooling) is not None:
         return []
-    found = []
-    for blocks, groups, most, resident, line_stages in POOLED_TILES:
-        if line_stages == 1 and shape.steps > shape.kernel[0] * shape.kernel[1]:
-            continue  # a single stage is given back behind a tile's last step only
-        tile = _fitting(shape, pooling, (blocks, groups, most, resident, line_stages), sparse=sparse)
-        if tile is not None and tile not in found:
-            found.append(tile)
-    return found
+    tiles = [_sliding(shape, pooling, sizes, sparse=sparse) for sizes in SLIDING_TILES]
+    tiles += [_fitting(shape, pooling, sizes, sparse=sparse) for sizes in POOLED_TILES]
+    return list(dict.fromkeys(tile for tile in tiles if tile is not None))
+
+
+def _sliding(shape: Convolution, pooling: Pooling, sizes: tuple[int, int, int], *, sparse: bool) -> PooledTile | None:
+    """The tile of two lines whose pixels come once, as many lines ahead as fit, beside all weights."""
+    blocks, groups, resident = sizes
+    columns, (down, across) = _columns(pooling), shape.kernel
+    reach = (across - 1) * shape.dilations[1]
+    line = ceil_divide(pooling.columns + reach, 8) * 8
+    fits = min(columns, line) >= LINE_WIDTHS[0] // 2 and columns <= LINE_WIDTHS[-1] and line <= _LONGEST_BOX
+    if shape.channels * 2 > STEP_BYTES or shape.dilations[0] > 1 or shape.steps > _MOST_STAYING or not fits:
+        return None
+    pixels = min(width for width in LINE_WIDTHS if width >= columns)
+    spare = max(pixels + reach - line, 0) * STEP_BYTES
+
+    def tile(slots: int) -> PooledTile:
+        return PooledTile(blocks, groups, pixels, resident, shape.steps, STRIDE, line, line * STEP_BYTES, spare, slots,
+                          weights_stay=True, sliding=True)  # fmt: skip
+
+    least = STRIDE + down - 1
+    for slots in range(least + 2 * STRIDE, least - 1, -1):
+        if tile(slots).shared_bytes(pooling, sparse=sparse) <= shared_limit(resident):
+            return tile(slots)
+    return None
 
 
 def _fitting(shape: Convolution, pooling: Pooling, sizes: tuple[int, ...], *, sparse: bool) -> PooledTile | None:
     """The tile with equal lines as far as may be, and its weights in shared memory for good where there is room."""
     blocks, groups, most, resident, line_stages = sizes
+    if line_stages == 1 and shape.steps > shape.kernel[0] * shape.kernel[1]:
+        return None  # a single stage is given back behind a tile's last step only
     reach = [(size - 1) * dilation for size, dilation in zip(shape.kernel, shape.dilations, strict=True)]
     columns = _columns(pooling)
     line = ceil_divide(pooling.columns + reach[1], 8) * 8
@@ -217,12 +253,12 @@ def implicit_gemm_pooled(
         raise ValueError("pooling of other types than 16 bits, or behind a residual")
     if any(number % 8 for number in epilogue.places(shape.filters)):
         raise ValueError("results that do not lie at multiples of eight channels")
-    if tile not in (fit for sizes in POOLED_TILES if (fit := _fitting(shape, pooling, sizes, sparse=sparse))):
+    if tile not in pooled_tiles(shape, pooling, sparse=sparse):
         raise ValueError("a tile of another shape")
     (high, wide), (down, across) = shape.output, shape.kernel
     top, left, _, _ = shape.pads
     chunks, steps = ceil_divide(shape.channels * 2, STEP_BYTES), shape.steps
-    lines = tile.lines + (down - 1) * shape.dilations[0]
+    lines = 1 if tile.sliding else tile.lines + (down - 1) * shape.dilations[0]
     map_ = TensorMap("lines", 0, dtype, shape.channels, (shape.batch, shape.height, shape.width), tile.line,
                      lines=lines, apart=shape.apart)  # fmt: skip
     defines = common_defines(shape, tile.filters, dtype, epilogue, sparse=sparse)
@@ -232,7 +268,7 @@ def implicit_gemm_pooled(
         "SPLIT": 0, "HALO": 1, "RESIDENT": tile.resident, "LINE_STAGES": tile.line_stages, "STRIP_COUNT": 2,
         "WINDOWS": 0, "STATIONARY": 0, "POOL": pooling.size, "TILE_LINES": tile.lines, "LINE": tile.line,
         "COLUMNS": _columns(pooling), "WIDE": wide, "FIRST_COLUMN": pooling.start(pooling.left),
-        "WEIGHTS_STAY": int(tile.weights_stay),
+        "WEIGHTS_STAY": int(tile.weights_stay), "SLIDING": int(tile.sliding),
     }  # fmt: skip
     pitch, offset, _ = epilogue.places(shape.filters)
     numbers = (

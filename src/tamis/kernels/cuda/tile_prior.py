@@ -11,7 +11,8 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
 - a block alone cannot start a step more often than every 250 clocks;
 - results leave at 0.17 clocks each and warpgroup, with a residual at 0.3, while no product of the block runs;
 - results that are pooled leave at 0.06, in registers but for a quarter of them; weights that stay in shared memory
-  come once. Neither has been compared with measurements yet;
+  come once, and of lines that slide those that the tile before did not see. None of it has been compared with
+  measurements yet;
 - all tiles take turns on the multiprocessors, so that the last turn may be a waste;
 - blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup.
   Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
@@ -87,11 +88,11 @@ def predicted_pooled_us(
     """Microseconds of a launch in 16 bits that pools what it computes, from a cold L2 cache."""
     blocks, taps = tile.filters // 64, shape.kernel[0] * shape.kernel[1]
     packed = rows_bytes(tile.filters, sparse=sparse)
-    pixels = tile.line_bytes / taps
-    weights = 0 if tile.weights_stay else packed
-    operands = blocks * (tile.pixels * _PIXEL_BYTES + (4096 if sparse else 8192))
-    step = _step_clocks(tile.filters * tile.pixels, operands, weights + pixels, weights + pixels, sparse=sparse)
-    leave = _LEAVE_POOLED * 64 * tile.blocks * tile.pixels
+    copied = tile.copied_bytes / taps + (0 if tile.weights_stay else packed)
+    products = tile.lines if tile.sliding else 1  # each reads the weights of the step
+    operands = blocks * (tile.computed * _PIXEL_BYTES + products * (4096 if sparse else 8192))
+    step = _step_clocks(tile.filters * tile.computed, operands, copied, copied, sparse=sparse)
+    leave = _LEAVE_POOLED * 64 * tile.blocks * tile.computed
     together = max(tile.resident * shape.steps * step, shape.steps * max(step, _SHORTEST_STEP) + leave)
     rows, runs = ceil_divide(shape.filters, tile.filters), runs_of_tiles(shape, pooling, tile, multiprocessors)
     # A run that begins within an image computes the tile above once more.
