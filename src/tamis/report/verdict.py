@@ -56,7 +56,7 @@ class Verdict:
         return f"Faster by sparsity: {self.gain:.2f}x, {times}; {share}"
 
     def _why(self) -> str:
-        if not self.reasons or (self.faster and self.sparse == self.eligible):
+        if not self.reasons:
             return ""
         named = [f"{counted(count, 'layer')}: {reason}" for reason, count in self.reasons[:_MOST_REASONS]]
         more = len(self.reasons) - len(named)
