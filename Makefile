@@ -31,6 +31,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/cuda/mypy.ini
 
 tests: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)

@@ -42,7 +42,7 @@ RESNET18 = Network(
     "resnet18",
     accuracy_models.resnet18,
     Recipe(
-        "sgd", batch=512, epochs=24, tuning=8, rate=0.5, tuning_rate=0.1, decay=5e-4, rise=0.2, smoothing=0.1,
+        "sgd", batch=512, epochs=30, tuning=8, rate=0.5, tuning_rate=0.1, decay=5e-4, rise=0.2, smoothing=0.1,
         augmentation=Augmentation(cutout=8),
     ),
 )  # fmt: skip

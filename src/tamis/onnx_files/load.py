@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -26,7 +27,7 @@ def load_model(source: Source) -> tuple[onnx.ModelProto, Path | None, str]:
     """The parsed model, the folder for its external data (None when there is none) and a name for messages.
 
     Raises:
-        InvalidModel: the file is missing, unreadable, not ONNX, truncated or empty.
+        InvalidModel: the file is missing, unreadable, not ONNX, truncated or empty, or a name in it is not text.
     """
     if isinstance(source, onnx.ModelProto):
         _check_is_model(source, "the model")
@@ -72,3 +73,42 @@ def _check_is_model(model: onnx.ModelProto, what: str) -> None:
         raise InvalidModel(f"{what} is not an ONNX model, or is truncated: it has no graph", remedy=EXPORT)
     if not model.graph.output:
         raise InvalidModel(f"{what} is an ONNX model without outputs, or is truncated", remedy=EXPORT)
+    for where, text in _names(model):
+        if not isinstance(text, str):  # what protobuf makes of bytes that are no text
+            raise InvalidModel(
+                f"{what} holds a name that is not UTF-8: {text!r}, of {where}",
+                remedy="rename it where the model was made, and export again",
+            )
+
+
+def _names(model: onnx.ModelProto) -> Iterator[tuple[str, object]]:
+    """All names that a model goes by, and whose they are."""
+    for entry in model.opset_import:
+        yield "an opset", entry.domain
+    for function in model.functions:
+        for text in (function.domain, function.name, *function.input, *function.output, *function.attribute):
+            yield "a function", text
+        yield from _names_of_nodes(function.node)
+    yield from _names_of_graph(model.graph)
+
+
+def _names_of_graph(graph: onnx.GraphProto) -> Iterator[tuple[str, object]]:
+    yield "a graph", graph.name
+    for tensor in graph.initializer:
+        yield "a tensor", tensor.name
+    for sparse in graph.sparse_initializer:
+        yield "a tensor", sparse.values.name
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield "a value", value.name
+    yield from _names_of_nodes(graph.node)
+
+
+def _names_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, object]]:
+    for node in nodes:
+        where = f"{node.op_type!s} node {node.name!r}"
+        for text in (node.op_type, node.domain, node.name, *node.input, *node.output):
+            yield where, text
+        for attribute in node.attribute:
+            yield where, attribute.name
+            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+                yield from _names_of_graph(body)

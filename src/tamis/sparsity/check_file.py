@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from tamis.errors import InvalidModel, first_line
 from tamis.formats import NM
-from tamis.sparsity.check import LayerCheck, Progress, check_state_dict
+from tamis.sparsity.check import LayerCheck, Progress
 from tamis.sparsity.check_onnx import check_graph
+from tamis.sparsity.check_state import check_state_dict
 from tamis.sparsity.masks import as_pattern
 from tamis.sparsity.onnx_graph import open_graph
 from tamis.sparsity.onnx_layers import unjudged
@@ -124,13 +125,16 @@ class _Lazy(Mapping[str, torch.Tensor]):
 
     def __init__(self, opened: Any) -> None:
         self._opened = opened
-        self._names = tuple(opened.keys())
+        self._names = dict.fromkeys(opened.keys())
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._names:
             raise KeyError(name)
         tensor: torch.Tensor = self._opened.get_tensor(name)
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,8 +27,10 @@ from tamis.errors import ConfigError, SparsityError, UnsupportedModel, first_lin
 from tamis.formats import NM
 from tamis.sparsity.check import LayerCheck, check_module
 from tamis.sparsity.check_onnx import check_onnx
-from tamis.sparsity.hold import finalize
+from tamis.sparsity.computed import detach_computed, remove_norms
+from tamis.sparsity.hold import bake_parametrizations, finalize
 from tamis.sparsity.masks import as_pattern, prunable
+from tamis.sparsity.onnx_output import onnx_output, require_place
 
 OPSET = 20
 _REGISTRATION_LOGGER = "torch.onnx._internal.exporter._registration"
@@ -99,21 +100,25 @@ def export_onnx(
         ExportMismatch: the file's outputs differ from torch's, or ONNX Runtime cannot run it.
         UnsupportedModel: PyTorch's exporter cannot trace the model.
         ConfigError: `compare` was asked for without ONNX Runtime, or for bfloat16.
+        OutputError: the file cannot be written, or `<path>.data` is there and belongs to another model.
     """
     wanted = as_pattern(pattern)
+    require_place(path)
     if compare is None:
         compare = importlib.util.find_spec("onnxruntime") is not None and not _has_bfloat16(model, args, kwargs)
     elif compare and _has_bfloat16(model, args, kwargs):
         raise ConfigError("ONNX Runtime does not take bfloat16", remedy="export in float32, or pass compare=False")
     expected = _sparse_weights(model, wanted)
+    detach_computed(model)
     frozen = copy.deepcopy(model).eval()
     finalize(frozen)
+    bake_parametrizations(frozen)
+    remove_norms(frozen)
     by_name = dict(kwargs or {})
     names = {"input_names": input_names, "output_names": output_names}
     program = _trace(frozen, args, kwargs=by_name, dynamic_shapes=dynamic_shapes, **names)
     target = Path(path)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-        draft = Path(folder) / target.name
+    with onnx_output(target) as draft:
         layers = _save(program, draft, wanted)
         if any(layer.groups == 1.0 and not layer.eligible for layer in layers):
             # masks that the model applies itself: the exporter leaves products of more than 8192 elements to run time
@@ -121,9 +126,6 @@ def export_onnx(
             layers = _save(program, draft, wanted)
         unused = _compare_layers(frozen, expected, layers)
         error = _compare_outputs(frozen, args, by_name, draft, tolerance) if compare else None
-        # the data first: the model file never points to data that is not there
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
-            file.replace(target.parent / file.name)
     return ExportReport(target, layers, unused, error)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from tamis.errors import SparsityError
 from tamis.formats import NM, parse_pattern
+from tamis.sparsity.computed import present_weight
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -54,9 +55,7 @@ class LayerChoice:
     @property
     def weight(self) -> torch.Tensor:
         """The weight as the module sees it, masks applied."""
-        weight = getattr(self.module, self.parameter)
-        assert isinstance(weight, torch.Tensor)
-        return weight
+        return present_weight(self.module, self.parameter)
 
 
 def as_pattern(pattern: str | NM) -> NM:
@@ -76,7 +75,7 @@ def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
     """
     wanted = as_pattern(pattern)
     layers = [
-        LayerChoice(name, module, parameter, axis, _misfit(module, parameter, axis, wanted))
+        LayerChoice(name, module, parameter, axis)
         for name, module in model.named_modules()
         for parameter, axis in _weights(module)
     ]
@@ -84,7 +83,10 @@ def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
     owners: dict[int, list[str]] = defaultdict(list)
     for name, tensor in model.named_parameters(remove_duplicate=False):
         owners[id(tensor)].append(name)
-    return [replace(layer, reason=layer.reason or _conflict(layer, owners[id(layer.weight)], axes)) for layer in layers]
+    return [
+        replace(layer, reason=shape_misfit(layer, wanted) or _conflict(layer, owners[id(layer.weight)], axes))
+        for layer in layers
+    ]
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -157,10 +159,10 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, int]]:
                 yield parameter, 1
 
 
-def _misfit(module: nn.Module, parameter: str, axis: int, pattern: NM) -> str | None:
-    """Why the shape of a weight does not fit the pattern."""
-    size = int(getattr(module, parameter).shape[axis])
-    groups = 1
+def shape_misfit(layer: LayerChoice, pattern: NM) -> str | None:
+    """Why the shape of a weight does not fit the pattern; None if it does."""
+    module, groups = layer.module, 1
+    size = int(getattr(module, layer.parameter).shape[layer.axis])
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         groups = module.groups
         size = module.in_channels // groups
