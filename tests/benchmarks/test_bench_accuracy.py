@@ -16,7 +16,7 @@ from accuracy_data import MARGIN, SIZE, Augmentation, Images, epoch_of, normalis
 from accuracy_rows import BENCH, LAYERS, AccuracyRow, LayerRow, accuracy_lines, failures, layer_lines, spread
 from accuracy_stages import STAGES, layers_compared
 from accuracy_training import slope
-from bench_accuracy import main, parse
+from bench_accuracy import NETWORKS, main, parse
 from tables import rendered
 from tamis.errors import InputError
 
@@ -197,6 +197,17 @@ def test_the_table_compares_within_a_seed_and_with_the_control_that_trained_as_l
         ("vit", "2", "3", "2.00 ± 0.00", "1.00", "l0", "median at least 1.5: met"),
     ]
     assert spread([]) == "" and spread([1.0], sign=True) == "+1.00"
+
+
+def test_the_page_tells_the_recipes_that_are_used() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "accuracy.md").read_text()
+    recipes = [network.recipe for network in NETWORKS]
+    dense, tuning = (
+        " | ".join(f"{epochs} epochs, rate up to {rate}" for epochs, rate in pairs)
+        for pairs in ([(r.epochs, r.rate) for r in recipes], [(r.tuning, r.tuning_rate) for r in recipes])
+    )
+    assert f"| dense training | {dense} |" in page and f"| tuning | {tuning} |" in page
+    assert all(recipe.batch == 512 and recipe.smoothing == 0.1 for recipe in recipes)
 
 
 def test_the_table_says_that_there_are_no_results(tmp_path: Path) -> None:
