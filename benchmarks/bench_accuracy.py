@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     _say(f"{len(train)} training and {len(test)} test images on {device} after {time.monotonic() - began:.1f} s")
-    run = Run(train, test, device, not options.no_graphs, began + options.time_budget, _say)
+    run = Run(train, test, device, device.type == "cuda" and not options.no_graphs, began + options.time_budget, _say)
     name = short_name(_machine(device).get("gpu", ""))
     path = options.output or Path(__file__).parent / "results" / f"accuracy-{name}.json"
     try:
