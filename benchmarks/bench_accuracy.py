@@ -8,7 +8,8 @@
 
 The folder ``--data`` holds train.npz and test.npz (see ``accuracy_data.read``). Each network and seed goes through the
 stages of ``accuracy_stages.py``. Checkpoints, and what each stage found, are kept in the folder ``--work``; after each
-stage all that is known is written to ``results/accuracy-GPU.json``. A stage that fails is told and the others go on.
+stage all that is known is written to ``results/accuracy-GPU.json``. A stage that fails is told, and the others go on;
+``--resume`` tries it again.
 """
 
 from __future__ import annotations
@@ -164,13 +165,16 @@ def _settings(networks: Sequence[Network], options: argparse.Namespace) -> str:
 
 
 def _prepare(work: Path, settings: str, resume: bool) -> None:
-    """A folder that holds nothing but what these settings made. Raises `ConfigError`."""
+    """A folder that holds nothing but what these settings made, and no failure. Raises `ConfigError`."""
     noted = work / "settings.json"
     if resume and noted.exists():
         old, new = json.loads(noted.read_text()), json.loads(settings)
         known = old["networks"].keys() & new["networks"].keys()
         if old["images"] != new["images"] or any(old["networks"][name] != new["networks"][name] for name in known):
             raise ConfigError(f"'{work}' is of a run with other settings", remedy="leave out --resume to begin anew")
+        for outcome in work.glob("*/*.json"):
+            if _failed(json.loads(outcome.read_text())["outcome"]["note"]):
+                outcome.unlink()  # to be tried again
         settings = json.dumps({**new, "networks": old["networks"] | new["networks"]}, indent=1, sort_keys=True)
     elif noted.exists():
         shutil.rmtree(work)
@@ -179,6 +183,10 @@ def _prepare(work: Path, settings: str, resume: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
     with replaced_file(noted) as file:
         file.write(settings.encode())
+
+
+def _failed(note: str) -> bool:
+    return note.startswith("failed")
 
 
 def _all_stages(network: Network, seed: int, run: Run, work: Path, path: Path, extra: bool) -> None:
@@ -199,7 +207,7 @@ def _all_stages(network: Network, seed: int, run: Run, work: Path, path: Path, e
                 file.write(json.dumps(data).encode())
             _say(f"    {_told(data)} in {data['seconds']:.1f} s")
         outcome = Outcome(**data["outcome"])
-        if not outcome.note.startswith("failed"):
+        if not _failed(outcome.note):
             context.done[stage.name] = outcome
         rows = _rows(context, stage, outcome, data["seconds"])
         merge(path, rows, {"command": command_line(sys.argv), **_machine(run.device)}, key=KEY)
@@ -222,14 +230,11 @@ def _worked(stage: Stage, context: Context) -> dict[str, Any]:
 
 def _rows(context: Context, stage: Stage, outcome: Outcome, seconds: float) -> list[AccuracyRow | LayerRow]:
     name, seed = context.network.name, context.seed
-    if outcome.layers is not None:
-        return [LayerRow(name, layer, seed, *errors) for layer, errors in outcome.layers.items()]
-    return [
-        AccuracyRow(
-            name, stage.name, seed, outcome.accuracy, outcome.loss, outcome.epochs, outcome.macs, outcome.zeros,
-            seconds, outcome.note,
-        )
-    ]  # fmt: skip
+    row = AccuracyRow(
+        name, stage.name, seed, outcome.accuracy, outcome.loss, outcome.epochs, outcome.macs, outcome.zeros, seconds,
+        outcome.note,
+    )  # fmt: skip
+    return [row, *(LayerRow(name, layer, seed, *errors) for layer, errors in (outcome.layers or {}).items())]
 
 
 def _told(data: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from accuracy_data import MARGIN, SIZE, Augmentation, Images, epoch_of, normalised, padded, read
 from accuracy_rows import BENCH, LAYERS, AccuracyRow, LayerRow, accuracy_lines, failures, layer_lines, spread
-from accuracy_stages import STAGES, Network, layers_compared
+from accuracy_stages import STAGES, Network, _output_norms
 from accuracy_training import Run, _Step, evaluate, slope, train
 from bench_accuracy import NETWORKS, main, parse
 from tables import rendered
@@ -75,7 +75,8 @@ def test_every_stage_runs_and_a_resumed_run_repeats_none(
     assert [{**row, "commit": ""} for row in kept] == [{**row, "commit": ""} for row in rows]
     for model in ("resnet18", "vit"):
         mine = {row["stage"]: row for row in rows if row["model"] == model and row["bench"] == BENCH}
-        assert mine.keys() == {stage.name for stage in STAGES if stage.work is not layers_compared}
+        assert mine.keys() == {stage.name for stage in STAGES}
+        assert mine.pop("layers")["note"].startswith("magnitude's error over SparseGPT's: median ")
         assert all(0 <= row["accuracy"] <= 100 and np.isfinite(row["loss"]) for row in mine.values())
         assert mine["magnitude"]["zeros"] == pytest.approx(0.5, abs=0.01)
         assert mine["tuned-1:4"]["zeros"] == pytest.approx(0.75, abs=0.01)
@@ -103,6 +104,9 @@ def test_what_stops_a_stage_is_told_and_the_others_go_on(
         "vit, seed 0, dense: failed: ValueError: no longer there.",
         "vit, seed 0, 2:4 by magnitude, not tuned: failed: RuntimeError: it needs the stage dense.",
     ]
+    monkeypatch.undo()
+    assert main(trial(data, tmp_path, "--model", "vit", "--resume")) == 0
+    assert not failures(json.loads((tmp_path / "rows.json").read_text())["rows"])
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -170,6 +174,21 @@ def test_the_rate_that_is_set_is_the_rate_of_the_step() -> None:
         assert not any(
             torch.equal(tensor, before[name]) for name, tensor in model.named_parameters() if tensor.ndim > 1
         )
+
+
+def test_norms_of_layers_are_those_of_their_products() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * SIZE * SIZE, 5)
+    )
+    images = Images(torch.randint(256, (300, SIZE, SIZE, 3), dtype=torch.uint8), torch.zeros(300, dtype=torch.int64))
+    other = torch.randn(4, 3, 3, 3)
+    norms = _output_norms(model, {"0": (model[0].weight, other), "3": (model[3].weight,)}, images)
+    wide, inputs = model.double(), normalised(images.pixels).double()
+    for weight, found in zip((model[0].weight, other.double()), norms["0"], strict=True):
+        expected = torch.nn.functional.conv2d(inputs, weight, padding=1)
+        assert found == pytest.approx(float(expected.norm()), rel=1e-5)
+    assert norms["3"] == pytest.approx([float((wide(inputs) - model[3].bias).norm())], rel=1e-5)
 
 
 def test_what_is_not_finite_is_no_result() -> None:
