@@ -33,7 +33,7 @@ from accuracy_rows import KEY, AccuracyRow, LayerRow
 from accuracy_stages import STAGES, Context, Network, Outcome, Stage
 from accuracy_training import OutOfTime, Recipe, Run
 from gpu_state import short_name
-from results import command_line, merge
+from results import command_line, merge, meta
 from tamis.devices.cuda.nvml import name_and_driver
 from tamis.errors import ConfigError, TamisError
 from tamis.files import replaced_file
@@ -209,12 +209,12 @@ def _all_stages(network: Network, seed: int, run: Run, work: Path, path: Path, e
         outcome = Outcome(**data["outcome"])
         if not _failed(outcome.note):
             context.done[stage.name] = outcome
-        rows = _rows(context, stage, outcome, data["seconds"])
+        rows = [replace(row, commit=data["commit"]) for row in _rows(context, stage, outcome, data["seconds"])]
         merge(path, rows, {"command": command_line(sys.argv), **_machine(run.device)}, key=KEY)
 
 
 def _worked(stage: Stage, context: Context) -> dict[str, Any]:
-    """The outcome of a stage, failures included, and how long it took."""
+    """The outcome of a stage, failures included, how long it took, and the commit of the code."""
     began = time.monotonic()
     context.run.require(STAGE_SECONDS)
     try:
@@ -225,7 +225,7 @@ def _worked(stage: Stage, context: Context) -> dict[str, Any]:
         raise
     except Exception as error:  # one stage more or less: the others are worth their time
         outcome = Outcome(note=f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-    return {"outcome": asdict(outcome), "seconds": round(time.monotonic() - began, 2)}
+    return {"outcome": asdict(outcome), "seconds": round(time.monotonic() - began, 2), "commit": meta()["commit"]}
 
 
 def _rows(context: Context, stage: Stage, outcome: Outcome, seconds: float) -> list[AccuracyRow | LayerRow]:
