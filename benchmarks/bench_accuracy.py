@@ -209,7 +209,7 @@ def _all_stages(network: Network, seed: int, run: Run, work: Path, path: Path, e
         outcome = Outcome(**data["outcome"])
         if not _failed(outcome.note):
             context.done[stage.name] = outcome
-        rows = [replace(row, commit=data["commit"]) for row in _rows(context, stage, outcome, data["seconds"])]
+        rows = [replace(row, commit=data.get("commit", "")) for row in _rows(context, stage, outcome, data["seconds"])]
         merge(path, rows, {"command": command_line(sys.argv), **_machine(run.device)}, key=KEY)
 
 
