@@ -33,7 +33,8 @@ LEAST_RATIO = 1.5  # of the median layer's errors
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """One stage of one network and seed. A note that begins with ``failed`` says why there are no numbers.
+    """One stage of one network and seed. Without numbers: a note that begins with ``failed`` says why, or the stage
+    looked at layers.
 
     ``epochs`` are all since the network was built; ``macs`` is the fraction of multiplications left, ``zeros`` that of
     the weights that follow a pattern; accuracy is in percent, ``loss`` the cross-entropy, both on the test images.

@@ -11,11 +11,12 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch.nn import functional
 
 from accuracy_data import Images
 from accuracy_training import Recipe, Run, evaluate, train
@@ -243,31 +244,22 @@ def _output_norms(
     sums: dict[str, torch.Tensor] = {}
 
     def note(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        bias = {} if module.bias is None else {"bias": torch.zeros_like(module.bias)}
-        squares = [
-            functional_call(module, {"weight": weight, **bias}, inputs).double().square().sum()
-            for weight in weights[name]
-        ]
+        squares = [_product(module, inputs[0], weight).double().square().sum() for weight in weights[name]]
         sums[name] = sums.get(name, 0) + torch.stack(squares)
 
-    busy = False  # the calls within a hook come to the hook too
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def listen(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            nonlocal busy
-            if not busy:
-                busy = True
-                note(name, module, inputs)
-                busy = False
-
-        return listen
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in weights]
+    handles = [model.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in weights]
     for pixels, _ in images.batches(CALIBRATION_BATCH):
         model(pixels)
     for handle in handles:
         handle.remove()
     return {name: total.sqrt().tolist() for name, total in sums.items()}
+
+
+def _product(module: nn.Module, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What a layer computes with another weight and no bias."""
+    if isinstance(module, nn.Conv2d):
+        return module._conv_forward(inputs, weight, None)
+    return functional.linear(inputs, weight)
 
 
 def judged(

@@ -8,7 +8,8 @@
 
 The folder ``--data`` holds train.npz and test.npz (see ``accuracy_data.read``). Each network and seed goes through the
 stages of ``accuracy_stages.py``. Checkpoints, and what each stage found, are kept in the folder ``--work``; after each
-stage all that is known is written to ``results/accuracy-GPU.json``. A stage that fails is told and the others go on.
+stage all that is known is written to ``results/accuracy-GPU.json``. A stage that fails is told, and the others go on;
+``--resume`` tries it again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from accuracy_rows import KEY, AccuracyRow, LayerRow
 from accuracy_stages import STAGES, Context, Network, Outcome, Stage
 from accuracy_training import OutOfTime, Recipe, Run
 from gpu_state import short_name
-from results import command_line, merge
+from results import command_line, merge, meta
 from tamis.devices.cuda.nvml import name_and_driver
 from tamis.errors import ConfigError, TamisError
 from tamis.files import replaced_file
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     _say(f"{len(train)} training and {len(test)} test images on {device} after {time.monotonic() - began:.1f} s")
-    run = Run(train, test, device, not options.no_graphs, began + options.time_budget, _say)
+    run = Run(train, test, device, device.type == "cuda" and not options.no_graphs, began + options.time_budget, _say)
     name = short_name(_machine(device).get("gpu", ""))
     path = options.output or Path(__file__).parent / "results" / f"accuracy-{name}.json"
     try:
@@ -164,13 +165,16 @@ def _settings(networks: Sequence[Network], options: argparse.Namespace) -> str:
 
 
 def _prepare(work: Path, settings: str, resume: bool) -> None:
-    """A folder that holds nothing but what these settings made. Raises `ConfigError`."""
+    """A folder that holds nothing but what these settings made, and no failure. Raises `ConfigError`."""
     noted = work / "settings.json"
     if resume and noted.exists():
         old, new = json.loads(noted.read_text()), json.loads(settings)
         known = old["networks"].keys() & new["networks"].keys()
         if old["images"] != new["images"] or any(old["networks"][name] != new["networks"][name] for name in known):
             raise ConfigError(f"'{work}' is of a run with other settings", remedy="leave out --resume to begin anew")
+        for outcome in work.glob("*/*.json"):
+            if _failed(json.loads(outcome.read_text())["outcome"]["note"]):
+                outcome.unlink()  # to be tried again
         settings = json.dumps({**new, "networks": old["networks"] | new["networks"]}, indent=1, sort_keys=True)
     elif noted.exists():
         shutil.rmtree(work)
@@ -179,6 +183,10 @@ def _prepare(work: Path, settings: str, resume: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
     with replaced_file(noted) as file:
         file.write(settings.encode())
+
+
+def _failed(note: str) -> bool:
+    return note.startswith("failed")
 
 
 def _all_stages(network: Network, seed: int, run: Run, work: Path, path: Path, extra: bool) -> None:
@@ -199,14 +207,14 @@ def _all_stages(network: Network, seed: int, run: Run, work: Path, path: Path, e
                 file.write(json.dumps(data).encode())
             _say(f"    {_told(data)} in {data['seconds']:.1f} s")
         outcome = Outcome(**data["outcome"])
-        if not outcome.note.startswith("failed"):
+        if not _failed(outcome.note):
             context.done[stage.name] = outcome
-        rows = _rows(context, stage, outcome, data["seconds"])
+        rows = [replace(row, commit=data.get("commit", "")) for row in _rows(context, stage, outcome, data["seconds"])]
         merge(path, rows, {"command": command_line(sys.argv), **_machine(run.device)}, key=KEY)
 
 
 def _worked(stage: Stage, context: Context) -> dict[str, Any]:
-    """The outcome of a stage, failures included, and how long it took."""
+    """The outcome of a stage, failures included, how long it took, and the commit of the code."""
     began = time.monotonic()
     context.run.require(STAGE_SECONDS)
     try:
@@ -217,19 +225,16 @@ def _worked(stage: Stage, context: Context) -> dict[str, Any]:
         raise
     except Exception as error:  # one stage more or less: the others are worth their time
         outcome = Outcome(note=f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-    return {"outcome": asdict(outcome), "seconds": round(time.monotonic() - began, 2)}
+    return {"outcome": asdict(outcome), "seconds": round(time.monotonic() - began, 2), "commit": meta()["commit"]}
 
 
 def _rows(context: Context, stage: Stage, outcome: Outcome, seconds: float) -> list[AccuracyRow | LayerRow]:
     name, seed = context.network.name, context.seed
-    if outcome.layers is not None:
-        return [LayerRow(name, layer, seed, *errors) for layer, errors in outcome.layers.items()]
-    return [
-        AccuracyRow(
-            name, stage.name, seed, outcome.accuracy, outcome.loss, outcome.epochs, outcome.macs, outcome.zeros,
-            seconds, outcome.note,
-        )
-    ]  # fmt: skip
+    row = AccuracyRow(
+        name, stage.name, seed, outcome.accuracy, outcome.loss, outcome.epochs, outcome.macs, outcome.zeros, seconds,
+        outcome.note,
+    )  # fmt: skip
+    return [row, *(LayerRow(name, layer, seed, *errors) for layer, errors in (outcome.layers or {}).items())]
 
 
 def _told(data: dict[str, Any]) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +19,12 @@ from PIL import Image
 
 from accuracy_data import MARGIN, SIZE, Augmentation, Images, epoch_of, normalised, padded, read
 from accuracy_rows import BENCH, LAYERS, AccuracyRow, LayerRow, accuracy_lines, failures, layer_lines, spread
-from accuracy_stages import STAGES, layers_compared
-from accuracy_training import slope
-from bench_accuracy import main, parse
+from accuracy_stages import STAGES, Network, _output_norms
+from accuracy_training import Run, _Step, evaluate, slope, train
+from bench_accuracy import NETWORKS, main, parse
 from tables import rendered
 from tamis.errors import InputError
+from tamis.sparsity import Schedule, SparseTraining
 
 CPU = torch.device("cpu")
 
@@ -69,7 +75,8 @@ def test_every_stage_runs_and_a_resumed_run_repeats_none(
     assert [{**row, "commit": ""} for row in kept] == [{**row, "commit": ""} for row in rows]
     for model in ("resnet18", "vit"):
         mine = {row["stage"]: row for row in rows if row["model"] == model and row["bench"] == BENCH}
-        assert mine.keys() == {stage.name for stage in STAGES if stage.work is not layers_compared}
+        assert mine.keys() == {stage.name for stage in STAGES}
+        assert mine.pop("layers")["note"].startswith("magnitude's error over SparseGPT's: median ")
         assert all(0 <= row["accuracy"] <= 100 and np.isfinite(row["loss"]) for row in mine.values())
         assert mine["magnitude"]["zeros"] == pytest.approx(0.5, abs=0.01)
         assert mine["tuned-1:4"]["zeros"] == pytest.approx(0.75, abs=0.01)
@@ -97,6 +104,103 @@ def test_what_stops_a_stage_is_told_and_the_others_go_on(
         "vit, seed 0, dense: failed: ValueError: no longer there.",
         "vit, seed 0, 2:4 by magnitude, not tuned: failed: RuntimeError: it needs the stage dense.",
     ]
+    monkeypatch.undo()
+    assert main(trial(data, tmp_path, "--model", "vit", "--resume")) == 0
+    assert not failures(json.loads((tmp_path / "rows.json").read_text())["rows"])
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize("how", ["recorded", "not recordable"])
+def test_a_recorded_step_begins_where_the_model_and_the_optimiser_were(
+    network: Network, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for CUDA's streams and graphs, that compute when they are recorded and when they are replayed."""
+    random = torch.Generator().manual_seed(0)
+    images = Images(torch.randint(256, (32, SIZE, SIZE, 3), generator=random, dtype=torch.uint8), torch.arange(32) % 10)
+    recipe = replace(network.recipe, batch=16)
+    build = partial(network.build, 8)
+    lines: list[str] = []
+
+    def trained(graphs: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = build()
+        run = Run(images, images, CPU, graphs, float("inf"), lines.append)
+        sparse = SparseTraining(model, "2:4", schedule=Schedule("linear", end=4))
+        train(model, run, recipe, seed=0, epochs=2, rate=0.01, sparse=sparse)
+        assert sparse.zeros == 0.5
+        return model.state_dict()
+
+    expected = trained(graphs=False)
+    steps: list[_Step] = []
+    init = _Step.__init__
+    monkeypatch.setattr(_Step, "__init__", lambda self, *rest: (steps.append(self), init(self, *rest))[1])
+
+    @contextmanager
+    def recording(*_: object, **__: object) -> Iterator[None]:
+        yield
+        if how == "not recordable":
+            raise RuntimeError("an operation that waits")
+
+    def replay() -> None:
+        steps[-1]._compute()
+
+    graph = SimpleNamespace(replay=replay, reset=lambda: None)
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    for name, fake in {
+        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": lambda _: nullcontext(),
+        "CUDAGraph": lambda: graph, "graph": recording, "synchronize": lambda: None, "empty_cache": lambda: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    found = trained(graphs=True)
+    assert lines[2] == ("    steps as one CUDA graph" if how == "recorded" else
+                        "    steps without a CUDA graph, which cannot be recorded: an operation that waits")  # fmt: skip
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_the_rate_that_is_set_is_the_rate_of_the_step() -> None:
+    images = Images(torch.zeros(16, SIZE, SIZE, 3, dtype=torch.uint8), torch.arange(16) % 10)
+    for network in NETWORKS:
+        model = network.build(8)
+        before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+        run = Run(images, images, CPU, False, float("inf"), print)
+        train(model, run, network.recipe, seed=0, epochs=1, rate=0.0)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+        train(model, run, network.recipe, seed=0, epochs=1, rate=0.1)
+        assert not any(
+            torch.equal(tensor, before[name]) for name, tensor in model.named_parameters() if tensor.ndim > 1
+        )
+
+
+def test_norms_of_layers_are_those_of_their_products() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * SIZE * SIZE, 5)
+    )
+    images = Images(torch.randint(256, (300, SIZE, SIZE, 3), dtype=torch.uint8), torch.zeros(300, dtype=torch.int64))
+    other = torch.randn(4, 3, 3, 3)
+    norms = _output_norms(model, {"0": (model[0].weight, other), "3": (model[3].weight,)}, images)
+    wide, inputs = model.double(), normalised(images.pixels).double()
+    for weight, found in zip((model[0].weight, other.double()), norms["0"], strict=True):
+        expected = torch.nn.functional.conv2d(inputs, weight, padding=1)
+        assert found == pytest.approx(float(expected.norm()), rel=1e-5)
+    assert norms["3"] == pytest.approx([float((wide(inputs) - model[3].bias).norm())], rel=1e-5)
+
+
+def test_what_is_not_finite_is_no_result() -> None:
+    images = Images(torch.zeros(4, SIZE, SIZE, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 10))
+    torch.nn.init.constant_(model[1].bias, float("nan"))
+    with pytest.raises(ArithmeticError, match="nan"):
+        evaluate(model, images)
+    with pytest.raises(ArithmeticError, match="epoch 1"):
+        train(
+            model, Run(images, images, CPU, False, float("inf"), print), NETWORKS[0].recipe, seed=0, epochs=1, rate=0.1
+        )
 
 
 # --- data -----------------------------------------------------------------------------------------------------
@@ -197,6 +301,17 @@ def test_the_table_compares_within_a_seed_and_with_the_control_that_trained_as_l
         ("vit", "2", "3", "2.00 ± 0.00", "1.00", "l0", "median at least 1.5: met"),
     ]
     assert spread([]) == "" and spread([1.0], sign=True) == "+1.00"
+
+
+def test_the_page_tells_the_recipes_that_are_used() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "accuracy.md").read_text()
+    recipes = [network.recipe for network in NETWORKS]
+    dense, tuning = (
+        " | ".join(f"{epochs} epochs, rate up to {rate}" for epochs, rate in pairs)
+        for pairs in ([(r.epochs, r.rate) for r in recipes], [(r.tuning, r.tuning_rate) for r in recipes])
+    )
+    assert f"| dense training | {dense} |" in page and f"| tuning | {tuning} |" in page
+    assert all(recipe.batch == 512 and recipe.smoothing == 0.1 for recipe in recipes)
 
 
 def test_the_table_says_that_there_are_no_results(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import time
@@ -15,24 +14,19 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int, str], None]
 
-# Files and pipes have no width of their own; reports are then as wide as their tables need.
-_UNLIMITED = 10_000
-
 
 def show(*parts: RenderableType) -> None:
     """Print reports on stdout; text is taken literally, without markup."""
     from rich.console import Console
+
+    from tamis.report import plain
 
     if sys.stdout.isatty():
         console = Console(markup=False, highlight=False, emoji=False)
         for part in parts:
             console.print(part)
         return
-    console = Console(file=io.StringIO(), width=_UNLIMITED, markup=False, highlight=False, emoji=False)
-    with console.capture() as captured:
-        for part in parts:
-            console.print(part)
-    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    sys.stdout.write(plain(*parts))
 
 
 def show_json(data: Any) -> None:
