@@ -92,7 +92,7 @@ def _check(model: str, wanted: Any, progress: Any) -> FileCheck:
     if Path(model).exists() or not is_import_string(model):
         return sparsity.check_file(model, wanted, progress=progress)
     complain(f"Running the code of {model}")
-    checks = sparsity.check_module(import_module(model), wanted)
+    checks = sparsity.check_module(import_module(model), wanted, progress=progress)
     if not checks:
         raise InvalidModel(f"{model} has no linear, convolution or attention layer", remedy="check which model it is")
     return sparsity.FileCheck("module", checks)
