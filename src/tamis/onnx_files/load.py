@@ -19,6 +19,9 @@ KNOWN_BEGINNINGS = (
     (b"\x80\x02", "a pickle, perhaps a saved torch model"),
     (b"\x89HDF", "an HDF5 file, perhaps a Keras model"),
     (b"TFL3", "a TensorFlow Lite model"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"{", "JSON"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself (run 'git lfs pull')"),
     (b"<", "a web page or XML"),
 )
