@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from tamis.sparsity import LayerCheck, OnnxPrunedLayer
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -101,3 +104,9 @@ def _finite(data: Any) -> Any:
     if isinstance(data, float) and not (float("-inf") < data < float("inf")):
         return None
     return data
+
+
+def labels(layers: Sequence[LayerCheck] | Sequence[OnnxPrunedLayer]) -> list[str]:
+    """The names of the weights of layers; with those of the nodes where several use one weight or parts of it."""
+    count = Counter(layer.name for layer in layers)
+    return [f"{each.name} at {each.node}" if count[each.name] > 1 and each.node else each.name for each in layers]

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from tamis.errors import InvalidModel
+from tamis.onnx_files.mapped import without_weights
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -18,13 +19,18 @@ KNOWN_BEGINNINGS = (
     (b"\x80\x02", "a pickle, perhaps a saved torch model"),
     (b"\x89HDF", "an HDF5 file, perhaps a Keras model"),
     (b"TFL3", "a TensorFlow Lite model"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"{", "JSON"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself (run 'git lfs pull')"),
     (b"<", "a web page or XML"),
 )
 
 
-def load_model(source: Source) -> tuple[onnx.ModelProto, Path | None, str]:
+def load_model(source: Source, *, mapped: bool = False) -> tuple[onnx.ModelProto, Path | None, str]:
     """The parsed model, the folder for its external data (None when there is none) and a name for messages.
+
+    ``mapped``: the weights of a large file stay in it, as external data of that name.
 
     Raises:
         InvalidModel: the file is missing, unreadable, not ONNX, truncated or empty, or a name in it is not text.
@@ -35,16 +41,16 @@ def load_model(source: Source) -> tuple[onnx.ModelProto, Path | None, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         return _parse(bytes(source), "the given bytes"), None, "model"
     path = Path(source)
-    data = _read(path)
+    data = _read(path, mapped)
     return _parse(data, f"'{path}'"), path.parent, path.stem
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, mapped: bool) -> bytes:
     what = f"'{path}'"
     try:
         if path.is_dir():
             raise InvalidModel(f"{what} is a directory", remedy="give the path of an .onnx file")
-        return path.read_bytes()
+        return (without_weights(path) if mapped else None) or path.read_bytes()
     except FileNotFoundError:
         raise InvalidModel(f"{what} does not exist", remedy="give the path of an .onnx file") from None
     except PermissionError:

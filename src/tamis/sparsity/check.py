@@ -13,12 +13,13 @@ from torch.nn.utils import parametrize
 
 from tamis.formats import NM, tightest, violations
 from tamis.sparsity.hold import held_mask, originals
-from tamis.sparsity.masks import LayerChoice, as_pattern, magnitude_mask, prunable, shape_misfit
+from tamis.sparsity.masks import LayerChoice, as_pattern, magnitude_mask, prunable, require_values, shape_misfit
 
 Progress = Callable[[str, int, int, str], None]
 
 PACKED = (torch.float4_e2m1fn_x2,) if hasattr(torch, "float4_e2m1fn_x2") else ()
 _SMALL = 0.1  # of the norm; the two smallest of four Gaussian weights hold 0.3
+NOT_FINITE = "it holds NaN or infinity"
 RUN_TIME = "its zeros come from {} when the model runs, the stored weight is dense; {}"
 
 
@@ -95,17 +96,27 @@ def judge(
     )
 
 
-def check_module(model: nn.Module, pattern: str | NM = "2:4") -> tuple[LayerCheck, ...]:
+def check_module(
+    model: nn.Module, pattern: str | NM = "2:4", *, progress: Progress | None = None
+) -> tuple[LayerCheck, ...]:
     """Check the weights of a torch model as its layers see them: masks held, weight norms and the like computed.
 
     Zeros that something other than Tamis makes while the model runs (`torch.nn.utils.prune`, parametrisations) are a
     reason against a layer: the default ONNX exporter loses them without a word. A weight shared with a layer that
     reduces over another axis, or over none, as an embedding, counts if it follows the pattern; if not, the layer cannot
     be made to follow it without changing the other.
+    `progress` is called with ("check", weights done, weights in all, name of the weight).
+
+    Raises:
+        SparsityError: a weight has no values yet.
     """
     wanted = as_pattern(pattern)
     checks = []
-    for choice in prunable(model, wanted):
+    choices = prunable(model, wanted)
+    for done, choice in enumerate(choices):
+        require_values(choice)
+        if progress:
+            progress("check", done, len(choices), choice.full_name)
         misfit = shape_misfit(choice, wanted)
         check = judge(
             nonzeros(choice.weight),
@@ -164,10 +175,10 @@ def _dense(nonzero: NDArray[np.bool_], axis: int, pattern: NM, held: float, firs
 
 
 def _nearly(choice: LayerChoice, pattern: NM) -> str | None:
-    """Say so if what breaks the pattern is small."""
+    """Say so if what breaks the pattern is small, or no number."""
     weight = choice.weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
-        return None
+        return NOT_FINITE
     lost = torch.where(magnitude_mask(weight, pattern, choice.axis), 0.0, weight).norm()
     share = float(lost / weight.norm().clamp(min=torch.finfo(torch.float32).tiny))
     return broken_by_little(share)

@@ -96,6 +96,12 @@ def _beginning(file: Path) -> bytes:
         raise InvalidModel(f"'{file}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not beginning:
         raise InvalidModel(f"'{file}' is empty", remedy=_EXPECTED)
+    if beginning.startswith(b"{"):
+        raise InvalidModel(
+            f"'{file}' is JSON, no file of weights", remedy="check each of the files that an index names"
+        )
+    if file.suffix == ".npz":
+        raise InvalidModel(f"'{file}' is an archive of NumPy arrays", remedy=_EXPECTED)
     if beginning[8:].startswith(b'{"__metadata__":{"digest"'):
         raise InvalidModel(f"'{file}' is an engine", remedy="look at it with 'tamis explain', and check its model")
     return beginning

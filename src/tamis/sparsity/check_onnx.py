@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.formats import NM, statistics
-from tamis.sparsity.check import RUN_TIME, LayerCheck, Progress, broken_by_little, judge
-from tamis.sparsity.masks import as_pattern, axis_misfit
+from tamis.sparsity.check import NOT_FINITE, RUN_TIME, LayerCheck, Progress, broken_by_little, judge
+from tamis.sparsity.masks import NO_ELEMENTS, as_pattern, axis_misfit
 from tamis.sparsity.onnx_edit import Uses
 from tamis.sparsity.onnx_graph import Key, OnnxGraph, open_graph
 from tamis.sparsity.onnx_layers import OnnxLayer, layers
@@ -100,7 +100,7 @@ def check_layer(layer: OnnxLayer, pattern: NM) -> LayerCheck:
         weight,
         layer.axis,
         pattern,
-        misfit=axis_misfit(layer.inputs_per_group, layer.groups, pattern),
+        misfit=axis_misfit(layer.inputs_per_group, layer.groups, pattern) if weight.size else NO_ELEMENTS,
         run_time=RUN_TIME.format(masked_by, BAKE) if masked_by else None,
         name=layer.name,
         op=layer.node.op_type,
@@ -113,7 +113,9 @@ def check_layer(layer: OnnxLayer, pattern: NM) -> LayerCheck:
 
 
 def _nearly(weight: NDArray[Any], axis: int, pattern: NM) -> str | None:
-    """Say so if what breaks the pattern is small, judged by the first rows of a large weight."""
+    """Say so if what breaks the pattern is small, judged by the first rows of a large weight, or no number."""
+    if not np.isfinite(weight if weight.dtype == np.float64 else weight.astype(np.float32)).all():
+        return NOT_FINITE
     rows = np.moveaxis(weight, axis, -1).reshape(-1, weight.shape[axis])
     sample = rows[: max(1, _SAMPLE // rows.shape[1])].astype(np.float32)
-    return broken_by_little(statistics(sample, -1, pattern).relative_change) if np.isfinite(sample).all() else None
+    return broken_by_little(statistics(sample, -1, pattern).relative_change)

@@ -10,7 +10,7 @@ import torch
 from tamis.errors import InvalidModel
 from tamis.formats import NM
 from tamis.sparsity.check import PACKED, RUN_TIME, LayerCheck, Progress, judge, nonzeros
-from tamis.sparsity.masks import as_pattern, axis_misfit
+from tamis.sparsity.masks import NO_ELEMENTS, as_pattern, axis_misfit
 
 _PARAMETRISED = ".parametrizations."
 _UNKNOWN = (
@@ -65,7 +65,8 @@ def check_state_dict(
 
 def _check(weight: _Weight, pattern: NM) -> LayerCheck:
     nonzero = nonzeros(weight.tensor)
-    misfit = _undecodable(weight.tensor) or axis_misfit(nonzero.shape[1], 1, pattern)
+    misfit = axis_misfit(nonzero.shape[1], 1, pattern) if nonzero.size else NO_ELEMENTS
+    misfit = _undecodable(weight.tensor) or misfit
     check = judge(nonzero, 1, pattern, misfit=misfit, run_time=weight.run_time, name=weight.name, op="")
     return replace(check, reason=weight.unknown) if weight.unknown and check.fits else check
 

@@ -104,6 +104,8 @@ def export_onnx(
     """
     wanted = as_pattern(pattern)
     require_place(path)
+    if not isinstance(args, tuple):
+        raise ConfigError(f"args is a {type(args).__name__}", remedy="give a tuple of inputs, such as (x,)")
     if compare is None:
         compare = importlib.util.find_spec("onnxruntime") is not None and not _has_bfloat16(model, args, kwargs)
     elif compare and _has_bfloat16(model, args, kwargs):
@@ -163,7 +165,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.onn
                 model, args, dynamo=True, optimize=True, opset_version=OPSET, verbose=False, **options
             )
     except OnnxExporterError as error:
-        cause = first_line(error.__cause__ or error)
+        cause = first_line(error.__cause__ or error).rstrip(".")
         raise UnsupportedModel(
             f"PyTorch cannot export the model: {cause}",
             remedy="see the exception above for its whole message",
@@ -223,6 +225,14 @@ def _has_bfloat16(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return any(torch.is_tensor(tensor) and tensor.dtype == torch.bfloat16 for tensor in tensors)
 
 
+def _suspect(model: nn.Module) -> str:
+    """Where what is not finite comes from."""
+    for name, tensor in model.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            return f"nothing can be compared: '{name}' holds some"
+    return "nothing can be compared: give other example inputs, or pass compare=False"
+
+
 def _compare_outputs(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path, tolerance: float
 ) -> float:
@@ -248,6 +258,8 @@ def _compare_outputs(
     worst = 0.0
     for index, (output, tensor) in enumerate(zip(outputs, expected, strict=True)):
         reference = tensor.detach().cpu().double().numpy()
+        if not np.isfinite(reference).all():
+            raise ExportMismatch(f"output {index} of the torch model holds NaN or infinity, so that {_suspect(model)}")
         scale = max(float(np.abs(reference).max(initial=0.0)), float(np.finfo(np.float32).tiny))
         difference = float(np.abs(output.astype(np.float64) - reference).max(initial=0.0)) / scale
         if not difference <= tolerance:  # also if it is NaN

@@ -229,5 +229,5 @@ def _put_at(module: nn.Module, parameter: str, position: int) -> None:
 def describe(layer: LayerChoice, pattern: NM) -> PrunedLayer:
     """What became of a layer's weight."""
     weight = layer.weight.detach()
-    zeros = 1.0 - int(torch.count_nonzero(weight)) / weight.numel()
+    zeros = 1.0 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1)
     return PrunedLayer(layer.full_name, pattern, layer.axis, tuple(weight.shape), zeros, layer.reason)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from tamis.errors import SparsityError
 from tamis.formats import NM, parse_pattern
@@ -20,6 +21,7 @@ from tamis.sparsity.computed import present_weight
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NO_ELEMENTS = "its weight holds no elements"
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -74,6 +76,8 @@ def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
     is not a matrix product. A weight shared by several layers appears once for each.
     """
     wanted = as_pattern(pattern)
+    if not isinstance(model, nn.Module):
+        raise SparsityError(f"the model is a {type(model).__name__}", remedy="give a torch module")
     layers = [
         LayerChoice(name, module, parameter, axis)
         for name, module in model.named_modules()
@@ -160,13 +164,29 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, int]]:
 
 
 def shape_misfit(layer: LayerChoice, pattern: NM) -> str | None:
-    """Why the shape of a weight does not fit the pattern; None if it does."""
+    """Why the shape of a weight does not fit the pattern; None if it does.
+
+    Raises `SparsityError` if it has no shape yet.
+    """
     module, groups = layer.module, 1
-    size = int(getattr(module, layer.parameter).shape[layer.axis])
+    weight = getattr(module, layer.parameter)
+    if isinstance(weight, UninitializedParameter):
+        raise SparsityError("its weight has no shape yet", layer=layer.full_name, remedy="run the model once")
+    if not weight.numel():
+        return NO_ELEMENTS
+    size = int(weight.shape[layer.axis])
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         groups = module.groups
         size = module.in_channels // groups
     return axis_misfit(size, groups, pattern)
+
+
+def require_values(layer: LayerChoice) -> None:
+    """Raise `SparsityError` if a weight is on the meta device, which knows shapes alone."""
+    if layer.weight.is_meta:
+        raise SparsityError(
+            "its weight is on the meta device and has no values", layer=layer.full_name, remedy="load the weights first"
+        )
 
 
 def axis_misfit(size: int, groups: int, pattern: NM) -> str | None:

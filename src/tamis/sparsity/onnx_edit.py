@@ -16,7 +16,7 @@ from tamis.sparsity.onnx_graph import MASKING, Key, OnnxGraph, Step
 if TYPE_CHECKING:
     import onnx
 
-ONE_FILE_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; stay clear of it
+ONE_FILE_BYTES = 256 << 20  # to write a message takes its own size again in memory; a protobuf file ends at 2 GiB
 _SMALL_BYTES = 1024  # smaller tensors stay in the model file, as onnx.save keeps them
 _PAGE = 4096  # ONNX asks for it, so that data can be mapped into memory
 _TYPED = ("double_data", "float_data", "int32_data", "int64_data", "uint64_data")
@@ -143,6 +143,10 @@ def write(model: onnx.ModelProto, folder: Path | None, path: Path, *, beside: bo
                 _keep_beside(tensor, {"location": data.name, "offset": offset, "length": raw.nbytes})
         if not data.stat().st_size:
             data.unlink()
+    else:
+        for tensor in tensors:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:  # in the file that is read
+                _keep_inside(tensor, raw_bytes(tensor, folder).tobytes())
     path.write_bytes(model.SerializeToString())
 
 
@@ -157,10 +161,8 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 
 def _keep_inside(tensor: onnx.TensorProto, raw: bytes) -> None:
-    import onnx  # noqa: PLC0415
-
     _forget(tensor)
-    tensor.data_location = onnx.TensorProto.DEFAULT
+    tensor.ClearField("data_location")
     tensor.raw_data = raw
 
 

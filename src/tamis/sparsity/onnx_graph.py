@@ -217,12 +217,14 @@ class OnnxGraph:
 def open_graph(model: Source) -> tuple[onnx.ModelProto, OnnxGraph, Path | None]:
     """The parsed model with its local functions inlined, its graph, and the folder of its external data.
 
+    The weights of a large file stay in it, as external data.
+
     Raises:
         InvalidModel: the file is missing, unreadable, not ONNX, truncated or empty.
     """
     from onnx import inliner  # noqa: PLC0415
 
-    proto, folder, _ = load_model(model)
+    proto, folder, _ = load_model(model, mapped=True)
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}

@@ -75,6 +75,6 @@ def onnx_output(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _owns(model: Path, data: Path) -> bool:
     """Whether the ONNX file that is to be replaced keeps its tensors in `data`."""
     try:
-        return model.exists() and data.name in external_files(load_model(model)[0])
+        return model.exists() and data.name in external_files(load_model(model, mapped=True)[0])
     except InvalidModel:
         return False

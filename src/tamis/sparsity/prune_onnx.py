@@ -76,7 +76,7 @@ def prune_onnx(
     Args:
         model: a file, or a model with its data loaded, which stays as it is.
         output: the file to write. Large tensors go to `<output>.data` beside it if the model had external data, or is
-            beyond 1.5 GB. It appears whole, or not at all.
+            beyond 256 MB. It appears whole, or not at all.
         pattern: the pattern to follow.
         only: names of weights, nodes or torch modules to prune, `*` and `?` allowed; all if empty.
         exclude: those to leave dense.
@@ -93,7 +93,7 @@ def prune_onnx(
     wanted, target = as_pattern(pattern), Path(output)
     require_place(target)
     proto, root, folder = open_graph(model if isinstance(model, str | os.PathLike) else _copied(model))
-    files = external_files(proto)
+    files = external_files(proto) - ({Path(model).name} if isinstance(model, str | os.PathLike) else set())
     _check_target(model, [folder / name for name in files] if folder else [], target, overwrite)
     places: list[Place] = []
     checks: list[LayerCheck] = []

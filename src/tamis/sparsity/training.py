@@ -272,7 +272,7 @@ def bake_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     checkpoints that were written in the middle of training.
 
     Raises:
-        SparsityError: a masked weight is computed by other parametrisations too.
+        SparsityError: a masked weight is computed by other parametrisations too, or its mask has another shape.
     """
     baked = {}
     masks = set[str]()
@@ -281,8 +281,15 @@ def bake_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
         if names is None or names[1] not in state:
             baked[key] = tensor
         else:
+            mask = state[names[1]]
+            if mask.shape != tensor.shape:
+                raise SparsityError(
+                    f"its mask has shape {list(mask.shape)}, its weight {list(tensor.shape)}",
+                    layer=names[0],
+                    remedy="the two are not of one model: save the state dict again",
+                )
             masks.add(names[1])
-            baked[names[0]] = torch.where(placed_as(state[names[1]], tensor), tensor, 0.0)
+            baked[names[0]] = torch.where(placed_as(mask, tensor) != 0, tensor, 0.0)
     for key in baked.keys() & masks:
         del baked[key]
     for key in baked:
