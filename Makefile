@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-PYTEST_OPTIONS ?= -q
+# One process a core; whoever is done takes tests from another.
+PYTEST_OPTIONS ?= -q -n auto --dist worksteal
 # Another Python for the benchmarks, with PyTorch for CUDA in it: make bench-gpu BENCH_PYTHON=python3
 BENCH_PYTHON ?= $(BIN)/python
 
