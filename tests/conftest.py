@@ -7,6 +7,7 @@ their number.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 
@@ -46,6 +47,21 @@ def usual_stopwatch(quick_stopwatch: dict[str, float], monkeypatch: pytest.Monke
     """Engines are timed as users time them."""
     for name, value in quick_stopwatch.items():
         monkeypatch.setattr(f"tamis.devices.cpu.stopwatch.{name}", value)
+
+
+@pytest.fixture(scope="session")
+def exporter_registry() -> Iterator[None]:
+    """PyTorch's exporter collects the operators that it knows once, not anew for each of our small exports."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        collect = functools.cache(ONNXRegistry.from_torchlib)
+    except (ImportError, AttributeError):  # another PyTorch, which may well do better
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(collect))
+        yield
 
 
 @pytest.fixture
