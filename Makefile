@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-PYTEST_OPTIONS ?= -q
+# One process a core, and whoever is done takes tests from another; but one for all where a GPU must not be shared.
+PYTEST_OPTIONS ?= -q $(if $(wildcard /dev/nvidia0),,-n auto --maxprocesses 8 --dist worksteal)
 # Another Python for the benchmarks, with PyTorch for CUDA in it: make bench-gpu BENCH_PYTHON=python3
 BENCH_PYTHON ?= $(BIN)/python
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from compile_cache import CompileCache
-from cuda_case import BENCH, Job, export_all, run_case
+from cuda_case import BENCH, Job, export_all, give_way, run_case
 from cuda_contestants import IMPLEMENTATIONS, STORED_AS, Case
 from gpu_state import short_name
 from results import Row, command_line, merge, meta
@@ -269,6 +269,7 @@ def serve(path: Path) -> int:
     if isinstance(task, Job):
         run_case(task)
     else:
+        give_way()
         export_all(**task)
     sys.stdout.flush()
     os._exit(0)  # a library that crashes while it is unloaded must not turn a good report into a failure

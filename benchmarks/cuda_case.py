@@ -193,13 +193,17 @@ def failure_file(folder: Path, case: Case) -> Path:
     return folder / f"{case.name}.failed"
 
 
+def give_way() -> None:
+    """Let the races' processes come first, from now on: to be called by the exporter's process only."""
+    os.nice(5)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+
+
 def export_all(cases: Sequence[Case], precision: str, folder: Path, *, onnx: bool) -> None:
     """Prune and write the models of all cases, in order, beside the races; they wait for what they need.
 
     A model that fails leaves its reason in a file.
     """
-    os.nice(5)  # the races' processes come first
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
     for case in cases:
         try:
             path = model_file(folder, case)

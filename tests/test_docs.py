@@ -64,6 +64,7 @@ def test_every_page_is_linked_from_another() -> None:
             assert page in linked, f"nothing links to {page.relative_to(ROOT)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if RUNNABLE.search(page.read_text())], ids=lambda p: p.name)
 def test_code_runs(page: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bin"

@@ -38,8 +38,8 @@ def test_importing_tamis_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_reading_an_engine_loads_no_torch() -> None:
-    program = "import sys, tamis; tamis.read_engine; tamis.Engine; print('torch' in sys.modules)"
+def test_reading_and_explaining_an_engine_loads_no_torch() -> None:
+    program = "import sys, tamis, tamis.report; tamis.read_engine; tamis.Engine; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

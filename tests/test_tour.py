@@ -26,6 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tour")
 
 
+@pytest.mark.usefixtures("usual_stopwatch")
 def test_the_tour(folder: Path) -> None:
     start = time.process_time()
 

@@ -25,6 +25,8 @@ from results import command_line
 from tables import gpu_table
 from tamis.engine import DeviceState
 
+pytestmark = pytest.mark.usefixtures("exporter_registry")
+
 MLP = Case("small-mlp-b4", "small-mlp", 4)
 
 

@@ -43,6 +43,8 @@ from tamis.engine.plan import DeviceInfo, from_json, to_json
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda import compiler_name
 
+pytestmark = pytest.mark.usefixtures("exporter_registry")
+
 AGAIN = "record again: python benchmarks/record_timing_cache.py --output tests/recorded"
 FOLDER = Path(__file__).parents[1] / "recorded"
 RECORDED = [path.parent for path in sorted(FOLDER.glob(f"*/{RECORD}"))]

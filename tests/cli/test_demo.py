@@ -10,6 +10,8 @@ import pytest
 from tamis.cli.main import run_command
 from tamis.sparsity import check_onnx
 
+pytestmark = pytest.mark.usefixtures("exporter_registry")
+
 
 @pytest.mark.slow
 def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_products_of_eight_bits_compile():
         assert kernel.function.encode() in cubin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "made", [eight_bit_kernels, grouped_kernels, stationary_kernels], ids=["eight bits", "groups", "stationary"]
 )

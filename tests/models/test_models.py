@@ -22,6 +22,8 @@ from models.resnet import resnet34, resnet50
 from models.vit import vit
 from tamis.sparsity import check_onnx
 
+pytestmark = pytest.mark.usefixtures("exporter_registry")
+
 PUBLISHED_PARAMETERS: tuple[tuple[Callable[..., nn.Module], int, int], ...] = (
     # image size and torchvision's counts; the detector's is that of YOLOv5s 6.0 with 80 classes before fusion
     (resnet34, 32, 21_797_672),

@@ -31,6 +31,8 @@ from tamis.sparsity import (
     prune,
 )
 
+pytestmark = pytest.mark.usefixtures("exporter_registry")
+
 LARGE = 128  # 128 x 128 weights: over the 8192 elements up to which the exporter folds constants
 
 

@@ -30,6 +30,8 @@ from tamis.sparsity import (
     prune_onnx,
 )
 
+pytestmark = pytest.mark.usefixtures("exporter_registry")
+
 MODULE = sys.modules[prune_onnx.__module__]  # the function has the module's name
 
 

@@ -42,6 +42,8 @@ from tamis.sparsity import (
     prune_onnx,
 )
 
+pytestmark = pytest.mark.usefixtures("exporter_registry")
+
 HERE = Path(__file__).resolve().parent
 LARGE = 128  # 128 x 128 weights: over the 8192 elements up to which the exporter folds constants
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -12,9 +12,11 @@ from rich.text import Text
 from tamis.report.scatter import profile_scatter
 from tamis.report.tables import table
 from tamis.report.units import amount, counted, microseconds, spread
-from tamis.runtime.benchmark import BenchResult
-from tamis.runtime.profiler import Profile, StepTime
-from tamis.runtime.sparse_proof import StepKernels, unproven
+
+if TYPE_CHECKING:  # they come with PyTorch, which nobody needs for reading an engine
+    from tamis.runtime.benchmark import BenchResult
+    from tamis.runtime.profiler import Profile, StepTime
+    from tamis.runtime.sparse_proof import StepKernels
 
 PERCENTILES = (90.0, 95.0, 99.0)
 
@@ -108,7 +110,7 @@ def kernels_table(steps: Sequence[StepKernels]) -> RenderableType:
     """The kernels that each step launches, and whether the sparse ones are sparse."""
     rows = [(each.step.name, each.step.sparsity, _proof(each), "\n".join(each.kernels)) for each in steps]
     sparse = [each for each in steps if each.step.sparsity != "dense"]
-    doubtful = unproven(tuple(steps))
+    doubtful = [each for each in steps if each.in_doubt]
     closing = [f"{len(sparse) - len(doubtful)} of {len(sparse)} sparse steps run a sparse kernel"]
     closing += [f"{each.step.name} is said to be sparse, but no kernel's name says so" for each in doubtful]
     return Group(table(("step", "sparsity", "proven", "kernels"), rows), Text(), *(Text(line) for line in closing))
@@ -127,7 +129,7 @@ def kernels_data(steps: Sequence[StepKernels]) -> dict[str, Any]:
             }
             for each in steps
         ],
-        "unproven": [each.step.name for each in unproven(tuple(steps))],
+        "unproven": [each.step.name for each in steps if each.in_doubt],
     }
 
 

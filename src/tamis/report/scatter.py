@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from statistics import median
+from typing import TYPE_CHECKING
 
 from tamis.engine.plan import Plan, Timing
-from tamis.runtime.profiler import Profile
+
+if TYPE_CHECKING:  # it comes with PyTorch
+    from tamis.runtime.profiler import Profile
 
 # Beyond this scatter the choice of an engine is not to be trusted. Short times scatter a little on any machine.
 _SCATTERED = 3.0

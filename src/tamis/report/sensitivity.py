@@ -13,10 +13,11 @@ from tamis.files import replaced_file
 from tamis.report.crossover_picture import check_picture
 from tamis.report.tables import table
 from tamis.report.units import counted, microseconds
-from tamis.sparsity import PrunePlan, SensitivityReport, loss_text
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they come with PyTorch and Matplotlib
     from matplotlib.figure import Figure
+
+    from tamis.sparsity import PrunePlan, SensitivityReport
 
 _INK, _FAINT, _PLANNED = "#222222", "#8a8a8a", "#b2182b"
 _MOST_LABELS = 12
@@ -30,7 +31,7 @@ def sensitivity_report(report: SensitivityReport, plan: PrunePlan | None = None)
         (
             row.name,
             row.pattern,
-            loss_text(report.proxy, row.loss),
+            report.loss_text(row.loss),
             *((_saved(row.saved_us), _price(row.price)) if timed else ()),
         )
         for row in report.ranked
@@ -52,8 +53,8 @@ def plan_lines(plan: PrunePlan | None) -> list[str]:
     kind = "the best choice" if plan.exact else "a good choice, perhaps not the best"
     lines = ["", f"Plan for {plan.goal}: prune {counted(len(plan.layers), 'layer')} ({kind} by the sums)"]
     lines += [f"  {layer.name} {layer.pattern}" for layer in plan.layers]
-    measured = "" if plan.measured_loss is None else f", measured together {loss_text(plan.proxy, plan.measured_loss)}"
-    lines.append(f"loss: by the sum {loss_text(plan.proxy, plan.loss)}{measured}")
+    measured = "" if plan.measured_loss is None else f", measured together {plan.loss_text(plan.measured_loss)}"
+    lines.append(f"loss: by the sum {plan.loss_text(plan.loss)}{measured}")
     if plan.whole_us is not None and plan.saved_us is not None:
         after = plan.whole_us - plan.saved_us
         text = f"time: by the sum {microseconds(plan.whole_us)} -> {microseconds(after)} ({plan.whole_us / after:.2f}x)"

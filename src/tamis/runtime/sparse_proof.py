@@ -24,6 +24,11 @@ class StepKernels:
         """Whether the name of one of its kernels says that it is sparse."""
         return any(names_sparse(name) for name in self.kernels)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it is said to be sparse and launches no kernel of a sparse name."""
+        return self.step.sparsity != "dense" and not self.runs_sparse
+
 
 def names_sparse(kernel: str) -> bool:
     """Whether the name of a kernel says that it computes with a sparse operand."""
@@ -37,5 +42,5 @@ def step_kernels(session: Session, inputs: Inputs) -> tuple[StepKernels, ...]:
 
 
 def unproven(steps: tuple[StepKernels, ...]) -> tuple[StepKernels, ...]:
-    """The steps that are said to be sparse and launch no kernel of a sparse name."""
-    return tuple(each for each in steps if each.step.sparsity != "dense" and not each.runs_sparse)
+    """The steps that are in doubt."""
+    return tuple(each for each in steps if each.in_doubt)

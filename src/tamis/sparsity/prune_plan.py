@@ -85,11 +85,15 @@ class PrunePlan:
             return True
         return self.measured_loss <= self.max_loss * (1 + 1e-9)
 
+    def loss_text(self, loss: float) -> str:
+        """A loss of this plan in words."""
+        return loss_text(self.proxy, loss)
+
     def __str__(self) -> str:
-        head = f"{len(self.layers)} layers to prune, for {self.goal}; {loss_text(self.proxy, self.loss)} by their sum"
+        head = f"{len(self.layers)} layers to prune, for {self.goal}; {self.loss_text(self.loss)} by their sum"
         if self.measured_loss is not None:
-            head += f", {loss_text(self.proxy, self.measured_loss)} measured together"
-        rows = (f"  {layer.name} {layer.pattern}: {loss_text(self.proxy, layer.loss)}" for layer in self.layers)
+            head += f", {self.loss_text(self.measured_loss)} measured together"
+        rows = (f"  {layer.name} {layer.pattern}: {self.loss_text(layer.loss)}" for layer in self.layers)
         return "\n".join((head, *rows))
 
 

@@ -114,12 +114,16 @@ class SensitivityReport:
         """The rows, the cheapest milliseconds first; then those that save nothing, the least loss first."""
         return tuple(sorted(self.rows, key=lambda row: (row.price, row.loss, row.name)))
 
+    def loss_text(self, loss: float) -> str:
+        """A loss of this report in words."""
+        return loss_text(self.proxy, loss)
+
     def __str__(self) -> str:
         timed = self.whole_us is not None
         where = f"; times of {self.device}, dense {self.whole_us / 1e3:.3f} ms" if self.whole_us is not None else ""
         lines = [f"{len(self.rows)} prunings measured on {self.data}{where}"]
         for row in self.ranked:
-            cost = loss_text(self.proxy, row.loss)
+            cost = self.loss_text(row.loss)
             saved = f", saves {row.saved_us:.1f} us" if timed and row.saved_us is not None else ""
             lines.append(f"  {row.name} {row.pattern}: {cost}{saved}")
         lines += [f"  {skipped.name}: {skipped.reason}" for skipped in self.skipped]

@@ -13,6 +13,8 @@ from tamis.compiler.importer import import_onnx
 from tamis.compiler.ir.evaluate import run
 from tamis.compiler.ir.verify import verify
 
+pytestmark = pytest.mark.usefixtures("exporter_registry")
+
 
 class Block(nn.Module):
     """A convolution with squeeze and excitation, then attention over its pixels."""

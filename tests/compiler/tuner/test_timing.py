@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tamis.compiler.tuner.timing import Clock, Contender, beats, summarise
+from tamis.devices.cpu import stopwatch
 from tamis.devices.cpu.device import CpuDevice
 from tamis.engine.plan import Timing
 
@@ -43,20 +42,48 @@ def test_contenders_take_turns() -> None:
     assert result["b"].n == 4
 
 
-def test_a_whole_engine_is_timed_warm_and_at_rest() -> None:
+COLD_NS, WARM_NS, WARM_AFTER = 900_000, 250_000, 8
+
+
+class Machine:
+    """Time passes only where something sleeps or runs; the first runs after a pause are slow."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.runs = 0
+
+    def perf_counter_ns(self) -> int:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += int(seconds * 1e9)
+        self.runs = 0
+
+    def run(self) -> None:
+        self.now += COLD_NS if self.runs < WARM_AFTER else WARM_NS
+        self.runs += 1
+
+
+@pytest.fixture
+def machine(usual_stopwatch: None, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine()
+    monkeypatch.setattr(stopwatch, "time", made)
+    return made
+
+
+def test_a_whole_engine_is_timed_warm_and_at_rest(machine: Machine) -> None:
     """Neither the pause nor the first calls after it count; a short engine is timed in a burst."""
-    start, calls = time.perf_counter(), 0
+    elapsed_us = Clock(CpuDevice(), cold=False).once(Contender(machine.run, settle=True))
+    assert elapsed_us == WARM_NS / 1e3
+    running = WARM_AFTER * COLD_NS + (machine.runs - WARM_AFTER) * WARM_NS
+    assert machine.now - running > 15_000_000  # for so long OpenMP's workers spin
+    assert running >= 11_000_000  # ten milliseconds to get warm, and one that counts
 
-    def slow_at_first() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            time.sleep(0.05)
 
-    elapsed_us = Clock(CpuDevice(), cold=False).once(Contender(slow_at_first, settle=True))
-    assert time.perf_counter() - start > 0.02
-    assert calls > 100
-    assert elapsed_us < 100
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_part_is_timed_in_one_call_without_what_empties_the_caches(machine: Machine, cold: bool) -> None:
+    assert Clock(CpuDevice(), cold=cold).once(Contender(machine.run)) == COLD_NS / 1e3
+    assert machine.runs == 1
 
 
 def test_a_deadline_still_allows_three_turns() -> None:

@@ -18,9 +18,13 @@ from tamis.devices.base import Device
 from tamis.engine.plan import Format
 from tamis.formats.dtype import DType
 
-# Sides of the square matrices, and elements of the copy, that show what a device can do.
+# Sides of the largest square matrices, and elements of the copy, that show what a device can do.
 _PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
 _COPY_ELEMENTS = {"cpu": 16 << 20, "cuda": 512 << 20}
+# Matrices start smaller than the largest by this factor and double, until the next product would take this long: a
+# processor without instructions for a precision may take seconds for the largest.
+_FIRST_PRODUCT = 8
+_LONG_PRODUCT_US = 50_000.0
 # Library kernels on other shapes may run above the rate of the probe; a bound must stay a bound.
 _HEADROOM = 1.5
 
@@ -43,10 +47,13 @@ def measure_roof(cache: TimingCache, device: Device, precisions: tuple[DType, ..
 
     Measuring takes a few hundred milliseconds.
     """
-    rates = {}
-    for precision in precisions:
+    rates: dict[DType, float] = {}
+    for precision in sorted(precisions, key=lambda p: p != DType.FLOAT32):
         key = f"roof: matrix product in {precision}"
-        rates[precision] = _number(cache, device, key, functools.partial(_product_rate, device, precision))
+        rate = _number(cache, device, key, functools.partial(_product_rate, device, precision))
+        # Whoever has no instructions for a precision can convert and use those of float32, as other kernels than the
+        # one measured here may do: a bound must stay a bound.
+        rates[precision] = max(rate, rates.get(DType.FLOAT32, 0.0))
     return Roof(rates, _number(cache, device, "roof: copy", functools.partial(_copy_rate, device)))
 
 
@@ -71,13 +78,16 @@ def _best_us(device: Device, call: Callable[[], object]) -> float:
 
 
 def _product_rate(device: Device, precision: DType) -> float:
-    size = _PRODUCT_SIZE[device.info().kind]
+    largest = _PRODUCT_SIZE[device.info().kind]
     # Products of tf32 run at half the rate of bfloat16; PyTorch's own switch for them is global, so it stays alone.
     halved = precision == DType.TF32
     format = Format(DType.BFLOAT16 if halved else precision)
-    operand = device.empty((size, size), format).normal_()
-    rate = 2 * size**3 / _best_us(device, lambda: operand @ operand)
-    return rate / 2 if halved else rate
+    best, size, us = 0.0, largest // _FIRST_PRODUCT, 0.0
+    while size <= largest and 8 * us < _LONG_PRODUCT_US:
+        operand = device.empty((size, size), format).normal_()
+        us = _best_us(device, functools.partial(torch.matmul, operand, operand))
+        best, size = max(best, 2 * size**3 / us), 2 * size
+    return best / 2 if halved else best
 
 
 def _copy_rate(device: Device) -> float:
