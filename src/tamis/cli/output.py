@@ -113,6 +113,6 @@ def _finite(data: Any) -> Any:
 
 
 def labels(layers: Sequence[LayerCheck] | Sequence[OnnxPrunedLayer]) -> list[str]:
-    """The names of the weights of layers; with those of the nodes where several layers use one weight, or parts of it."""
+    """The names of the weights of layers, with those of the nodes where several use one weight, or parts of it."""
     count = Counter(layer.name for layer in layers)
     return [f"{each.name} at {each.node}" if count[each.name] > 1 and each.node else each.name for each in layers]
