@@ -225,12 +225,12 @@ def _has_bfloat16(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return any(torch.is_tensor(tensor) and tensor.dtype == torch.bfloat16 for tensor in tensors)
 
 
-def _suspect(model: nn.Module) -> str:
-    """Where what is not finite comes from."""
+def _way_to_numbers(model: nn.Module) -> str:
+    """What to do about outputs that are not finite."""
     for name, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
-            return f"nothing can be compared: '{name}' holds some"
-    return "nothing can be compared: give other example inputs, or pass compare=False"
+            return f"mend the model: its parameter '{name}' holds some"
+    return "give other example inputs, or pass compare=False"
 
 
 def _compare_outputs(
@@ -259,7 +259,10 @@ def _compare_outputs(
     for index, (output, tensor) in enumerate(zip(outputs, expected, strict=True)):
         reference = tensor.detach().cpu().double().numpy()
         if not np.isfinite(reference).all():
-            raise ExportMismatch(f"output {index} of the torch model holds NaN or infinity, so that {_suspect(model)}")
+            raise ExportMismatch(
+                f"output {index} of the torch model holds NaN or infinity, and cannot be compared",
+                remedy=_way_to_numbers(model),
+            )
         scale = max(float(np.abs(reference).max(initial=0.0)), float(np.finfo(np.float32).tiny))
         difference = float(np.abs(output.astype(np.float64) - reference).max(initial=0.0)) / scale
         if not difference <= tolerance:  # also if it is NaN
