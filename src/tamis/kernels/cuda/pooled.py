@@ -83,10 +83,10 @@ class Pooling:
 class PooledTile:
     """What a block computes at a time: ``64 * blocks * groups`` filters of ``lines`` lines, ``line`` pixels apart.
 
-    An instruction computes ``pixels``, of all lines or, if ``sliding``, of one of them: then ``line_stages`` single lines
-    are a ring, in which those that the next tile sees stay. Else these are stages of all lines that a tile sees. There
-    are ``stages`` of weights; if ``weights_stay`` each step has one of its own, and weights come once. ``line_bytes``
-    are those of a stage, with ``line_spare`` behind the last. ``resident`` blocks share a multiprocessor.
+    An instruction computes ``pixels``, of all lines or, if ``sliding``, of one of them: then ``line_stages`` single
+    lines are a ring, in which those that the next tile sees stay. Else these are stages of all lines that a tile sees.
+    There are ``stages`` of weights; if ``weights_stay`` each step has one of its own, and weights come once.
+    ``line_bytes`` are those of a stage, with ``line_spare`` behind the last. ``resident`` blocks share a multiprocessor.
     """
 
     blocks: int
