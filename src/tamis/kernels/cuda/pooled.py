@@ -86,7 +86,7 @@ class PooledTile:
     An instruction computes ``pixels``, of all lines or, if ``sliding``, of one of them: then ``line_stages`` single
     lines are a ring, in which those that the next tile sees stay. Else these are stages of all lines that a tile sees.
     There are ``stages`` of weights; if ``weights_stay`` each step has one of its own, and weights come once.
-    ``line_bytes`` are those of a stage, with ``line_spare`` behind the last. ``resident`` blocks share a multiprocessor.
+    ``line_bytes`` are those of a stage; ``line_spare`` lie behind the last. ``resident`` blocks share a multiprocessor.
     """
 
     blocks: int
