@@ -38,6 +38,8 @@ POOLED_TILES = (
 # instruction.
 SLIDING_TILES = ((1, 1, 2), (1, 2, 1), (1, 1, 1))
 LINE_WIDTHS = (64, 96, 112, 120, 128)
+# Pixels whose sums fit into registers where two blocks share a multiprocessor, beside a line: more spill (nvcc 13.0).
+_MOST_SUMMED = 240
 _MOST_STAGES = 8
 _MOST_STAYING = 32  # steps whose weights may stay in shared memory: their barriers need room
 _LONGEST_BOX = 256
@@ -158,6 +160,8 @@ def _sliding(shape: Convolution, pooling: Pooling, sizes: tuple[int, int, int], 
     if shape.channels * 2 > STEP_BYTES or shape.dilations[0] > 1 or shape.steps > _MOST_STAYING or not fits:
         return None
     pixels = min(width for width in LINE_WIDTHS if width >= columns)
+    if resident > 1 and blocks * STRIDE * pixels > _MOST_SUMMED:
+        return None
     spare = max(pixels + reach - line, 0) * STEP_BYTES
 
     def tile(slots: int) -> PooledTile:
