@@ -26,6 +26,7 @@ from tamis.kernels.cuda.movement import concat, convert, pad_channels, space_to_
 from tamis.kernels.cuda.nvrtc import load_nvrtc
 from tamis.kernels.cuda.pointwise import Operand, PointwiseStep, pointwise
 from tamis.kernels.cuda.pool import pool, reduce_pixels
+from tamis.kernels.cuda.pooled import Pooling, implicit_gemm_pooled, pooled_tiles
 from tamis.kernels.cuda.rows import layer_norm, softmax
 from tamis.kernels.cuda.specification import Argument, Kernel
 from tamis.kernels.cuda.stationary import implicit_gemm_stationary, stationary_tiles
@@ -121,6 +122,24 @@ def grouped_kernels() -> list[Kernel]:
     ]  # fmt: skip
 
 
+def pooled_kernels() -> list[Kernel]:
+    """Pooling in registers: behind the stem of a ResNet, lines sliding and at once, and behind a VGG's layers."""
+    stem = Convolution(128, 115, 112, 64, 64, (4, 1), apart=(16, 1840, 211600))
+    block = Convolution(32, 112, 112, 128, 128, (3, 3), pads=(1, 1, 1, 1))
+    small = Convolution(32, 56, 56, 64, 128, (3, 3), pads=(1, 1, 1, 1))
+    windows, halves = Pooling(3, 1, 1, (56, 56)), Pooling(2, 0, 0, (56, 56))
+    fused = replace(FUSED, steps=FUSED.steps[1:], residual=False)
+    chosen = [(stem, windows, tile, False) for tile in pooled_tiles(stem, windows, sparse=False) if tile.resident == 2]
+    chosen += [(block, halves, tile, True) for tile in pooled_tiles(block, halves, sparse=True)]
+    quarter = Pooling(3, 1, 1, (28, 28))
+    chosen += [(small, quarter, tile, tile.groups > 1) for tile in pooled_tiles(small, quarter, sparse=True)[::2]]
+    return [
+        implicit_gemm_pooled(shape, pooling, tile, DType.FLOAT16, 132, fused, sparse=sparse)
+        for shape, pooling, tile, sparse in chosen
+        if tile in pooled_tiles(shape, pooling, sparse=sparse)
+    ]
+
+
 def ampere_kernels(dtype: DType) -> list[Kernel]:
     """Those for tensor cores with 16-bit types."""
     return [
@@ -164,7 +183,9 @@ def test_products_of_eight_bits_compile():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "made", [eight_bit_kernels, grouped_kernels, stationary_kernels], ids=["eight bits", "groups", "stationary"]
+    "made",
+    [eight_bit_kernels, grouped_kernels, stationary_kernels, pooled_kernels],
+    ids=["eight bits", "groups", "stationary", "pooled"],
 )
 def test_products_overlap_and_nothing_spills(made, tmp_path):
     """The assembler says so when it makes each product wait for the one before, and goes on."""

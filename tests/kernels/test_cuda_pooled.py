@@ -120,10 +120,11 @@ def stem(image: tuple[int, ...], filters: int, taps: int, dtype: DType = F16) ->
 
 
 STEMS = {
-    "even": ((2, 3, 16, 28), 64, 7),
+    "even": ((3, 3, 16, 28), 64, 7),
     "odd lines and columns": ((3, 3, 29, 33), 24, 7),
     "one line": ((2, 3, 2, 40), 72, 3),
-    "lines that slide": ((2, 3, 26, 66), 64, 7),
+    "lines that slide": ((3, 3, 24, 66), 16, 7),
+    "lines that slide in a ring of five": ((1, 3, 20, 224), 8, 7),
     "odd lines that slide": ((1, 3, 21, 77), 16, 3),
 }
 POOLINGS = {
@@ -137,6 +138,7 @@ FORMS = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("name", STEMS)
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
 def test_first_layers(name: str, dtype: DType) -> None:
+    """Three images are two runs, one of which goes on from an image to the next, and the other begins within one."""
     given, shape = stem(*STEMS[name], dtype)
     tiles = pooled_tiles(shape, STEM.behind(shape), sparse=False)
     assert tiles[0].weights_stay and tiles[0].sliding == ("slide" in name)

@@ -70,9 +70,10 @@ def test_the_stem_of_a_resnet() -> None:
     graph = resnet()
     found = choices(graph)
     assert {str(choice.inputs[0]) for choice in found} == {"float32", "float16", "float16 channels_last"}
-    first = found[0].parameters
-    assert [first[name] for name in ("pixels", "lines", "line", "resident", "stages")] == [224, 2, 112, 2, 4]
-    assert first["weights_stay"]
+    told = [[c.parameters[name] for name in ("pixels", "lines", "line", "resident", "stages")] for c in found[:2]]
+    assert told == [[112, 2, 112, 2, 4], [224, 2, 112, 2, 4]], "lines that slide, and all at once"
+    assert [c.parameters["sliding"] for c in found[:2]] == [True, False]
+    assert all(c.parameters["weights_stay"] for c in found)
     (region,) = regions(graph)
     lowered = TACTIC.lower(graph, region, found[0])
     blocks, product = lowered.steps

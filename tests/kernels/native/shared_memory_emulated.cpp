@@ -34,6 +34,9 @@ void emulated_commit() {
 }
 void emulated_finish(int pending) {
     std::vector<EmulatedWork> &groups = emulated_groups[emulated.current].closed;
+    // As late as may be: all others first do what they can, with what this thread has given back too early.
+    if (emulated_late && groups.size() > (size_t)pending)
+        emulated_wait_until([asked = false]() mutable { return std::exchange(asked, true); });
     for (; groups.size() > (size_t)pending; groups.erase(groups.begin()))
         for (const auto &work : groups.front()) work();
 }

@@ -100,11 +100,9 @@ class HopperPooled:
         readers = graph.consumers()
         found = []
         for index, (conv, pool) in enumerate(zip(graph.nodes, graph.nodes[1:], strict=False)):
-            value = conv.output
-            alone = readers.get(value) == [pool] and value not in graph.outputs
-            if not isinstance(conv.op, Conv) or not isinstance(pool.op, Pool) or not alone:
+            if not isinstance(conv.op, Conv) or not isinstance(pool.op, Pool) or not {conv.name, pool.name} <= able:
                 continue
-            if {conv.name, pool.name} <= able:
+            if readers.get(conv.output) == [pool] and conv.output not in graph.outputs:
                 region = region_of(graph, index, index + 2)
                 pair = _pair_of(graph, region)
                 if any(pooled_tiles(pair.shape, pair.pooling, sparse=sparse) for sparse in (False, True)):

@@ -38,6 +38,8 @@ POOLED_TILES = (
 # instruction.
 SLIDING_TILES = ((1, 1, 2), (1, 2, 1), (1, 1, 1))
 LINE_WIDTHS = (64, 96, 112, 120, 128)
+# Pixels whose sums fit into registers where two blocks share a multiprocessor, beside a line: more spill (nvcc 13.0).
+_MOST_SUMMED = 240
 _MOST_STAGES = 8
 _MOST_STAYING = 32  # steps whose weights may stay in shared memory: their barriers need room
 _LONGEST_BOX = 256
@@ -84,10 +86,9 @@ class PooledTile:
     """What a block computes at a time: ``64 * blocks * groups`` filters of ``lines`` lines, ``line`` pixels apart.
 
     An instruction computes ``pixels``, of all lines or, if ``sliding``, of one of them: then ``line_stages`` single
-    lines are a ring, in which those that the next tile sees stay. Else these are stages of all lines that a tile
-    sees. There are ``stages`` of weights; if ``weights_stay`` each step has one of its own, and weights come once.
-    ``line_bytes`` are those of a stage, with ``line_spare`` behind the last. ``resident`` blocks share a
-    multiprocessor.
+    lines are a ring, in which those that the next tile sees stay. Else these are stages of all lines that a tile sees.
+    There are ``stages`` of weights; if ``weights_stay`` each step has one of its own, and weights come once.
+    ``line_bytes`` are those of a stage; ``line_spare`` lie behind the last. ``resident`` blocks share a multiprocessor.
     """
 
     blocks: int
@@ -159,6 +160,8 @@ def _sliding(shape: Convolution, pooling: Pooling, sizes: tuple[int, int, int], 
     if shape.channels * 2 > STEP_BYTES or shape.dilations[0] > 1 or shape.steps > _MOST_STAYING or not fits:
         return None
     pixels = min(width for width in LINE_WIDTHS if width >= columns)
+    if resident > 1 and blocks * STRIDE * pixels > _MOST_SUMMED:
+        return None
     spare = max(pixels + reach - line, 0) * STEP_BYTES
 
     def tile(slots: int) -> PooledTile:
