@@ -254,7 +254,7 @@ def described(entry: Entry) -> str:
         filters = 64 * parameters["blocks"] * parameters["groups"]
         more = [f"{name} {parameters[name]}" for name in ("cluster", "split", "resident") if parameters[name] > 1]
         more += [f"{parameters['lines']} lines"] if parameters["lines"] else []
-        more += ["streamed" if parameters["streamed"] else "stationary"] if parameters["stationary"] else []
+        more += ["stationary"] if parameters["stationary"] else []
         return " ".join([f"{filters} x {parameters['pixels']} by {parameters['groups']}", *more])
     if "matrices" in parameters:
         tile = AMPERE.tile(parameters)

@@ -190,20 +190,6 @@ TAMIS_DEVICE void fetch_map(const TensorMap &map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-// Words of a constant, into registers. What is read once needs no place in the first cache. Stands where it is written:
-// the words are asked for there and awaited where they are used.
-template <int N> TAMIS_DEVICE void load_constant_words(const unsigned char *from, unsigned *to) {
-    static_assert(N == 1 || N == 2 || N == 4, "a vector");
-    if constexpr (N == 4)
-        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                     : "l"(from));
-    else if constexpr (N == 2)
-        asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
-    else
-        asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(from));
-}
-
 // 16 bytes, past the registers; a thread's copies since the last call are a group, and it waits until so many are left.
 TAMIS_DEVICE void copy(unsigned address, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");

@@ -90,8 +90,8 @@ class Tile:
     With ``lines`` a tile is so many lines of the result, and whole lines of the padded image are copied, ``line_bytes``
     at a time and ``line_stages`` of them ahead, instead of the pixels that each tap sees; ``line_spare`` bytes behind
     them are read for pixels that have no place in the result. A warpgroup has ``strips`` of shared memory for results
-    on their way out and residuals on their way in. ``stationary``: weights lie in registers, and stages are of pixels
-    alone, or of lines; all of them, or ``streamed`` steps at a time (``tamis.kernels.cuda.stationary``).
+    on their way out and residuals on their way in. ``stationary``: weights stay in registers, and stages are of pixels
+    alone, or of lines (``tamis.kernels.cuda.stationary``).
     """
 
     blocks: int
@@ -107,7 +107,6 @@ class Tile:
     line_stages: int = 0
     strips: int = 2
     stationary: bool = False
-    streamed: int = 0
 
     @property
     def filters(self) -> int:
@@ -182,7 +181,7 @@ def whole(size: int) -> int:
 def deepest(
     blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, resident: int = 1, *, sparse: bool,
     most: int = 8, itemsize: int = 2, lines: tuple[int, int, int, int] = (0, 0, 0, 0), residual: bool = False,
-    stationary: bool = False, streamed: int = 0,
+    stationary: bool = False,
 ) -> Tile:  # fmt: skip
     """The tile with as many stages as fit, for a type of ``itemsize`` bytes. ``ValueError`` when two do not.
 
@@ -191,7 +190,7 @@ def deepest(
     """
 
     def tile(stages: int, strips: int) -> Tile:
-        return Tile(blocks, groups, pixels, cluster, split, stages, resident, *lines, strips, stationary, streamed)
+        return Tile(blocks, groups, pixels, cluster, split, stages, resident, *lines, strips, stationary)
 
     def stages_with(strips: int) -> int:
         return most_stages(lambda n: tile(n, strips).shared_bytes(sparse=sparse, itemsize=itemsize), limit, most)
@@ -292,7 +291,7 @@ def implicit_gemm_hopper(
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
         "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips, "WINDOWS": int(windows > 0),
-        "STATIONARY": int(tile.stationary), "STREAMED": int(tile.streamed > 0), "POOL": 0,
+        "STATIONARY": int(tile.stationary), "POOL": 0,
     }  # fmt: skip
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")

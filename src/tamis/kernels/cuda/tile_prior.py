@@ -18,9 +18,8 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
   Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
   26 clusters of four and 13 of eight ran at once on 132, 32 and 16 did not; pairs all do;
 - a bundle of groups has the steps of all its channels, and the zeros between groups are multiplied;
-- weights that stay in registers are read once by each block, and neither the port nor L2 sees them again, those that
-  are streamed through them pass the port once; the products of all taps of whole lines follow each other without a
-  pause;
+- weights that stay in registers are read once by each block, and neither the port nor L2 sees them again; the products
+  of all taps of whole lines follow each other without a pause. This has not been compared with measurements yet;
 - what the layer must read and write, at 3 TB/s. Where this binds many tiles are equal, and the caller's order decides:
   breaking such ties by their clocks, too, kept no better tiles of those measured.
 
@@ -57,8 +56,7 @@ def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse
     steps = ceil_divide(shape.part(tile.filters).steps, tile.split)
     taps = shape.kernel[0] * shape.kernel[1]
     packed = rows_bytes(tile.filters, sparse=sparse)
-    operand = 0 if tile.stationary else 4096 if sparse else 8192
-    weights = 0 if tile.stationary and not tile.streamed else packed
+    weights, operand = (0, 0) if tile.stationary else (packed, 4096 if sparse else 8192)
     pixels = tile.line_bytes / taps if tile.lines else tile.pixels * _PIXEL_BYTES
     operands = blocks * (tile.pixels * _PIXEL_BYTES + operand)
     step = _step_clocks(
@@ -72,7 +70,7 @@ def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse
     turns = _turns(shape, tile, multiprocessors)
     first = _FIRST_COPY + (tile.line_bytes or tile.pixels * _PIXEL_BYTES) / _L2_BYTES
     if tile.stationary:
-        first += tile.resident * (tile.streamed or steps) * packed / _L2_BYTES
+        first += tile.resident * steps * packed / _L2_BYTES
     clocks = first + turns * together
     seen = math.prod(min(1.0, size / stride) for size, stride in zip(shape.kernel, shape.strides, strict=True))
     image = shape.apart[2] if shape.apart else shape.height * shape.width * shape.channels  # elements of one
