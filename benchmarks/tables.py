@@ -105,6 +105,21 @@ def gpu_table(results: Path) -> str:
     return "\n".join(parts or ["No results yet: run `make bench-gpu`.", ""])
 
 
+def newest_gpu_table(results: Path) -> str:
+    """The same in short: of each model and precision the newest GPU's line, one table for all GPUs."""
+    captions, lines = [], {}
+    contents = [json.loads(path.read_text()) for path in results.glob("cuda-models-*.json")]
+    for content in sorted(contents, key=lambda content: content["meta"]["date"]):
+        gpu = content["meta"].get("gpu", "GPU").removeprefix("NVIDIA ")
+        captions.append(gpu_caption(content["meta"]))
+        for line in gpu_lines([row for row in content["rows"] if row["bench"] == "cuda-models" and usable(row)]):
+            lines[line[:2]] = (line[0], gpu, *line[1:])
+    header = (GPU_HEADER[0], "GPU", *GPU_HEADER[1:])
+    if not lines:
+        return gpu_table(results)
+    return "\n".join([*captions, "", markdown(*without_empty_columns(header, lines.values())), ""])
+
+
 def gpu_lines(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
     """A line for each case and precision that Tamis ran; a ratio over 1 speaks for what it is divided by."""
     for case, precision in dict.fromkeys((row["case"], row["precision"]) for row in rows):
@@ -247,7 +262,8 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "accuracy": accuracy_table,
     "compile": compile_table,
     "cpu": model_table,
-    "gpu": gpu_table,
+    "gpu": newest_gpu_table,
+    "gpus": gpu_table,
     "kernels": kernel_table,
     "linear": linear_table,
     "runtime": runtime_table,
