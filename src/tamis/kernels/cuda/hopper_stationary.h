@@ -11,7 +11,8 @@
 // Limits: registers. A step is 16 of them for every 64 filters, in 2:4 8 and one of metadata (in 8 bits two), beside
 //   PIXELS / 2 sums; tamis.kernels.cuda.stationary has which tiles fit. No cluster.
 // Roof: as implicit_gemm_hopper.cu with operand A in registers: 1502 TFLOP/s in 2:4 at N = 256, 1349 at 128, in int8 3067
-//   and 2697 (H100, beside copies). Not measured yet.
+//   and 2697 (H100, beside copies). Reached: 698 TFLOP/s at 64 channels, 791 at K = 512, both with every byte from memory
+//   (H200; docs/design/0014-stationary-weights.md).
 //
 // Constants: those of implicit_gemm_hopper.cu, where STAGES are of pixels or lines alone, HELD_STEPS and TAPS.
 #pragma once

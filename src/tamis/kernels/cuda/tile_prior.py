@@ -19,7 +19,7 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
   26 clusters of four and 13 of eight ran at once on 132, 32 and 16 did not; pairs all do;
 - a bundle of groups has the steps of all its channels, and the zeros between groups are multiplied;
 - weights that stay in registers are read once by each block, and neither the port nor L2 sees them again; the products
-  of all taps of whole lines follow each other without a pause. This has not been compared with measurements yet;
+  of all taps of whole lines follow each other without a pause;
 - what the layer must read and write, at 3 TB/s. Where this binds many tiles are equal, and the caller's order decides:
   breaking such ties by their clocks, too, kept no better tiles of those measured.
 
