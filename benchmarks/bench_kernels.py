@@ -3,6 +3,7 @@
     python benchmarks/bench_kernels.py
     python benchmarks/bench_kernels.py --case conv3x3-256x256-14-b128 --case gemm-8192x8192x8192
     python benchmarks/bench_kernels.py --grouped    # grouped convolutions alone
+    python benchmarks/bench_kernels.py --case stem-pool    # with the pooling behind it, as one kernel and as two
     python benchmarks/bench_kernels.py --level 4    # on Hopper, with the kernels for all GPUs since Ampere too
     python benchmarks/bench_kernels.py --level 5    # all tiles, those whose weights stay in registers among them
     python benchmarks/bench_kernels.py --device cpu --case gemm-256x256x64 --output trial.json     # try the script out
@@ -10,7 +11,8 @@
 Each case is a graph of one layer with 2:4 weights, dense ones where an image has three channels, and goes through the
 race of a build: all candidates in turns on random data and a cold L2 cache, every result checked on the GPU against
 float32. Of each tactic the fastest candidate makes a row of ``results/kernels-GPU.json``; for ours the note names the
-tile, and the times of the others.
+tile, and the times of the others. A case with pooling is a graph of two layers: a row for the fastest kernel that runs
+both, and one for the fastest two, timed in turns.
 """
 
 from __future__ import annotations
@@ -25,17 +27,18 @@ from typing import Any
 import numpy as np
 
 from gpu_state import gpu_state, short_name
+from pooled_pairs import race_pair
 from results import Row, command_line, conv_name, merge
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph, Node, TensorType
 from tamis.compiler.ir.infer import infer
-from tamis.compiler.ir.ops import Conv, Linear, Op, Pointwise
+from tamis.compiler.ir.ops import Conv, Linear, Op, Pointwise, Pool
 from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import flops_of, layer_of, moved_bytes_of
 from tamis.compiler.tactics.generations import AMPERE
 from tamis.compiler.tuner import open_track
-from tamis.compiler.tuner.race import Entry, LayerRace, prepare, race_layer
+from tamis.compiler.tuner.race import Entry, LayerRace, Track, prepare, race_layer
 from tamis.compiler.tuner.timing import Clock
 from tamis.devices.base import Device
 from tamis.formats import TWO_FOUR, magnitude_mask
@@ -50,7 +53,8 @@ OURS = ("tamis.hopper", "tamis.ampere")
 class Case:
     """A layer: ``kernel`` 0 is a matrix product of ``batch`` rows; ``residual``: one is added before the ReLU.
 
-    ``inputs`` and ``outputs`` are the channels of all ``groups``.
+    ``inputs`` and ``outputs`` are the channels of all ``groups``. ``pool``: the size of windows of stride 2 that are
+    pooled behind it, 0 for none; ``label`` is a name of its own.
     """
 
     kernel: int
@@ -61,13 +65,19 @@ class Case:
     stride: int = 1
     residual: bool = False
     groups: int = 1
+    pool: int = 0
+    label: str = ""
 
     @property
     def name(self) -> str:
         """A stable name, as ``conv3x3-256x256-14-b128`` or ``gemm-8192x8192x8192`` (outputs, inputs, rows)."""
+        if self.label:
+            return self.label
         if not self.kernel:
             return f"gemm-{self.outputs}x{self.inputs}x{self.batch}"
-        tail = "-".join([f"g{self.groups}"] * (self.groups > 1) + ["res"] * self.residual)
+        tail = "-".join(
+            [f"g{self.groups}"] * (self.groups > 1) + ["res"] * self.residual + [f"pool{self.pool}"] * (self.pool > 0)
+        )
         return conv_name(self.kernel, (self.inputs, self.outputs), self.size, self.batch, self.stride, tail)
 
 
@@ -93,10 +103,18 @@ CASES = (
     *(Case(3, c, c, size, 1, groups=32) for c, size in ((128, 56), (256, 28), (512, 14), (1024, 7))),
     Case(3, 408, 408, 14, 128, groups=17), Case(3, 912, 912, 7, 128, groups=38),
     Case(3, 192, 192, 28, 128, groups=3), Case(3, 512, 512, 14, 128, groups=8), Case(3, 720, 720, 14, 128, groups=6),
+    # With the max pooling behind it: of ResNets and DenseNets, at batch 1 too; and of a VGG.
+    Case(7, 3, 64, 224, 128, stride=2, pool=3, label="stem-pool"), Case(7, 3, 64, 224, 1, stride=2, pool=3),
+    Case(3, 128, 128, 112, 32, pool=2), Case(3, 256, 256, 56, 32, pool=2),
     Case(0, 8192, 8192, 1, 8192), Case(0, 4096, 4096, 1, 2048), Case(0, 1024, 1024, 1, 12288),
     Case(0, 1024, 4096, 1, 12288), Case(0, 4096, 1024, 1, 12288),
 )  # fmt: skip
-TRIALS = (Case(0, 256, 256, 1, 64), Case(3, 16, 16, 8, 1), Case(3, 32, 32, 8, 1, groups=4))
+TRIALS = (
+    Case(0, 256, 256, 1, 64),
+    Case(3, 16, 16, 8, 1),
+    Case(3, 32, 32, 8, 1, groups=4),
+    Case(3, 16, 16, 8, 1, pool=3),
+)
 
 
 def main() -> int:
@@ -117,8 +135,9 @@ def main() -> int:
     wanted = [case for case in CASES if case.groups > 1 or not options.grouped]
     for case in [known[name] for name in options.case] if options.case else wanted:
         before = gpu_state()
-        race = raced(case, DType(options.precision), device, options.level)
-        rows = rows_of(case, race, f"{before} -> {gpu_state()}" if before else "")
+        graph, track = opened(case, DType(options.precision), device, options.level)
+        rows = rows_of_pair(case, graph, track) if case.pool else rows_of(case, raced(graph, track))
+        rows = [replace(row, note=f"{row.note}; {before} -> {gpu_state()}") for row in rows] if before else rows
         show(rows)
         merge(output, rows, {"gpu": device.info().name, "command": command_line(sys.argv)},
               key=("bench", "case", "impl", "sparsity", "precision"))  # fmt: skip
@@ -126,8 +145,8 @@ def main() -> int:
     return 0
 
 
-def raced(case: Case, precision: DType, device: Device, level: int) -> LayerRace:
-    """All candidates of a case, timed with a cold cache."""
+def opened(case: Case, precision: DType, device: Device, level: int) -> tuple[Graph, Track]:
+    """The graph of a case, and what its races need: a clock with a cold cache."""
     graph = graph_of(case)
     kind = device.info().kind
     config = BuildConfig(
@@ -135,14 +154,21 @@ def raced(case: Case, precision: DType, device: Device, level: int) -> LayerRace
         precisions=(precision,) if kind == "cuda" else (DType.FLOAT32, precision),
         optimization_level=level, budget_seconds=BUDGET_SECONDS,
     )  # fmt: skip
-    track = replace(open_track(graph, device, config), clock=Clock(device, cold=True))
-    layer, tactics = layer_of(graph, graph.nodes[0]), tactics_of(kind)
+    return graph, replace(open_track(graph, device, config), clock=Clock(device, cold=True))
+
+
+def raced(graph: Graph, track: Track) -> LayerRace:
+    """All candidates for the one layer of a graph."""
+    layer, tactics = layer_of(graph, graph.nodes[0]), tactics_of(track.config.device)
     prepare([layer], tactics, track)
     return race_layer(layer, tactics, track)
 
 
 def graph_of(case: Case) -> Graph:
-    """One layer with random weights, 2:4 where the channels allow it, whose sums have about unit variance."""
+    """One layer, and perhaps pooling behind it, with random weights, 2:4 where the channels allow it.
+
+    Sums have about unit variance.
+    """
     random = np.random.default_rng(0)
     taps, depth = case.kernel or 1, case.inputs // case.groups
     shape = (case.outputs, depth, taps, taps) if case.kernel else (case.outputs, depth)
@@ -163,10 +189,34 @@ def graph_of(case: Case) -> Graph:
     constants = {"w": weight, "b": random.standard_normal(case.outputs, dtype=np.float32)}
     node = Node(case.name, op, inputs, ("y",))
     values = tuple(v for v in inputs if v not in constants)
-    return note_sparsity(Graph(case.name, values, ("y",), (node,), types, constants))
+    nodes: tuple[Node, ...] = (node,)
+    if case.pool:
+        pool = Pool("max", (case.pool,) * 2, (2, 2), ((case.pool - 1) // 2,) * 4, (1, 1))
+        nodes = (node, Node(f"{case.name}.pool", pool, ("y",), ("z",)))
+        types |= {"z": infer(pool, [types["y"]])[0]}
+    return note_sparsity(Graph(case.name, values, nodes[-1].outputs, nodes, types, constants))
 
 
-def rows_of(case: Case, race: LayerRace, state: str) -> list[Row]:
+def rows_of_pair(case: Case, graph: Graph, track: Track) -> list[Row]:
+    """One kernel for both layers and the fastest two, dense and 2:4."""
+    found, failed = race_pair(graph, track)
+    conv, pool = (layer_of(graph, node) for node in graph.nodes)
+    for words in dict.fromkeys(failed):
+        print(f"{case.name} {words}")
+    rows = []
+    flops = flops_of(conv) + flops_of(pool)
+    for each in found:
+        ends = replace(conv, node=replace(conv.node, outputs=pool.node.outputs), types={**conv.types, **pool.types})
+        border = replace(each.choices[0], outputs=each.choices[-1].outputs)
+        rows.append(
+            Row("kernels", case.name, each.name, str(each.choices[0].precision), each.choices[0].sparsity, case.batch,
+                each.timing.median_us, each.timing.p10_us, each.timing.p90_us, each.timing.n, flops,
+                moved_bytes_of(ends, border), each.accuracy.max_relative_error, each.note)
+        )  # fmt: skip
+    return rows
+
+
+def rows_of(case: Case, race: LayerRace) -> list[Row]:
     """The fastest of each tactic in 16 bits, ours with the times of all tiles; disqualified candidates are told."""
     rows = []
     names = list(dict.fromkeys(entry.choice.tactic for entry in race.entries))
@@ -180,7 +230,7 @@ def rows_of(case: Case, race: LayerRace, state: str) -> list[Row]:
             continue
         best = timed[0]
         assert best.timing is not None and best.accuracy is not None
-        words = [described(best), state, f"{len(wrong)} failed: {wrong[0]}" if wrong else ""]
+        words = [described(best), f"{len(wrong)} failed: {wrong[0]}" if wrong else ""]
         if name.startswith(OURS):
             words.append("all: " + "; ".join(f"{described(e)} {median(e):.1f}" for e in timed))
         rows.append(
@@ -204,7 +254,7 @@ def described(entry: Entry) -> str:
         filters = 64 * parameters["blocks"] * parameters["groups"]
         more = [f"{name} {parameters[name]}" for name in ("cluster", "split", "resident") if parameters[name] > 1]
         more += [f"{parameters['lines']} lines"] if parameters["lines"] else []
-        more += ["stationary"] if parameters["stationary"] else []
+        more += ["streamed" if parameters["streamed"] else "stationary"] if parameters["stationary"] else []
         return " ".join([f"{filters} x {parameters['pixels']} by {parameters['groups']}", *more])
     if "matrices" in parameters:
         tile = AMPERE.tile(parameters)

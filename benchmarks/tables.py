@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accuracy_rows import HEADER, LAYER_HEADER, accuracy_lines, failures, layer_lines
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PEERS = ("onnxruntime", "openvino", "torch.compile")
@@ -227,7 +229,22 @@ def compile_table(results: Path) -> str:
     return "\n".join(parts or ["No results yet: run `python benchmarks/bench_compile.py`.", ""])
 
 
+def accuracy_table(results: Path) -> str:
+    """What pruning costs in accuracy, and the errors of layers; two tables for each GPU."""
+    parts = []
+    for path in sorted(results.glob("accuracy-*.json")):
+        content = json.loads(path.read_text())
+        rows = content["rows"]
+        parts += [gpu_caption(content["meta"]), "", markdown(HEADER, accuracy_lines(rows)), ""]
+        if layers := list(layer_lines(rows)):
+            parts += ["Each layer pruned alone:", "", markdown(LAYER_HEADER, layers), ""]
+        if failed := failures(rows):
+            parts += ["Failed:", "", *(f"- {line}" for line in failed), ""]
+    return "\n".join(parts or ["No results are committed yet: run `python benchmarks/bench_accuracy.py`.", ""])
+
+
 TABLES: Mapping[str, Callable[[Path], str]] = {
+    "accuracy": accuracy_table,
     "compile": compile_table,
     "cpu": model_table,
     "gpu": gpu_table,

@@ -15,8 +15,10 @@ import pytest
 
 from tamis.compiler.planner import contest as contest_module
 from tamis.compiler.planner import conversions as conversions_module
+from tamis.compiler.planner.regions import RegionRaces
 from tamis.compiler.tactics import ahead, cuda_steps
 from tamis.compiler.tactics.base import Choice, Layer, Tactic, flops_of, moved_bytes_of
+from tamis.compiler.tactics.region import Region
 from tamis.compiler.tuner import prior as prior_module
 from tamis.compiler.tuner import race as race_module
 from tamis.compiler.tuner.cache import Measurement
@@ -118,8 +120,14 @@ def make_up_measurements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             tactic.lower(layer, choice)  # every choice that is offered can be lowered
         return [Measurement(made_up(flops_of(layer), moved_bytes_of(layer, c), c), RIGHT) for _, c in choices]
 
+    def region(races: RegionRaces, place: Region, choice: Choice) -> Measurement:
+        lowered = races.tactics[choice.tactic].lower(races.graph, place, choice)
+        flops, moved = (sum(getattr(step, what) for step in lowered.steps) for what in ("flops", "moved_bytes"))
+        return Measurement(made_up(flops, moved, choice), RIGHT)
+
     for module in (ahead, cuda_steps):
         monkeypatch.setattr(module, "compile_source", made_up_cubin)
+    monkeypatch.setattr(RegionRaces, "_measure", region)
     monkeypatch.setattr(prior_module, "_product_rate", lambda device, precision: 50e6)
     monkeypatch.setattr(prior_module, "_copy_rate", lambda device: 4e6)
     monkeypatch.setattr(race_module, "_race_now", race)

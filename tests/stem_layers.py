@@ -1,4 +1,7 @@
-"""Convolutions of images with few channels that the tactic ``tamis.hopper.stem`` runs, for emulation and a GPU."""
+"""Convolutions of images with few channels that the tactic ``tamis.hopper.stem`` runs, for emulation and a GPU.
+
+Also with max pooling behind them, as ``tamis.hopper.pool`` runs them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from conv_layers import RELU, RESIDUAL, SILU, conv, conv_layer
+from tamis.compiler.ir.graph import Graph, Node
+from tamis.compiler.ir.infer import infer
+from tamis.compiler.ir.ops import Pool
+from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.tactics.base import Layer
 
 
@@ -30,3 +37,17 @@ SMALL = (
     StemCase("a column of taps", lambda: conv_layer(conv(pads=(2, 0, 2, 0)), (2, 3, 9, 4), (8, 3, 5, 1))),
     StemCase("patches", lambda: conv_layer(conv(stride=4, pads=0), (2, 3, 12, 16), (40, 3, 4, 4))),
 )  # fmt: skip
+
+
+def max_pool(size: int, pads: int | tuple[int, int, int, int] = 0, *, ceil: bool = False, stride: int = 2) -> Pool:
+    """Max pooling of square windows; ``pads`` are (top, left, bottom, right)."""
+    around = (pads,) * 4 if isinstance(pads, int) else pads
+    return Pool("max", (size, size), (stride, stride), around, (1, 1), ceil)
+
+
+def pooled_graph(layer: Layer, pool: Pool) -> Graph:
+    """A graph of a convolution, its result ``y``, and the pooling behind it, ``z``."""
+    node = layer.node
+    types = {**layer.types, "z": infer(pool, [layer.types[node.output]])[0]}
+    nodes = (node, Node("pool", pool, node.outputs, ("z",)))
+    return note_sparsity(Graph("pair", layer.values, ("z",), nodes, types, dict(layer.constants)))

@@ -19,7 +19,9 @@ OPEN_TO_ALL = {"tamis.errors", "tamis.files"}
 COMPILER = {"tamis.compiler.config", "tamis.compiler.ir"}
 DATA = {"tamis.formats", "tamis.engine"}
 MAY_SEE: dict[str, set[str]] = {
-    "tamis": {"tamis.compiler", "tamis.compiler.config", "tamis.engine", "tamis.runtime", "tamis.sparsity"},
+    "tamis": {
+        *("tamis.compiler", "tamis.compiler.config", "tamis.engine", "tamis.report", "tamis.runtime", "tamis.sparsity"),
+    },
     "tamis.errors": set(),
     "tamis.files": {"tamis.errors"},
     "tamis.formats": set(),

@@ -136,6 +136,8 @@ def test_nothing_names_a_path_of_a_developers_machine() -> None:
 def load(name: str) -> ModuleType:
     """A script of the repository as a module."""
     path = ROOT / name
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # scripts import their siblings
     specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)

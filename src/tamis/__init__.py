@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tamis.engine import read as read_engine
     from tamis.engine import save as save_engine
     from tamis.errors import TamisError
+    from tamis.report import Explanation
     from tamis.runtime import Session
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "__version__",
     "build",
     "errors",
+    "explain",
     "load",
     "read_engine",
     "save_engine",
@@ -105,6 +107,22 @@ def load(engine: Engine | str | os.PathLike[str], **options: Any) -> Session:
     from tamis.runtime import Session as Loaded
 
     return Loaded(engine, **options)
+
+
+def explain(engine: Engine | str | os.PathLike[str]) -> Explanation:
+    """Whether sparsity made an engine faster or why not, and how the tactics raced for each layer.
+
+    Args:
+        engine: as such or as the path of its file. Neither its model nor its device is needed.
+
+    Print the result to read what ``tamis explain`` prints; its ``verdict`` and ``data`` are for programs. Raises
+    ``EngineError``.
+    """
+    from tamis.engine import Engine as Known
+    from tamis.engine import read
+    from tamis.report import explanation
+
+    return explanation(engine if isinstance(engine, Known) else read(engine))
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +43,56 @@ def replaced_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iter
         raise _unwritable(path, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replaced_files(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A draft of ``path`` to write, and files beside it under names of their own.
+
+    At the end they take their places beside ``path``, the draft last; when anything fails, all is as it was. ``path``
+    may be a link, whose target is then replaced. Raises ``OutputError`` when the files cannot be written.
+    """
+    try:
+        target = Path(path).resolve()
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{path} exists and is not a file", remedy="choose another output path")
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+            draft = Path(folder) / target.name
+            yield draft
+            _install([*sorted(file for file in draft.parent.iterdir() if file != draft), draft], target.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _install(files: Sequence[Path], folder: Path) -> None:
+    """Move files that belong together into a folder: all, or none."""
+    for file in files:
+        if (folder / file.name).is_dir():
+            raise OutputError(f"{folder / file.name} is a directory", remedy="choose another output path")
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+    before = files[0].parent / "before"
+    if len(files) > 1:
+        before.mkdir()
+        # the last file refers to the others: while they change, there is none
+        old = [folder / file.name for file in reversed(files) if os.path.lexists(folder / file.name)]
+    else:
+        old = []
+    moved: list[Path] = []
+    try:
+        for place in old:
+            place.replace(before / place.name)
+            moved.append(place)
+        for file in files:
+            file.replace(folder / file.name)
+        _sync_folder(folder)
+    except BaseException:
+        for file in files if len(files) > 1 else ():
+            if not file.exists():
+                (folder / file.name).unlink(missing_ok=True)
+        for place in moved:
+            (before / place.name).replace(place)
         raise
 
 

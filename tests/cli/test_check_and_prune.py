@@ -208,6 +208,33 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], cnn: Path, tmp_path: Path)
     run(capsys, "prune", cnn, "-o", cnn, "--overwrite")
 
 
+def test_parts_of_a_weight_are_told_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32), "w")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Split", ["w"], ["q", "k"], axis=1, num_outputs=2),
+            helper.make_node("MatMul", ["x", "q"], ["xq"], "query"),
+            helper.make_node("MatMul", ["x", "k"], ["xk"], "key"),
+            helper.make_node("Add", ["xq", "xk"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32])],
+        [weight],
+    )
+    source, target = tmp_path / "m.onnx", tmp_path / "s.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, source, save_as_external_data=True, location="s.onnx.data", size_threshold=0)
+    assert "'s.onnx.data', beside the output, would replace" in fails(capsys, 2, "prune", source, "-o", target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "s.onnx.data"]
+    target = tmp_path / "t.onnx"
+    lines = run(capsys, "prune", source, "-o", target, "--exclude", "key").splitlines()
+    assert lines[1].startswith("w at query ") and lines[2].startswith("w at key ") and "excluded" in lines[2]
+    lines = run(capsys, "check", target, code=1).splitlines()
+    assert lines[1].startswith("w at query ") and lines[1].endswith("follows 2:4") and "NO: 0.0%" in lines[2]
+    run(capsys, "check", target, "--allow-dense", "key")
+
+
 def test_an_engine_is_not_a_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     engine = tmp_path / "cnn.tamis"
     tamis.save_engine(make_engine(), engine)

@@ -68,7 +68,7 @@ def test_openvino_looks_at_its_indices() -> None:
     graph = import_onnx(CASES["gather"][0])
     tactic, device = OpenVino(), CpuDevice(threads=1)
     (region,) = tactic.regions(graph, frozenset(node.name for node in graph.nodes))
-    (choice,) = tactic.choices(graph, region, BuildConfig())
+    (choice,) = tactic.choices(graph, region, device.info(), BuildConfig())
     lowered = tactic.lower(graph, region, choice)
     assert lowered.steps[0].attributes["index_limits"] == ((0, 8),)
     slots = [device.upload(np.array([0, 8, -1])), device.upload(np.zeros((3, 5), np.float32))]

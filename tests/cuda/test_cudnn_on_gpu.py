@@ -40,6 +40,7 @@ from tamis.devices.tensors import torch_dtype, upload
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.errors import DeviceError
 from tamis.formats.dtype import DType
+from tamis.kernels import KernelStore
 
 PRECISIONS = (DType.FLOAT32, DType.TF32, DType.BFLOAT16, DType.FLOAT16)
 CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS, optimization_level=5)
@@ -87,7 +88,7 @@ def gpu() -> DeviceInfo:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> cudnn.Context:
-    return cudnn.Context(torch.cuda.current_device(), tmp_path_factory.mktemp("plans"))
+    return cudnn.Context(torch.cuda.current_device(), KernelStore(tmp_path_factory.mktemp("plans")))
 
 
 @dataclass
@@ -319,7 +320,7 @@ def test_loading_a_network_again_is_quick(swap: bool, tmp_path: Path, capsys: py
     seconds, results = [], []
     for _ in ("build", "load"):
         start = time.perf_counter()
-        fresh = cudnn.Context(torch.cuda.current_device(), tmp_path)
+        fresh = cudnn.Context(torch.cuda.current_device(), KernelStore(tmp_path))
         runs = [bound(*case, fresh) for case in lowered]
         results.append([run.run().clone() for run in runs])
         torch.cuda.synchronize()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def compiled(request: pytest.FixtureRequest) -> None:
     for item in request.session.items:
         if item.path != request.path or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
             continue
-        given = item.callspec.params
+        given: dict[str, Any] = item.callspec.params
         if "seed" in given or "tile" in given:
             layer, tile = random_case(given["seed"]) if "seed" in given else (given["layer"], given["tile"])
             kernel = layer.kernel(tile, MULTIPROCESSORS)

@@ -14,7 +14,7 @@ from tamis.devices.cuda.graph import record
 SPOILT = 24  # blocks of 32 MiB, the size of PyTorch's scratch memory on Hopper
 
 
-def product(seed: int) -> tuple[Callable[[], None], torch.Tensor]:
+def product(seed: int) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
     """A product that cuBLAS splits along its long inner dimension, with partial sums in scratch memory."""
     generator = torch.Generator("cuda").manual_seed(seed)
     a, b = (torch.randn(shape, device="cuda", generator=generator).half() for shape in ((64, 16384), (16384, 64)))

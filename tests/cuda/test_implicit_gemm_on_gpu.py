@@ -20,7 +20,8 @@ from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape_of
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest
+from tamis.kernels.cuda.convolution import Convolution
+from tamis.kernels.cuda.implicit_gemm import TILES, Tile, deepest
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, shared_bytes_on
 from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.stationary import most_steps, stationary_tiles
@@ -108,12 +109,27 @@ def test_weights_that_stay_in_registers(steps: int, size: int, sparse: bool) -> 
     op = conv(RESIDUAL, RELU, pads=taps // 2)
     case = GemmCase("held", lambda: conv_layer(op, (3, channels, size, size), (200, channels, taps, taps)))
     layer, _ = case.layer()
-    held = stationary_tiles(shape_of(layer), sparse=sparse, residual=True)
+    held = [tile for tile in stationary_tiles(shape_of(layer), sparse=sparse, residual=True) if not tile.streamed]
     assert all(steps <= most_steps(tile, sparse=sparse) for tile in held)
     tiles = all_tiles(HOPPER, shape_of(layer), sparse=sparse, residual=True)
     for place, tile in enumerate(tiles):
         if tile in held:
             check(HOPPER, case, sparse=sparse, only=place)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
+@pytest.mark.parametrize(
+    "image", [(40, 256, 14, 14), (5, 512, 28, 28), (9, 136, 56, 56), (70, 320, 7, 7)], ids=lambda i: f"{i[1]}@{i[2]}"
+)
+def test_weights_that_are_streamed(image: tuple[int, int, int, int], sparse: bool) -> None:
+    """More tiles than blocks, so that the first weights come again."""
+    case = GemmCase("streamed", lambda: conv_layer(conv(RESIDUAL, RELU), image, (264, image[1], 3, 3)))
+    layer, _ = case.layer()
+    tiles = all_tiles(HOPPER, shape_of(layer), sparse=sparse, residual=True)
+    streamed = [place for place, tile in enumerate(tiles) if isinstance(tile, Tile) and tile.streamed]
+    assert streamed
+    for place in streamed:
+        check(HOPPER, case, sparse=sparse, only=place)
 
 
 def random_case(seed: int) -> GemmCase:

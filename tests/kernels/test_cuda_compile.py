@@ -74,13 +74,15 @@ def hopper_kernels(dtype: DType) -> list[Kernel]:
 
 
 def stationary_kernels() -> list[Kernel]:
-    """Weights that stay in registers, as many as a tile may hold: of lines, of single pixels, dense and in 2:4."""
+    """Weights in registers, as many as a tile may hold: of lines, of single pixels, streamed, dense and in 2:4."""
     line = Convolution(128, 56, 56, 64, 64, (3, 3), pads=(1, 1, 1, 1))
     chosen = [(line, True, lambda tile: tile.lines and tile.pixels == 176)]
     chosen += [(line, False, lambda tile: tile.lines and tile.pixels == 64)]
     chosen += [(Convolution(128, 14, 14, 896, 256), True, lambda tile: tile.pixels == 128 and tile.groups == 2)]
     chosen += [(Convolution(128, 14, 14, 192, 256), False, lambda tile: tile.pixels == 256)]
     chosen += [(Convolution(128, 14, 14, 128, 1024), True, lambda tile: tile.blocks * tile.groups == 4)]
+    chosen += [(GEMMS[0], True, lambda tile: tile.streamed and tile.pixels == 224)]
+    chosen += [(GEMMS[0], False, lambda tile: tile.streamed and tile.resident == 2)]
     found = []
     for shape, sparse, wanted in chosen:
         tile = next(tile for tile in stationary_tiles(shape, sparse=sparse, residual=True) if wanted(tile))

@@ -132,10 +132,54 @@ def test_registers_of_weights() -> None:
     assert held_registers(1, 1, sparse=True, itemsize=1) == 10
 
 
+LONG = {
+    "five runs of channels": Convolution(2, 9, 11, 312, 72, (3, 3), pads=(1, 1, 1, 1)),
+    "a line of taps": Convolution(2, 6, 20, 448, 136, (1, 3), pads=(0, 1, 0, 1), dilations=(1, 2)),
+    "more taps at a time": Convolution(2, 9, 12, 136, 64, (5, 5), pads=(2, 2, 2, 2)),
+    "7x7 map": Convolution(5, 7, 7, 256, 64, (3, 3), pads=(1, 1, 1, 1)),
+}
+
+
+@FORMS
+@pytest.mark.parametrize("name", LONG)
+def test_weights_that_are_streamed(name: str, sparse: bool) -> None:
+    """Each block has several tiles of pixels, so the first weights come again."""
+    shape = LONG[name]
+    tiles = [tile for tile in stationary_tiles(shape, sparse=sparse, residual=True) if tile.streamed]
+    assert tiles
+    for tile in tiles[:: 1 if name == "five runs of channels" else 2]:
+        assert tile.streamed == min(n for n in range(3, 26) if shape.kernel[0] * shape.kernel[1] % n == 0)
+        check(STATIONARY, shape, DType.FLOAT16, sparse=sparse, tile=tile, **FUSED)
+
+
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.FLOAT8_E4M3], ids=str)
+def test_streamed_in_eight_bits(dtype: DType) -> None:
+    shape = Convolution(2, 9, 9, 272, 72, (3, 3), pads=(1, 1, 1, 1))
+    layer = Quantised(shape, dtype, dtype, True, pitch=96, offset=16)
+    values = random_values(layer)
+    tile = next(tile for tile in stationary_tiles(shape, sparse=True, itemsize=1, residual=True) if tile.streamed)
+    kernel = stationary(shape, tile, dtype, layer.epilogue, sparse=True)
+    packed = pack_stationary(values.weight, tile.filters // 64, sparse=True).data
+    outputs = [((shape.pixels, 96), dtype.numpy)]
+    (result,) = run(kernel, [values.image, values.residual], [packed, values.constants], outputs)
+    sums = convolved(values.image, values.weight, shape)
+    assert_rounded(result[:, 16:88], values.results(sums), dtype)
+
+
 @FORMS
 def test_what_does_not_fit_is_told(sparse: bool) -> None:
     long = Convolution(8, 14, 14, 256, 256, (3, 3), pads=(1, 1, 1, 1))
-    assert stationary_tiles(long, sparse=sparse) == []
+    assert all(tile.streamed for tile in stationary_tiles(long, sparse=sparse))
+    assert (
+        stationary_tiles(dataclasses.replace(long, kernel=(1, 1), pads=(0, 0, 0, 0), channels=2304), sparse=sparse)
+        == []
+    )
+    streamed = Tile(1, 2, 64, 1, 1, 2, stationary=True, streamed=3)
+    with pytest.raises(ValueError, match="weights are streamed by whole lines, and so that 3 steps divide the taps"):
+        stationary(long, streamed, DType.FLOAT16, Epilogue(), sparse=sparse)
+    full = next(tile for tile in stationary_tiles(long, sparse=sparse) if tile.groups == 2)
+    with pytest.raises(ValueError, match=r"9 steps do not fit into registers; the tile holds \d"):
+        stationary(long, dataclasses.replace(full, streamed=9), DType.FLOAT16, Epilogue(), sparse=sparse)
     words = no_stationary_tiles(long, sparse=sparse)
     assert words == f"weights of 36 steps do not stay in registers; those of {18 if sparse else 10} would"
     short = dataclasses.replace(long, channels=64)
@@ -143,6 +187,7 @@ def test_what_does_not_fit_is_told(sparse: bool) -> None:
     for tile in stationary_tiles(short, sparse=sparse):
         assert tile.shared_bytes(sparse=sparse) <= 232448 // tile.resident - (tile.resident > 1) * 512
         assert tile.stages >= 2
-        assert held_registers(9, tile.blocks, sparse=sparse) + tile.blocks * tile.pixels // 2 <= 240 - 38
+        steps = tile.streamed or 9
+        assert held_registers(steps, tile.blocks, sparse=sparse) + tile.blocks * tile.pixels // 2 <= 240 - 38
     with pytest.raises(ValueError, match="is that of one block"):
         stationary(short, dataclasses.replace(SMALL, cluster=2), DType.FLOAT16, Epilogue(), sparse=sparse)

@@ -13,19 +13,22 @@ import pytest
 import torch
 from cuda_emulation import compiled, packed_map
 
-from conv_layers import conv, conv_layer, expected
+from conv_layers import RELU, SILU, conv, conv_layer, expected
 from cuda_layers import CASES, Case, bound, bound_layer, bound_steps, padding_step, upload
 from gemm_layers import GROUPED, GemmCase
 from gemm_layers import SMALL as PLAIN_CASES
+from small_models import two_of_four
 from stem_layers import SMALL as STEM_CASES
-from stem_layers import StemCase
+from stem_layers import StemCase, max_pool, pooled_graph
 from tamis.compiler.config import BuildConfig
+from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.tactics import cuda_kernels, cuda_steps, implicit_gemm
 from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
+from tamis.compiler.tactics.pooled import HopperPooled
 from tamis.compiler.tactics.stem import HopperStem
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.base import BoundShape
@@ -225,6 +228,36 @@ def test_first_layers_on_tensor_cores(driver, case: StemCase):
     for choice in chosen[:: max(len(chosen) // 3, 1)]:
         lowered = tactic.lower(layer, choice)
         runners, slots, (output,) = bound_steps(layer, choice, lowered, arrays)
+        for run in runners:
+            run(slots)
+        result = output.double().numpy()
+        assert objection(compare(result, exact), choice.precision, cosine=0.9999, relative=1e-5) is None, choice
+
+
+PAIRS = (
+    (conv_layer(conv(RELU, stride=2, pads=3), (2, 3, 30, 27), (24, 3, 7, 7)), max_pool(3, 1)),
+    (conv_layer(conv(SILU), (1, 64, 9, 14), (72, 64, 3, 3)), max_pool(2)),
+)
+
+
+@pytest.mark.parametrize("number", range(len(PAIRS)))
+def test_pooling_behind_convolutions(driver, number: int):
+    """One kernel for two layers, from each source, dense and in 2:4: exactly what two kernels give."""
+    (layer, arrays), pool = PAIRS[number]
+    if layer.type(0).shape[1] % 4 == 0:
+        arrays = {**arrays, "w": two_of_four(arrays["w"], 1)}
+        layer = replace(layer, constants={**layer.constants, "w": arrays["w"]})
+    graph, tactic = pooled_graph(layer, pool), HopperPooled()
+    assert [tactic.refuses(graph, node, H200, CONFIG) for node in graph.nodes] == [None, None]
+    (region,) = tactic.regions(graph, frozenset(node.name for node in graph.nodes))
+    both = replace(layer, node=replace(layer.node, outputs=("z",)), types=graph.types)
+    exact = evaluate(pool, [expected(layer, arrays)])[0]
+    found = tactic.choices(graph, region, H200, CONFIG)
+    assert {choice.sparsity for choice in found} == ({"dense", "2:4"} if "2:4" in str(graph.sparsity) else {"dense"})
+    for choice in {(c.precision, c.inputs, c.sparsity): c for c in found}.values():
+        lowered = tactic.lower(graph, region, choice)
+        assert lowered.steps[-1].layers == (layer.name, "pool")
+        runners, slots, (output,) = bound_steps(both, choice, lowered, arrays)
         for run in runners:
             run(slots)
         result = output.double().numpy()

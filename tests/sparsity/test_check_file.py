@@ -151,6 +151,10 @@ def broken_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "zip.pth": (b"PK\x03\x04noise", "is damaged"),
         "pointer.onnx": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         "page.onnx": (b"<html>", "a web page"),
+        "model.safetensors.index.json": (b'{"weight_map": {}}', "is JSON.*each of the files that an index names"),
+        "model.gguf": (b"GGUF\x03\0\0\0", "a GGUF file"),
+        "array.npy": (b"\x93NUMPY\x01\0", "a NumPy array"),
+        "arrays.npz": (b"PK\x03\x04noise", "an archive of NumPy arrays"),
     }
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import TWO_FOUR, dense, model, node, sparse
+from torch import nn
 
 from tamis.errors import InvalidModel
 from tamis.formats import NM, magnitude_mask
-from tamis.sparsity import LayerCheck, check_onnx
+from tamis.sparsity import LayerCheck, check_module, check_onnx, export_onnx, prune, prune_onnx
 
 
 def check(nodes: list[onnx.NodeProto], **constants: NDArray[Any]) -> LayerCheck:
@@ -157,6 +159,55 @@ def test_shared_weight_appears_once_per_layer() -> None:
     first, second = check_onnx(model(nodes, w=sparse(8, 8, axis=0)))
     assert first.eligible and not second.eligible
     assert first.name == second.name == "w"
+
+
+def test_a_weight_that_an_embedding_shares_counts_if_it_follows_the_pattern() -> None:
+    """As in torch: it can be used if it has the zeros, and cannot be given them without changing the embedding."""
+    nodes = [node("Gather", "w i", "e"), node("Transpose", "w", "t"), node("MatMul", "x t", "h"), node("MatMul", "h v")]
+    for weight, eligible in ((sparse(8, 8, axis=1), True), (dense(8, 8), False)):
+        proto = model(nodes, w=weight, v=dense(8, 8))
+        proto.graph.input.append(helper.make_tensor_value_info("i", TensorProto.INT64, [1]))
+        shared, own = check_onnx(proto)
+        assert (shared.eligible, shared.fits) == (eligible, eligible) and (own.eligible, own.fits) == (False, True)
+        assert eligible or shared.reason == "its weight 'w' is also used by Gather node 'the_Gather'"
+        network = Tied(weight)
+        shared, own = check_module(network)
+        assert (shared.eligible, shared.fits) == (eligible, eligible) and (own.eligible, own.fits) == (False, True)
+        assert eligible or shared.reason == "shared with 'embed.weight', which does not reduce over the same axis"
+
+
+class Tied(nn.Module):
+    """An embedding and a layer of one weight, and a layer of its own."""
+
+    def __init__(self, weight: NDArray[Any]) -> None:
+        super().__init__()
+        size = len(weight)
+        self.embed, self.head, self.own = nn.Embedding(size, size), nn.Linear(size, size), nn.Linear(size, size)
+        self.head.weight = self.embed.weight = nn.Parameter(torch.from_numpy(weight))
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        return self.head(self.own(self.embed(index)))
+
+
+def test_check_after_prune_agrees_for_tied_embeddings(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Tied(dense(128, 128))  # so large that the exporter does not copy it
+    x = torch.zeros(2, 3, dtype=torch.int64)
+    export_onnx(network, (x,), tmp_path / "m.onnx")
+    report = prune_onnx(tmp_path / "m.onnx", tmp_path / "s.onnx")
+    prune(network)
+    for found in (check_onnx(tmp_path / "s.onnx"), check_module(network)):
+        assert sorted((each.eligible, each.fits) for each in found) == [(False, False), (True, True)]
+    assert [layer.reason is None for layer in report.layers] == [True, False]
+
+
+def test_weights_of_two_axes_count_if_they_follow_the_pattern() -> None:
+    nodes = [node("Transpose", "w", "t"), node("Identity", "t", "i"), node("MatMul", "x i", "h"), node("MatMul", "h w")]
+    first, second = check_onnx(model(nodes, w=sparse(8, 8, axis=1)))
+    assert first.eligible and not second.eligible and not second.fits
+    assert second.reason == "its weight 'w' is shared with node 'the_MatMul', which reduces over another axis"
+    alike = [node("Transpose", "w", "t"), node("MatMul", "x t", "h"), node("Gemm", "h w", transB=1)]
+    assert [each.fits for each in check_onnx(model(alike, w=dense(8, 8)))] == [True, True]
 
 
 def test_other_patterns() -> None:

@@ -410,19 +410,19 @@ def test_failures_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         prune_onnx(good, tmp_path)
     with pytest.raises(InvalidModel, match="does not exist"):
         prune_onnx(tmp_path / "absent.onnx", target)
-    monkeypatch.setattr(MODULE, "store", lambda tensor, value: None)
+    monkeypatch.setattr("tamis.sparsity.prune_onnx_group.store", lambda tensor, value: None)
     with pytest.raises(SparsityLost, match="pruned, but in the file 'w'"):
         prune_onnx(good, target)
     monkeypatch.undo()
 
-    def write_nonsense(proto: onnx.ModelProto, *rest: Any) -> None:
+    def write_nonsense(proto: onnx.ModelProto, *rest: Any, **options: Any) -> None:
         proto.graph.node[0].attribute.append(helper.make_attribute("nonsense", 1))
-        onnx_edit.write(proto, *rest)
+        onnx_edit.write(proto, *rest, **options)
 
     monkeypatch.setattr(MODULE, "write", write_nonsense)
     with pytest.raises(SparsityError, match=r"ONNX's checker refuses what was made.*nonsense"):
         prune_onnx(good, target)
-    monkeypatch.setattr(MODULE, "write", lambda *_: (tmp_path / "no" / "file").write_text(""))
+    monkeypatch.setattr(MODULE, "write", lambda *_, **__: (tmp_path / "no" / "file").write_text(""))
     with pytest.raises(OutputError, match=r"cannot write .*s\.onnx"):
         prune_onnx(good, target)
     assert list(tmp_path.iterdir()) == []
@@ -468,9 +468,12 @@ def test_weights_in_bodies(tmp_path: Path) -> None:
 
 
 def test_what_pruning_cannot_see_through_says_so(tmp_path: Path) -> None:
-    joined = [node("Concat", "a b", "w", axis=0), node("MatMul", "x w", "h"), node("MatMul", "h c")]
-    report, after = run(tmp_path, joined, {"a": dense(4, 8), "b": dense(4, 8), "c": dense(8, 8)})
-    assert "passes Concat node 'the_Concat'" in str(report.layers[0].reason)
+    padded = [node("Pad", "a pads", "w"), node("MatMul", "x w", "h"), node("MatMul", "h c")]
+    report, after = run(tmp_path, padded, {"a": dense(6, 8), "pads": np.array([2, 0, 0, 0]), "c": dense(8, 8)})
+    assert "passes Pad node 'the_Pad'" in str(report.layers[0].reason)
+    products = [node("MatMul", "a b", "w"), node("MatMul", "x w", "h"), node("MatMul", "h c")]
+    report, after = run(tmp_path, products, {"a": dense(8, 8), "b": dense(8, 8), "c": dense(8, 8)})
+    assert "computed by MatMul node 'the_MatMul'" in str(report.layers[0].reason)
     shifted = [node("Add", "a one", "w"), node("MatMul", "x w", "h"), node("MatMul", "h c")]
     report, after = run(tmp_path, shifted, {"a": dense(8, 8), "one": dense(1, 8), "c": dense(8, 8)})
     assert "computed by Add node 'the_Add'" in str(report.layers[0].reason)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tamis.cli.options import Json, read_pattern
-from tamis.cli.output import complain, progress_bar, show, show_json
+from tamis.cli.output import complain, labels, progress_bar, show, show_json
 from tamis.errors import ConfigError, InvalidModel
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _check(model: str, wanted: Any, progress: Any) -> FileCheck:
     if Path(model).exists() or not is_import_string(model):
         return sparsity.check_file(model, wanted, progress=progress)
     complain(f"Running the code of {model}")
-    checks = sparsity.check_module(import_module(model), wanted)
+    checks = sparsity.check_module(import_module(model), wanted, progress=progress)
     if not checks:
         raise InvalidModel(f"{model} has no linear, convolution or attention layer", remedy="check which model it is")
     return sparsity.FileCheck("module", checks)
@@ -124,7 +124,7 @@ def _show(pattern: str, found: FileCheck, layers: Sequence[LayerCheck], allowed:
 
     rows = [
         (
-            each.name,
+            label,
             each.op or "-",
             str(each.axis),
             "x".join(map(str, each.shape)),
@@ -132,7 +132,7 @@ def _show(pattern: str, found: FileCheck, layers: Sequence[LayerCheck], allowed:
             str(each.found or "-"),
             _verdict(each, pattern, dense),
         )
-        for each, dense in zip(layers, allowed, strict=True)
+        for label, each, dense in zip(labels(layers), layers, allowed, strict=True)
     ]
     show(table(("weight", "kind", ">axis", "shape", ">zeros", "found", f"{pattern}?"), rows), Text())
     for note in (*found.notes, *_caution(found)):

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Progress = Callable[[str, int, int, str], None]
+    from tamis.sparsity import LayerCheck, OnnxPrunedLayer
 
-# Files and pipes have no width of their own; reports are then as wide as their tables need.
-_UNLIMITED = 10_000
+Progress = Callable[[str, int, int, str], None]
 
 
 def show(*parts: RenderableType) -> None:
     """Print reports on stdout; text is taken literally, without markup."""
     from rich.console import Console
 
+    from tamis.report import plain
+
     if sys.stdout.isatty():
         console = Console(markup=False, highlight=False, emoji=False)
         for part in parts:
             console.print(part)
         return
-    console = Console(file=io.StringIO(), width=_UNLIMITED, markup=False, highlight=False, emoji=False)
-    with console.capture() as captured:
-        for part in parts:
-            console.print(part)
-    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    sys.stdout.write(plain(*parts))
 
 
 def show_json(data: Any) -> None:
@@ -107,3 +104,9 @@ def _finite(data: Any) -> Any:
     if isinstance(data, float) and not (float("-inf") < data < float("inf")):
         return None
     return data
+
+
+def labels(layers: Sequence[LayerCheck] | Sequence[OnnxPrunedLayer]) -> list[str]:
+    """The names of the weights of layers; with those of the nodes where several use one weight or parts of it."""
+    count = Counter(layer.name for layer in layers)
+    return [f"{each.name} at {each.node}" if count[each.name] > 1 and each.node else each.name for each in layers]

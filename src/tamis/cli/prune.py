@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tamis.cli.options import Json, ModelPath, read_pattern
-from tamis.cli.output import progress_bar, show, show_json
+from tamis.cli.output import labels, progress_bar, show, show_json
 
 if TYPE_CHECKING:
     from tamis.sparsity import OnnxPrunedLayer, OnnxPruneReport
@@ -67,7 +67,7 @@ def _show(report: OnnxPruneReport) -> None:
 
     rows = [
         (
-            each.name,
+            label,
             each.op,
             str(each.axis),
             "x".join(map(str, each.shape)),
@@ -75,7 +75,7 @@ def _show(report: OnnxPruneReport) -> None:
             "-" if each.kept is None else f"{each.kept:.1%}",
             _fate(each),
         )
-        for each in report.layers
+        for label, each in zip(labels(report.layers), report.layers, strict=True)
     ]
     show(table(("weight", "kind", ">axis", "shape", ">zeros", ">kept", "result"), rows), Text())
     show(Text(f"Wrote {report.path}: {len(report.pruned)} layers pruned, {len(report.skipped)} skipped"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
 
 from tamis.errors import InvalidModel
+from tamis.onnx_files.mapped import without_weights
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -17,16 +19,21 @@ KNOWN_BEGINNINGS = (
     (b"\x80\x02", "a pickle, perhaps a saved torch model"),
     (b"\x89HDF", "an HDF5 file, perhaps a Keras model"),
     (b"TFL3", "a TensorFlow Lite model"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"{", "JSON"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself (run 'git lfs pull')"),
     (b"<", "a web page or XML"),
 )
 
 
-def load_model(source: Source) -> tuple[onnx.ModelProto, Path | None, str]:
+def load_model(source: Source, *, mapped: bool = False) -> tuple[onnx.ModelProto, Path | None, str]:
     """The parsed model, the folder for its external data (None when there is none) and a name for messages.
 
+    ``mapped``: the weights of a large file stay in it, as external data of that name.
+
     Raises:
-        InvalidModel: the file is missing, unreadable, not ONNX, truncated or empty.
+        InvalidModel: the file is missing, unreadable, not ONNX, truncated or empty, or a name in it is not text.
     """
     if isinstance(source, onnx.ModelProto):
         _check_is_model(source, "the model")
@@ -34,16 +41,16 @@ def load_model(source: Source) -> tuple[onnx.ModelProto, Path | None, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         return _parse(bytes(source), "the given bytes"), None, "model"
     path = Path(source)
-    data = _read(path)
+    data = _read(path, mapped)
     return _parse(data, f"'{path}'"), path.parent, path.stem
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, mapped: bool) -> bytes:
     what = f"'{path}'"
     try:
         if path.is_dir():
             raise InvalidModel(f"{what} is a directory", remedy="give the path of an .onnx file")
-        return path.read_bytes()
+        return (without_weights(path) if mapped else None) or path.read_bytes()
     except FileNotFoundError:
         raise InvalidModel(f"{what} does not exist", remedy="give the path of an .onnx file") from None
     except PermissionError:
@@ -72,3 +79,42 @@ def _check_is_model(model: onnx.ModelProto, what: str) -> None:
         raise InvalidModel(f"{what} is not an ONNX model, or is truncated: it has no graph", remedy=EXPORT)
     if not model.graph.output:
         raise InvalidModel(f"{what} is an ONNX model without outputs, or is truncated", remedy=EXPORT)
+    for where, text in _names(model):
+        if not isinstance(text, str):  # what protobuf makes of bytes that are no text
+            raise InvalidModel(
+                f"{what} holds a name that is not UTF-8: {text!r}, of {where}",
+                remedy="rename it where the model was made, and export again",
+            )
+
+
+def _names(model: onnx.ModelProto) -> Iterator[tuple[str, object]]:
+    """All names that a model goes by, and whose they are."""
+    for entry in model.opset_import:
+        yield "an opset", entry.domain
+    for function in model.functions:
+        for text in (function.domain, function.name, *function.input, *function.output, *function.attribute):
+            yield "a function", text
+        yield from _names_of_nodes(function.node)
+    yield from _names_of_graph(model.graph)
+
+
+def _names_of_graph(graph: onnx.GraphProto) -> Iterator[tuple[str, object]]:
+    yield "a graph", graph.name
+    for tensor in graph.initializer:
+        yield "a tensor", tensor.name
+    for sparse in graph.sparse_initializer:
+        yield "a tensor", sparse.values.name
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield "a value", value.name
+    yield from _names_of_nodes(graph.node)
+
+
+def _names_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, object]]:
+    for node in nodes:
+        where = f"{node.op_type!s} node {node.name!r}"
+        for text in (node.op_type, node.domain, node.name, *node.input, *node.output):
+            yield where, text
+        for attribute in node.attribute:
+            yield where, attribute.name
+            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+                yield from _names_of_graph(body)

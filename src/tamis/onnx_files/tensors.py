@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -127,14 +127,14 @@ def _external_bytes(tensor: TensorProto, folder: Path | None) -> np.ndarray:
     location = entries.get("location", "")
     if folder is None:
         raise InvalidModel(
-            f"{what} is kept in the external file '{location}', but the model was given without its folder",
+            f"{what} is kept in the external file {location!r}, but the model was given without its folder",
             remedy="give the path of the model's file, or call onnx.load(path) with its external data",
         )
     path = _external_path(folder, location, what)
     try:
         offset, size = int(entries.get("offset", 0)), path.stat().st_size
         length = int(entries.get("length", size - offset))
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise InvalidModel(f"{what}: its external data cannot be read: {error}", remedy=RESAVE) from None
     if offset < 0 or length < 0 or offset + length > size:
         raise InvalidModel(
@@ -146,24 +146,71 @@ def _external_bytes(tensor: TensorProto, folder: Path | None) -> np.ndarray:
     try:
         return np.memmap(path, np.uint8, "r", offset, (length,))
     except OSError as error:
-        raise InvalidModel(f"external file '{location}' cannot be read: {error.strerror}") from None
-
-
-def _external_path(folder: Path, location: str, what: str) -> Path:
-    root = folder.resolve()
-    path = (root / location).resolve()
-    if not location or Path(location).is_absolute() or not path.is_relative_to(root):
         raise InvalidModel(
-            f"{what} names the external file '{location}', which is outside the model's folder",
-            remedy="keep external data beside the model",
+            f"{what}: its external file '{location}' cannot be read: {error.strerror or error}",
+            remedy="allow it to be read, or copy the model again",
+        ) from None
+
+
+def _external_path(folder: Path, location: object, what: str) -> Path:
+    """The external file that a tensor names: text, or the bytes that protobuf gives where it is none."""
+    if not isinstance(location, str) or "\0" in location:
+        problem = "holds a null character" if isinstance(location, str) else "is not UTF-8"
+        raise InvalidModel(f"{what} names the external file {location!r}, which {problem}", remedy=RESAVE)
+    root = folder.resolve()
+    try:
+        path = (root / location).resolve()
+        present = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, links in a circle, no name at all
+        why = getattr(error, "strerror", None) or error
+        raise InvalidModel(
+            f"{what} is kept in an external file that cannot be looked for: {why}", remedy=RESAVE
+        ) from None
+    if not location or Path(location).is_absolute() or not path.is_relative_to(root):
+        linked = (root / location).is_symlink() and ".." not in Path(location).parts
+        raise InvalidModel(
+            f"{what} names the external file '{location}', which is "
+            + ("a link to a file " if linked else "")
+            + "outside the model's folder",
+            remedy="put a copy of the file in its place" if linked else "keep external data beside the model",
         )
-    if not path.is_file():
+    if not present:
         raise InvalidModel(
             f"{what} is kept in the external file '{location}', which is not in '{folder}'",
             remedy="copy that file beside the model, or save the model again in one file with "
             "onnx.save(model, path, save_as_external_data=False)",
         )
     return path
+
+
+def stored_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """All dense tensors that a model stores, in initializers, attributes, bodies and local functions."""
+    yield from _tensors_of_graph(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
+def _tensors_of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+                yield from _tensors_of_graph(body)
+
+
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """The names of the files that hold tensors of a model, relative to its folder; those that are no names left out."""
+    locations = {
+        entry.value for tensor in stored_tensors(model) for entry in tensor.external_data if entry.key == "location"
+    }
+    return {name for name in locations if isinstance(name, str) and name and "\0" not in name}
 
 
 def sparse_to_array(tensor: onnx.SparseTensorProto, folder: Path | None) -> np.ndarray:

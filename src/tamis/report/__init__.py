@@ -13,7 +13,7 @@ from tamis.report.measured import (
     profile_data,
     profile_table,
 )
-from tamis.report.races import explain, explain_data
+from tamis.report.races import Explanation, explain, explain_data, explanation
 from tamis.report.sensitivity import draw_sensitivity, plan_lines, sensitivity_report
 from tamis.report.sparsity import best, both_times, sparsity_data, sparsity_lines
 from tamis.report.summary import (
@@ -23,11 +23,14 @@ from tamis.report.summary import (
     differing_layers,
     inspect,
 )
-from tamis.report.tables import table
+from tamis.report.tables import plain, table
 from tamis.report.units import counted, microseconds, shape, size
+from tamis.report.verdict import Verdict, verdict
 
 __all__ = [
     "Deviation",
+    "Explanation",
+    "Verdict",
     "bench_data",
     "bench_lines",
     "best",
@@ -50,11 +53,13 @@ __all__ = [
     "estimate_verdict",
     "explain",
     "explain_data",
+    "explanation",
     "first_beyond",
     "inspect",
     "kernels_data",
     "kernels_table",
     "microseconds",
+    "plain",
     "plan_lines",
     "profile_data",
     "profile_table",
@@ -65,4 +70,5 @@ __all__ = [
     "sparsity_lines",
     "state_text",
     "table",
+    "verdict",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,15 +17,16 @@ from tamis.errors import InputError
 from tamis.report.conditions import condition_lines
 from tamis.report.scatter import build_scatter
 from tamis.report.sparsity import sparsity_data, sparsity_lines
-from tamis.report.tables import table
+from tamis.report.tables import plain, table
 from tamis.report.units import counted, microseconds, spread
+from tamis.report.verdict import Verdict, verdict
 
 # The order in which candidates are listed: those that ran first.
 _ORDER = {"won": 0, "lost": 1, "disqualified": 2, "skipped": 3, "refused": 4}
 
 
 def explain(engine: Engine, *, layer: str | None = None, every: bool = False) -> RenderableType:
-    """The races of an engine: a line for each layer, or all candidates of one layer or of ``every`` layer.
+    """What sparsity did for an engine and a line for each race, or all candidates of one layer or of ``every`` layer.
 
     Raises ``InputError`` when there is no layer of that name.
     """
@@ -32,6 +34,8 @@ def explain(engine: Engine, *, layer: str | None = None, every: bool = False) ->
     if layer is not None or every:
         return Group(*(_layer(record) for record in _selected(plan.layers, layer)))
     return Group(
+        Text(str(verdict(engine))),
+        Text(),
         table(
             ("layer", "shape", "runs as", "precision", "sparsity", ">time", "why"),
             (_row(record) for record in plan.layers),
@@ -51,11 +55,35 @@ def explain_data(engine: Engine, *, layer: str | None = None) -> dict[str, Any]:
     return {
         "name": plan["name"],
         "layers": [record for record in plan["layers"] if record["name"] in names],
+        "verdict": {**asdict(verdict(engine)), "text": str(verdict(engine))},
         "sparsity": sparsity_data(engine.plan.layers),
         "regions": plan["regions"],
         "engines": plan["engines"],
         "conditions": plan["conditions"],
     }
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an engine runs the way it does; printed, what ``tamis explain`` prints.
+
+    Attributes:
+        verdict: whether sparsity made it faster.
+        text: the verdict, a line for each layer, and the whole engines that were timed.
+        data: the same as plain data, as ``tamis explain --json`` gives it.
+    """
+
+    verdict: Verdict
+    text: str
+    data: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def explanation(engine: Engine) -> Explanation:
+    """Explain an engine from the record in its plan; needs neither the model nor the device."""
+    return Explanation(verdict(engine), plain(explain(engine)).rstrip("\n"), explain_data(engine))
 
 
 def _selected(layers: Sequence[LayerRecord], name: str | None) -> list[LayerRecord]:

@@ -37,7 +37,7 @@ def both_times(layer: LayerRecord) -> str:
     """The best dense against the best sparse candidate of a layer, in words, and why that did not win if it did not."""
     dense, sparse = best(layer, sparse=False), best(layer, sparse=True)
     if sparse is None:
-        return f"{_side('dense', dense)}; no sparse time: {_why_no_sparse(layer)}"
+        return f"{_side('dense', dense)}; no sparse time: {why_no_sparse(layer)}"
     text = f"{_side('dense', dense)}, {_side(sparse.sparsity, sparse)}"
     if dense is not None:
         text += f", sparse is {_median(dense) / _median(sparse):.2f}x as fast"
@@ -61,7 +61,8 @@ def sparsity_data(layers: Sequence[LayerRecord]) -> dict[str, Any]:
     }
 
 
-def _why_no_sparse(layer: LayerRecord) -> str:
+def why_no_sparse(layer: LayerRecord) -> str:
+    """What kept every sparse tactic from running a layer."""
     reasons = [
         f"{candidate.tactic} {candidate.status}: {candidate.reason}"
         for candidate in layer.candidates

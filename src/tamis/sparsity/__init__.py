@@ -8,16 +8,18 @@ from tamis.sparsity.channel_report import ChannelReport, PrunedGroup, Removal
 from tamis.sparsity.channel_rounding import useful_multiple
 from tamis.sparsity.channel_shapes import load_channels, save_channels
 from tamis.sparsity.channels import prune_channels
-from tamis.sparsity.check import LayerCheck, check_module, check_state_dict
+from tamis.sparsity.check import LayerCheck, check_module
 from tamis.sparsity.check_file import FileCheck, check_file
 from tamis.sparsity.check_onnx import check_onnx
+from tamis.sparsity.check_state import check_state_dict
 from tamis.sparsity.export import ExportMismatch, ExportReport, SparsityLost, export_onnx
 from tamis.sparsity.hold import PrunedLayer, PruneReport, finalize
 from tamis.sparsity.layer_names import named, require_named
 from tamis.sparsity.masks import LayerChoice, magnitude_mask, nm_mask, prunable
 from tamis.sparsity.permutation import PermutationReport, PermutedLayer, permute_channels
 from tamis.sparsity.progressive import ChannelStep, prune_progressively
-from tamis.sparsity.prune_onnx import OnnxPrunedLayer, OnnxPruneReport, prune_onnx
+from tamis.sparsity.prune_onnx import OnnxPruneReport, prune_onnx
+from tamis.sparsity.prune_onnx_group import OnnxPrunedLayer
 from tamis.sparsity.prune_plan import (
     PlannedLayer,
     PrunePlan,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tamis.formats import NM, tightest, violations
-from tamis.sparsity.hold import held_mask, held_names
-from tamis.sparsity.masks import LayerChoice, as_pattern, axis_misfit, magnitude_mask, prunable
+from tamis.sparsity.hold import held_mask, originals
+from tamis.sparsity.masks import LayerChoice, as_pattern, magnitude_mask, prunable, require_values, shape_misfit
 
 Progress = Callable[[str, int, int, str], None]
 
-_PACKED = (torch.float4_e2m1fn_x2,) if hasattr(torch, "float4_e2m1fn_x2") else ()
+PACKED = (torch.float4_e2m1fn_x2,) if hasattr(torch, "float4_e2m1fn_x2") else ()
 _SMALL = 0.1  # of the norm; the two smallest of four Gaussian weights hold 0.3
+NOT_FINITE = "it holds NaN or infinity"
 RUN_TIME = "its zeros come from {} when the model runs, the stored weight is dense; {}"
 
 
@@ -95,52 +96,42 @@ def judge(
     )
 
 
-def check_module(model: nn.Module, pattern: str | NM = "2:4") -> tuple[LayerCheck, ...]:
-    """Check the weights of a torch model as its layers see them, held masks applied.
+def check_module(
+    model: nn.Module, pattern: str | NM = "2:4", *, progress: Progress | None = None
+) -> tuple[LayerCheck, ...]:
+    """Check the weights of a torch model as its layers see them: masks held, weight norms and the like computed.
 
-    Masks of other tools that exist only while the model runs (`torch.nn.utils.prune`, parametrisations) are a
-    reason against a layer: the default ONNX exporter loses them without a word.
+    Zeros that something other than Tamis makes while the model runs (`torch.nn.utils.prune`, parametrisations) are a
+    reason against a layer: the default ONNX exporter loses them without a word. A weight shared with a layer that
+    reduces over another axis, or over none, as an embedding, counts if it follows the pattern; if not, the layer cannot
+    be made to follow it without changing the other.
+    `progress` is called with ("check", weights done, weights in all, name of the weight).
+
+    Raises:
+        SparsityError: a weight has no values yet.
     """
     wanted = as_pattern(pattern)
     checks = []
-    for choice in prunable(model, wanted):
-        weight = nonzeros(choice.weight)
+    choices = prunable(model, wanted)
+    for done, choice in enumerate(choices):
+        require_values(choice)
+        if progress:
+            progress("check", done, len(choices), choice.full_name)
+        misfit = shape_misfit(choice, wanted)
         check = judge(
-            weight,
+            nonzeros(choice.weight),
             choice.axis,
             wanted,
-            misfit=choice.reason,
-            run_time=_run_time_mask(choice),
+            misfit=misfit,
+            run_time=_run_time(choice),
             name=choice.full_name,
             op=type(choice.module).__name__.removeprefix("Parametrized"),
         )
+        if choice.reason and not misfit and not check.eligible:
+            check = replace(check, reason=choice.reason, fits=False)
         if check.groups < 1.0 and check.fits and (note := _nearly(choice, wanted)):
             check = replace(check, reason=f"{check.reason}; {note}")
         checks.append(check)
-    return tuple(checks)
-
-
-def check_state_dict(
-    state: Mapping[str, torch.Tensor], pattern: str | NM = "2:4", *, progress: Progress | None = None
-) -> tuple[LayerCheck, ...]:
-    """Check a state dict, for which only names and shapes are known.
-
-    Every tensor called `*weight` of two to five axes is taken for a linear or convolution weight that reduces
-    over axis 1; embeddings look the same, and transposed convolutions are misjudged: check the model itself
-    where you have it. Masks stored beside their weights (by `prune` or `torch.nn.utils.prune`) are applied.
-    `progress` is called with ("check", tensors done, tensors in all, name of the tensor).
-    """
-    wanted = as_pattern(pattern)
-    checks = []
-    for done, key in enumerate(state):
-        if progress:
-            progress("check", done, len(state), key)
-        name, mask, run_time = _stored_mask(key, state)
-        if not (name.endswith("weight") and 2 <= (tensor := state[key]).ndim <= 5):
-            continue
-        weight = nonzeros(tensor if mask is None else torch.where(mask != 0, tensor, 0))
-        misfit = _undecodable(tensor) or axis_misfit(weight.shape[1], 1, wanted)
-        checks.append(judge(weight, 1, wanted, misfit=misfit, run_time=run_time, name=name, op=""))
     return tuple(checks)
 
 
@@ -149,7 +140,7 @@ def nonzeros(weight: torch.Tensor) -> NDArray[np.bool_]:
     dense = weight.detach().dequantize() if weight.is_quantized else weight.detach()
     if dense.layout != torch.strided:
         dense = dense.to_dense()
-    if dense.dtype in _PACKED:
+    if dense.dtype in PACKED:
         dense = dense.view(torch.uint8)
     elif dense.dtype.is_floating_point and dense.element_size() == 1:
         dense = dense.float()  # torch compares no 8-bit floats
@@ -184,39 +175,25 @@ def _dense(nonzero: NDArray[np.bool_], axis: int, pattern: NM, held: float, firs
 
 
 def _nearly(choice: LayerChoice, pattern: NM) -> str | None:
-    """Say so if what breaks the pattern is small."""
+    """Say so if what breaks the pattern is small, or no number."""
     weight = choice.weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
-        return None
+        return NOT_FINITE
     lost = torch.where(magnitude_mask(weight, pattern, choice.axis), 0.0, weight).norm()
     share = float(lost / weight.norm().clamp(min=torch.finfo(torch.float32).tiny))
     return broken_by_little(share)
 
 
-def _run_time_mask(choice: LayerChoice) -> str | None:
-    """What computes the weight of a layer at run time other than a mask that `finalize` bakes in."""
+def _run_time(choice: LayerChoice) -> str | None:
+    """What makes the zeros of a weight at run time, other than a mask that `finalize` bakes in."""
     module, parameter = choice.module, choice.parameter
     if hasattr(module, f"{parameter}_orig") and hasattr(module, f"{parameter}_mask"):
         return RUN_TIME.format("torch.nn.utils.prune", "call torch.nn.utils.prune.remove")
-    if parametrize.is_parametrized(module, parameter) and held_mask(module, parameter) is None:
-        return RUN_TIME.format("a parametrisation", "call remove_parametrizations")
-    return None
-
-
-def _undecodable(tensor: torch.Tensor) -> str | None:
-    """Why the zeros of a tensor are not known from its values; None if they are."""
-    number = tensor.dtype.is_floating_point or tensor.dtype.is_complex
-    if tensor.is_quantized or (number and tensor.dtype not in _PACKED) or tensor.dtype == torch.int8:
-        return None  # int8 is symmetric by custom
-    return f"stored as {str(tensor.dtype).removeprefix('torch.')}: which values stand for zero is not in the state dict"
-
-
-def _stored_mask(key: str, state: Mapping[str, torch.Tensor]) -> tuple[str, torch.Tensor | None, str | None]:
-    """Of an entry of a state dict: the weight's plain name, its mask, and what applies that at run time."""
-    if held := held_names(key):
-        return held[0], state.get(held[1]), None
-    plain = key.removesuffix("_orig")
-    if plain != key and f"{plain}_mask" in state:
-        note = RUN_TIME.format("torch.nn.utils.prune", "call torch.nn.utils.prune.remove")
-        return plain, state[f"{plain}_mask"], note
-    return key, None, None
+    if not parametrize.is_parametrized(module, parameter) or held_mask(module, parameter) is not None:
+        return None
+    weight = choice.weight
+    alike = [original for original in originals(choice) if original.shape == weight.shape]
+    # norms and scales leave the zeros of what they are computed from
+    if any(int(torch.count_nonzero(original)) <= int(torch.count_nonzero(weight)) for original in alike):
+        return None
+    return RUN_TIME.format("a parametrisation", "call remove_parametrizations")

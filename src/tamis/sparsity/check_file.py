@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from tamis.errors import InvalidModel, first_line
 from tamis.formats import NM
-from tamis.sparsity.check import LayerCheck, Progress, check_state_dict
+from tamis.sparsity.check import LayerCheck, Progress
 from tamis.sparsity.check_onnx import check_graph
+from tamis.sparsity.check_state import check_state_dict
 from tamis.sparsity.masks import as_pattern
 from tamis.sparsity.onnx_graph import open_graph
 from tamis.sparsity.onnx_layers import unjudged
@@ -95,6 +96,12 @@ def _beginning(file: Path) -> bytes:
         raise InvalidModel(f"'{file}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not beginning:
         raise InvalidModel(f"'{file}' is empty", remedy=_EXPECTED)
+    if beginning.startswith(b"{"):
+        raise InvalidModel(
+            f"'{file}' is JSON, no file of weights", remedy="check each of the files that an index names"
+        )
+    if file.suffix == ".npz":
+        raise InvalidModel(f"'{file}' is an archive of NumPy arrays", remedy=_EXPECTED)
     if beginning[8:].startswith(b'{"__metadata__":{"digest"'):
         raise InvalidModel(f"'{file}' is an engine", remedy="look at it with 'tamis explain', and check its model")
     return beginning
@@ -124,13 +131,16 @@ class _Lazy(Mapping[str, torch.Tensor]):
 
     def __init__(self, opened: Any) -> None:
         self._opened = opened
-        self._names = tuple(opened.keys())
+        self._names = dict.fromkeys(opened.keys())
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._names:
             raise KeyError(name)
         tensor: torch.Tensor = self._opened.get_tensor(name)
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

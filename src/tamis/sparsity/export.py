@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,8 +27,10 @@ from tamis.errors import ConfigError, SparsityError, UnsupportedModel, first_lin
 from tamis.formats import NM
 from tamis.sparsity.check import LayerCheck, check_module
 from tamis.sparsity.check_onnx import check_onnx
-from tamis.sparsity.hold import finalize
+from tamis.sparsity.computed import detach_computed, remove_norms
+from tamis.sparsity.hold import bake_parametrizations, finalize
 from tamis.sparsity.masks import as_pattern, prunable
+from tamis.sparsity.onnx_output import onnx_output, require_place
 
 OPSET = 20
 _REGISTRATION_LOGGER = "torch.onnx._internal.exporter._registration"
@@ -99,21 +100,27 @@ def export_onnx(
         ExportMismatch: the file's outputs differ from torch's, or ONNX Runtime cannot run it.
         UnsupportedModel: PyTorch's exporter cannot trace the model.
         ConfigError: `compare` was asked for without ONNX Runtime, or for bfloat16.
+        OutputError: the file cannot be written, or `<path>.data` is there and belongs to another model.
     """
     wanted = as_pattern(pattern)
+    require_place(path)
+    if not isinstance(args, tuple):
+        raise ConfigError(f"args is a {type(args).__name__}", remedy="give a tuple of inputs, such as (x,)")
     if compare is None:
         compare = importlib.util.find_spec("onnxruntime") is not None and not _has_bfloat16(model, args, kwargs)
     elif compare and _has_bfloat16(model, args, kwargs):
         raise ConfigError("ONNX Runtime does not take bfloat16", remedy="export in float32, or pass compare=False")
     expected = _sparse_weights(model, wanted)
+    detach_computed(model)
     frozen = copy.deepcopy(model).eval()
     finalize(frozen)
+    bake_parametrizations(frozen)
+    remove_norms(frozen)
     by_name = dict(kwargs or {})
     names = {"input_names": input_names, "output_names": output_names}
     program = _trace(frozen, args, kwargs=by_name, dynamic_shapes=dynamic_shapes, **names)
     target = Path(path)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-        draft = Path(folder) / target.name
+    with onnx_output(target) as draft:
         layers = _save(program, draft, wanted)
         if any(layer.groups == 1.0 and not layer.eligible for layer in layers):
             # masks that the model applies itself: the exporter leaves products of more than 8192 elements to run time
@@ -121,9 +128,6 @@ def export_onnx(
             layers = _save(program, draft, wanted)
         unused = _compare_layers(frozen, expected, layers)
         error = _compare_outputs(frozen, args, by_name, draft, tolerance) if compare else None
-        # the data first: the model file never points to data that is not there
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
-            file.replace(target.parent / file.name)
     return ExportReport(target, layers, unused, error)
 
 
@@ -161,7 +165,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.onn
                 model, args, dynamo=True, optimize=True, opset_version=OPSET, verbose=False, **options
             )
     except OnnxExporterError as error:
-        cause = first_line(error.__cause__ or error)
+        cause = first_line(error.__cause__ or error).rstrip(".")
         raise UnsupportedModel(
             f"PyTorch cannot export the model: {cause}",
             remedy="see the exception above for its whole message",
@@ -221,6 +225,14 @@ def _has_bfloat16(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return any(torch.is_tensor(tensor) and tensor.dtype == torch.bfloat16 for tensor in tensors)
 
 
+def _suspect(model: nn.Module) -> str:
+    """Where what is not finite comes from."""
+    for name, tensor in model.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            return f"nothing can be compared: '{name}' holds some"
+    return "nothing can be compared: give other example inputs, or pass compare=False"
+
+
 def _compare_outputs(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path, tolerance: float
 ) -> float:
@@ -246,6 +258,8 @@ def _compare_outputs(
     worst = 0.0
     for index, (output, tensor) in enumerate(zip(outputs, expected, strict=True)):
         reference = tensor.detach().cpu().double().numpy()
+        if not np.isfinite(reference).all():
+            raise ExportMismatch(f"output {index} of the torch model holds NaN or infinity, so that {_suspect(model)}")
         scale = max(float(np.abs(reference).max(initial=0.0)), float(np.finfo(np.float32).tiny))
         difference = float(np.abs(output.astype(np.float64) - reference).max(initial=0.0)) / scale
         if not difference <= tolerance:  # also if it is NaN

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from tamis.errors import SparsityError
 from tamis.formats import NM
+from tamis.sparsity.computed import computed_by
 from tamis.sparsity.masks import LayerChoice, prunable
 
 
@@ -144,7 +145,8 @@ def finalize(model: nn.Module) -> PruneReport:
             raise SparsityError("kept elements are NaN or infinite", layer=choice.full_name, remedy="mend the training")
     layers = []
     for choice, held in masked:
-        _bake(choice.module, choice.parameter, held)
+        _bake(choice.module, choice.parameter)
+        _put_at(choice.module, choice.parameter, held.position)
         if bool((choice.weight[~held.mask] != 0).any()):
             raise SparsityError(
                 "masked elements are not zero",
@@ -164,10 +166,30 @@ def held_mask(module: nn.Module, parameter: str) -> HeldMask | None:
     return next((entry for entry in chains[parameter].children() if isinstance(entry, HeldMask)), None)
 
 
+def originals(layer: LayerChoice) -> list[torch.Tensor]:
+    """The parameters that a parametrised weight is computed from."""
+    chain: Any = layer.module.parametrizations[layer.parameter]  # type: ignore[index]
+    if chain.is_tensor:
+        return [chain.original]
+    return [getattr(chain, f"original{index}") for index in range(chain.ntensors)]
+
+
+def bake_parametrizations(model: nn.Module) -> None:
+    """Put the weights that parametrisations compute in their place, where a layer uses them and no mask is held."""
+    for layer in prunable(model):
+        if parametrize.is_parametrized(layer.module, layer.parameter) and not held_mask(layer.module, layer.parameter):
+            _bake(layer.module, layer.parameter)
+
+
 def require_unmasked(layer: LayerChoice, remedy: str) -> None:
-    """Raise `SparsityError` if a mask is held on the layer's weight."""
+    """Raise `SparsityError` if a mask is held on the layer's weight, or none could be."""
     if held_mask(layer.module, layer.parameter) is not None:
         raise SparsityError("already masked", layer=layer.full_name, remedy=remedy)
+    if tool := computed_by(layer.module, layer.parameter):
+        what, _, way_out = tool.partition(": ")
+        raise SparsityError(
+            f"its weight is computed before each run by {what}", layer=layer.full_name, remedy=f"{way_out} first"
+        )
 
 
 def held_names(key: str) -> tuple[str, str] | None:
@@ -188,20 +210,24 @@ def _position(layer: LayerChoice) -> int:
     return names.index(layer.parameter) if layer.parameter in names else len(names)
 
 
-def _bake(module: nn.Module, parameter: str, held: HeldMask) -> None:
-    """Replace the computed weight by a parameter of the same value, in the place it had before pruning."""
+def _bake(module: nn.Module, parameter: str) -> None:
+    """Replace the computed weight by a parameter of the same value, the last of its module."""
     # A deep copy of a parametrised module shares the class that torch made for it, and torch removes the
     # property from that class: without a class of its own, the copy would break the original.
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
-    behind = [name for name, _ in module.named_parameters(recurse=False) if name != parameter][held.position :]
-    for name in behind:  # torch puts the parameter last; optimisers and state dicts know it by its place
+
+
+def _put_at(module: nn.Module, parameter: str, position: int) -> None:
+    """Move the last parameter of a module to a place: optimisers and state dicts know it by that."""
+    behind = [name for name, _ in module.named_parameters(recurse=False) if name != parameter][position:]
+    for name in behind:
         module.register_parameter(name, module._parameters.pop(name))
 
 
 def describe(layer: LayerChoice, pattern: NM) -> PrunedLayer:
     """What became of a layer's weight."""
     weight = layer.weight.detach()
-    zeros = 1.0 - int(torch.count_nonzero(weight)) / weight.numel()
+    zeros = 1.0 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1)
     return PrunedLayer(layer.full_name, pattern, layer.axis, tuple(weight.shape), zeros, layer.reason)

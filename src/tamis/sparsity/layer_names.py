@@ -9,11 +9,12 @@ from tamis.errors import ConfigError
 from tamis.sparsity.check import LayerCheck
 
 SOME_NAMES = 3
+JOINED = " + "  # between the names of tensors that make up one weight
 
 
 def named(layer: LayerCheck, patterns: Iterable[str]) -> bool:
     """Whether a layer's weight, its node or its torch module matches one of the patterns (`*`, `?`, `[...]`)."""
-    names = [name for name in (layer.name, layer.node, layer.scope) if name]
+    names = [name for name in (layer.name, *layer.name.split(JOINED), layer.node, layer.scope) if name]
     return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 

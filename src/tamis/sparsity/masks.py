@@ -8,17 +8,20 @@ the second axis of the weight; for a convolution it is the input channels: the g
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from tamis.errors import SparsityError
 from tamis.formats import NM, parse_pattern
+from tamis.sparsity.computed import present_weight
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NO_ELEMENTS = "its weight holds no elements"
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -54,9 +57,7 @@ class LayerChoice:
     @property
     def weight(self) -> torch.Tensor:
         """The weight as the module sees it, masks applied."""
-        weight = getattr(self.module, self.parameter)
-        assert isinstance(weight, torch.Tensor)
-        return weight
+        return present_weight(self.module, self.parameter)
 
 
 def as_pattern(pattern: str | NM) -> NM:
@@ -75,8 +76,10 @@ def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
     is not a matrix product. A weight shared by several layers appears once for each.
     """
     wanted = as_pattern(pattern)
+    if not isinstance(model, nn.Module):
+        raise SparsityError(f"the model is a {type(model).__name__}", remedy="give a torch module")
     layers = [
-        LayerChoice(name, module, parameter, axis, _misfit(module, parameter, axis, wanted))
+        LayerChoice(name, module, parameter, axis)
         for name, module in model.named_modules()
         for parameter, axis in _weights(module)
     ]
@@ -84,7 +87,10 @@ def prunable(model: nn.Module, pattern: str | NM = "2:4") -> list[LayerChoice]:
     owners: dict[int, list[str]] = defaultdict(list)
     for name, tensor in model.named_parameters(remove_duplicate=False):
         owners[id(tensor)].append(name)
-    return [replace(layer, reason=layer.reason or _conflict(layer, owners[id(layer.weight)], axes)) for layer in layers]
+    return [
+        replace(layer, reason=shape_misfit(layer, wanted) or _conflict(layer, owners[id(layer.weight)], axes))
+        for layer in layers
+    ]
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -103,31 +109,46 @@ def follows(mask: torch.Tensor, pattern: NM, axis: int) -> bool:
 def nm_mask(scores: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
     """Mask that keeps the `pattern.n` highest scores of each aligned group of `pattern.m` along `axis`.
 
-    Equal scores: the lower index wins, so masks are the same on every machine.
+    Equal scores: the lower index wins, so masks are the same on every machine. For groups of four, memory moves
+    13.5 bytes an element and 5.25 times its size: 34.5 bytes in float32, 24 in 16 bits.
 
     Raises:
         SparsityError: the axis is not a multiple of `pattern.m`, or a score is NaN.
     """
-    axis %= scores.ndim
-    size = scores.shape[axis]
-    if size % pattern.m:
-        raise SparsityError(f"axis {axis} has {size} elements, not a multiple of {pattern.m}")
-    if bool(torch.isnan(scores).any()):
-        raise SparsityError("scores contain NaN", remedy="prune a model whose weights are finite")
-    # One contiguous plane for each member of the groups: comparisons then read memory in order, which sorting
-    # 4 million groups of four, or comparing within them, does not.
-    members = torch.unflatten(scores, axis, (size // pattern.m, pattern.m)).movedim(axis + 1, 0).contiguous()
-    rank = torch.zeros(members.shape, dtype=torch.uint8 if pattern.m < 256 else torch.int32, device=scores.device)
-    for index in range(pattern.m - 1):  # how many members of the group come before each one
-        first = members[index] >= members[index + 1 :]
-        rank[index + 1 :] += first
-        rank[index] += (pattern.m - 1 - index) - first.sum(0, dtype=rank.dtype)
-    return (rank < pattern.n).movedim(0, axis + 1).flatten(axis, axis + 1).contiguous()
+    return _mask(scores, pattern, axis, torch.Tensor.copy_)
 
 
 def magnitude_mask(weight: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
     """`nm_mask` by absolute value; equal to `tamis.formats.magnitude_mask` on the same numbers."""
-    return nm_mask(weight.detach().abs(), pattern, axis)
+    return _mask(weight, pattern, axis, lambda members, values: torch.abs(values, out=members))
+
+
+def _mask(
+    scores: torch.Tensor, pattern: NM, axis: int, bring: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """As `nm_mask`, of what `bring` makes of the scores when it writes them into its first argument."""
+    axis %= scores.ndim
+    size = scores.shape[axis]
+    if size % pattern.m:
+        raise SparsityError(f"axis {axis} has {size} elements, not a multiple of {pattern.m}")
+    # One contiguous plane for each member of the groups: comparisons then read memory in order, which sorting
+    # 4 million groups of four, or comparing within them, does not.
+    grouped = torch.unflatten(scores.detach(), axis, (size // pattern.m, pattern.m)).movedim(axis + 1, 0)
+    members = bring(torch.empty(grouped.shape, dtype=grouped.dtype, device=grouped.device), grouped)
+    # How many members of the group come before each one: at first, all that stand behind it.
+    kind = torch.uint8 if pattern.m < 256 else torch.int32
+    rank = torch.arange(pattern.m - 1, -1, -1, dtype=kind, device=scores.device)
+    rank = rank.view(-1, *[1] * scores.ndim).expand(members.shape).contiguous()
+    for index in range(pattern.m - 1):
+        first = members[index] >= members[index + 1 :]
+        rank[index + 1 :] += first
+        rank[index] -= first.sum(0, dtype=kind)
+    mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    torch.lt(rank.movedim(0, axis + 1), pattern.n, out=torch.unflatten(mask, axis, (-1, pattern.m)))
+    # At the end, since a GPU is waited for here; NaN passes through a maximum.
+    if members.numel() and bool(torch.isnan(members.amax())):
+        raise SparsityError("scores contain NaN", remedy="prune a model whose weights are finite")
+    return mask
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, int]]:
@@ -142,14 +163,30 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, int]]:
                 yield parameter, 1
 
 
-def _misfit(module: nn.Module, parameter: str, axis: int, pattern: NM) -> str | None:
-    """Why the shape of a weight does not fit the pattern."""
-    size = int(getattr(module, parameter).shape[axis])
-    groups = 1
+def shape_misfit(layer: LayerChoice, pattern: NM) -> str | None:
+    """Why the shape of a weight does not fit the pattern; None if it does.
+
+    Raises `SparsityError` if it has no shape yet.
+    """
+    module, groups = layer.module, 1
+    weight = getattr(module, layer.parameter)
+    if isinstance(weight, UninitializedParameter):
+        raise SparsityError("its weight has no shape yet", layer=layer.full_name, remedy="run the model once")
+    if not weight.numel():
+        return NO_ELEMENTS
+    size = int(weight.shape[layer.axis])
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         groups = module.groups
         size = module.in_channels // groups
     return axis_misfit(size, groups, pattern)
+
+
+def require_values(layer: LayerChoice) -> None:
+    """Raise `SparsityError` if a weight is on the meta device, which knows shapes alone."""
+    if layer.weight.is_meta:
+        raise SparsityError(
+            "its weight is on the meta device and has no values", layer=layer.full_name, remedy="load the weights first"
+        )
 
 
 def axis_misfit(size: int, groups: int, pattern: NM) -> str | None:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tamis.onnx_files import raw_bytes
-from tamis.sparsity.onnx_graph import MASKING, OnnxGraph, Step
+from tamis.onnx_files import raw_bytes, stored_tensors
+from tamis.sparsity.onnx_graph import MASKING, Key, OnnxGraph, Step
 
 if TYPE_CHECKING:
     import onnx
 
-ONE_FILE_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; stay clear of it
+ONE_FILE_BYTES = 256 << 20  # to write a message takes its own size again in memory; a protobuf file ends at 2 GiB
 _SMALL_BYTES = 1024  # smaller tensors stay in the model file, as onnx.save keeps them
 _PAGE = 4096  # ONNX asks for it, so that data can be mapped into memory
 _TYPED = ("double_data", "float_data", "int32_data", "int64_data", "uint64_data")
 
 Use = tuple[OnnxGraph, "onnx.NodeProto", int]
-Key = tuple[int, str]
 
 
 class Uses:
@@ -74,11 +73,12 @@ def take_out_masks(root: OnnxGraph, steps: Iterable[Step]) -> None:
     The nodes of `root` are not to be used after that.
     """
     for step in {id(step.node): step for step in steps}.values():
-        (output,) = step.node.output
+        output = step.output
+        if step.node.op_type not in MASKING or output in {entry.name for entry in step.graph.proto.output}:
+            continue
         before, after = step.graph.constant(step.input), step.graph.constant(output)
         assert before is not None and after is not None
-        same = before.value.dtype == after.value.dtype and np.array_equal(before.value, after.value)
-        if step.node.op_type not in MASKING or not same or output in {entry.name for entry in step.graph.proto.output}:
+        if before.value.dtype != after.value.dtype or not np.array_equal(before.value, after.value):
             continue
         for graph in step.graph.graphs():
             for node in graph.proto.node:
@@ -114,19 +114,19 @@ def _remove_unused(root: OnnxGraph, graph: OnnxGraph, names: list[str]) -> None:
                 _remove_node(home, node)
 
 
-def write(model: onnx.ModelProto, folder: Path | None, path: Path) -> None:
-    """Write a model, its large tensors to `<path>.data` if it is large or had external data before.
+def write(model: onnx.ModelProto, folder: Path | None, path: Path, *, beside: bool) -> None:
+    """Write a model, its large tensors to `<path>.data` if it is large or is to have its data there.
 
     Args:
         model: its external tensors are changed to those of the new file.
         folder: where its external data is now.
         path: of a file that does not exist.
+        beside: whether large tensors are to lie beside it, however many they are.
     """
     import onnx  # noqa: PLC0415
 
-    tensors = list(_tensors(model.graph))
-    had = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors)
-    if had or sum(map(_size, tensors)) > ONE_FILE_BYTES:
+    tensors = list(stored_tensors(model))
+    if beside or sum(map(_size, tensors)) > ONE_FILE_BYTES:
         data = path.with_name(f"{path.name}.data")
         with data.open("wb") as file:
             for tensor in tensors:
@@ -143,19 +143,11 @@ def write(model: onnx.ModelProto, folder: Path | None, path: Path) -> None:
                 _keep_beside(tensor, {"location": data.name, "offset": offset, "length": raw.nbytes})
         if not data.stat().st_size:
             data.unlink()
+    else:
+        for tensor in tensors:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:  # in the file that is read
+                _keep_inside(tensor, raw_bytes(tensor, folder).tobytes())
     path.write_bytes(model.SerializeToString())
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """All dense tensors that a graph stores, in initializers, attributes and bodies."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
-                yield from _tensors(body)
 
 
 def _size(tensor: onnx.TensorProto) -> int:
@@ -169,10 +161,8 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 
 def _keep_inside(tensor: onnx.TensorProto, raw: bytes) -> None:
-    import onnx  # noqa: PLC0415
-
     _forget(tensor)
-    tensor.data_location = onnx.TensorProto.DEFAULT
+    tensor.ClearField("data_location")
     tensor.raw_data = raw
 
 

@@ -6,7 +6,7 @@ Bodies of `If`, `Loop` and `Scan` are graphs of their own that see the names aro
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     import onnx
 
 MASKING = ("Mul", "Where")
+# What takes elements of its first input to other places, and maybe leaves some out.
+REARRANGING = (
+    *("Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape"),
+    *("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+)
 _STANDARD = ("", "ai.onnx")
 _RANDOM = (
     *("Bernoulli", "Multinomial"),
@@ -29,17 +34,44 @@ _CONTRIBUTED = ("DequantizeLinear", "QuantizeLinear")  # also in Microsoft's dom
 _CONTRIBUTED_AS = {"": 21}
 _SAMPLE = 4096  # elements
 
-Overrides = Mapping[tuple[int, str], NDArray[Any]]
+Key = tuple[int, str]
+Overrides = Mapping[Key, NDArray[Any]]
 NONE: Overrides = {}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A node that a weight passes on its way to a layer, and the input through which it does."""
+    """A node that a weight passes on its way to a layer: through which input, by its place, and which output."""
 
     node: onnx.NodeProto
-    input: str
+    position: int
+    output: str
     graph: OnnxGraph
+
+    @property
+    def input(self) -> str:
+        """The name of the input."""
+        return str(self.node.input[self.position])
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a constant comes from.
+
+    Attributes:
+        source: the tensor it is from: an initializer, or the output of a node that makes it of nothing.
+        home: the graph that holds `source`.
+        steps: the nodes between, in their order.
+    """
+
+    source: str
+    home: OnnxGraph
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        """Equal for all that comes from the same tensor."""
+        return id(self.home), self.source
 
 
 @dataclass(frozen=True)
@@ -48,17 +80,13 @@ class Constant:
 
     Attributes:
         value: as it arrives.
-        source: the tensor it is from: an initializer, or the output of a node that makes it of nothing.
-        home: the graph that holds `source`.
-        steps: the nodes between, in their order.
-        masked_by: the node that made some of its elements zero.
+        origins: what it comes from, the largest part first; more than one where a `Concat` joins several.
+        masks: the nodes between that made elements zero, maybe some that a node behind them left out.
     """
 
     value: NDArray[Any]
-    source: str
-    home: OnnxGraph
-    steps: tuple[Step, ...] = ()
-    masked_by: str | None = None
+    origins: tuple[Origin, ...]
+    masks: tuple[Step, ...] = ()
 
 
 class OnnxGraph:
@@ -132,30 +160,36 @@ class OnnxGraph:
         if home is None or name not in home._constants:
             return None
         if (id(home), name) in changed:
-            return Constant(changed[id(home), name], name, home)
+            return Constant(changed[id(home), name], (Origin(name, home),))
         return home._own(name, changed)
 
     def _own(self, name: str, changed: Overrides) -> Constant:
+        own = (Origin(name, self),)
         if name in self._stored:
-            return Constant(to_array(self._stored[name], self._folder), name, self)
+            return Constant(to_array(self._stored[name], self._folder), own)
         if name in self._sparse:
-            return Constant(sparse_to_array(self._sparse[name], self._folder), name, self)
+            return Constant(sparse_to_array(self._sparse[name], self._folder), own)
         if (tensor := self.stored(name)) is not None:
-            return Constant(to_array(tensor, self._folder), name, self)
+            return Constant(to_array(tensor, self._folder), own)
         node = self._producers[name]
         known = {each: self.constant(each, changed) for each in node.input if each}
         inputs = {each: constant for each, constant in known.items() if constant is not None}
-        value = self._run(node, {each: constant.value for each, constant in inputs.items()})[name]
+        value = self.run(node, {each: constant.value for each, constant in inputs.items()})[name]
         if not inputs:
-            return Constant(value, name, self)
-        through = _weight_among({each: constant.value for each, constant in inputs.items()})
-        main = inputs[through]
-        masked_by = main.masked_by
-        if node.op_type in MASKING and np.count_nonzero(value) < np.count_nonzero(main.value):
-            masked_by = f"{node.op_type} node '{node.name or name}'"
-        return Constant(value, main.source, main.home, (*main.steps, Step(node, through, self)), masked_by)
+            return Constant(value, own)
+        places = _weights_among(node, {each: constant.value for each, constant in inputs.items()})
+        origins = tuple(
+            replace(origin, steps=(*origin.steps, Step(node, place, name, self)))
+            for place in places
+            for origin in inputs[node.input[place]].origins
+        )
+        masks = tuple(mask for place in places for mask in inputs[node.input[place]].masks)
+        if node.op_type in MASKING and np.count_nonzero(value) < np.count_nonzero(inputs[node.input[places[0]]].value):
+            masks += (Step(node, places[0], name, self),)
+        return Constant(value, origins, masks)
 
-    def _run(self, node: onnx.NodeProto, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, node: onnx.NodeProto, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs of a node by name, given its inputs by name."""
         import onnx  # noqa: PLC0415
         from onnx.reference import ReferenceEvaluator  # noqa: PLC0415
 
@@ -170,7 +204,7 @@ class OnnxGraph:
         graph = onnx.helper.make_graph([node], "constant", starts, ends)
         try:
             with np.errstate(all="ignore"):
-                values = ReferenceEvaluator(graph, opsets=dict(opsets)).run(None, inputs)
+                values = ReferenceEvaluator(graph, opsets=dict(opsets)).run(None, dict(inputs))
         except Exception as error:  # of whatever kind the operator's implementation raises
             raise InvalidModel(
                 f"{node.op_type} in front of a weight cannot be computed: {first_line(error)}",
@@ -183,23 +217,30 @@ class OnnxGraph:
 def open_graph(model: Source) -> tuple[onnx.ModelProto, OnnxGraph, Path | None]:
     """The parsed model with its local functions inlined, its graph, and the folder of its external data.
 
+    The weights of a large file stay in it, as external data.
+
     Raises:
         InvalidModel: the file is missing, unreadable, not ONNX, truncated or empty.
     """
     from onnx import inliner  # noqa: PLC0415
 
-    proto, folder, _ = load_model(model)
+    proto, folder, _ = load_model(model, mapped=True)
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     return proto, OnnxGraph(proto.graph, opsets, folder), folder
 
 
-def _weight_among(values: Mapping[str, NDArray[Any]]) -> str:
-    """Which of a node's inputs is the weight: the largest; of several, a mask has fewer different values."""
+def _weights_among(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]]) -> list[int]:
+    """The places of a node's inputs that are weights: the largest; of several, a mask has fewer different values."""
+    places = [place for place, name in enumerate(node.input) if name]
+    if node.op_type == "Concat":
+        return sorted(places, key=lambda place: -values[node.input[place]].size)
+    if node.op_type in REARRANGING or any(isinstance(value, list) for value in values.values()):
+        return [0]
     size = max(value.size for value in values.values())
-    largest = [name for name, value in values.items() if value.size == size]
-    return largest[0] if len(largest) == 1 else max(largest, key=lambda name: _different(values[name]))
+    largest = [place for place in places if values[node.input[place]].size == size]
+    return [largest[0] if len(largest) == 1 else max(largest, key=lambda place: _different(values[node.input[place]]))]
 
 
 def _different(value: NDArray[Any]) -> int:

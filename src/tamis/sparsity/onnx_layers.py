@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tamis.errors import InvalidModel
 from tamis.sparsity.check import Progress
+from tamis.sparsity.layer_names import JOINED
 from tamis.sparsity.onnx_graph import Constant, OnnxGraph, Overrides
 
 if TYPE_CHECKING:
@@ -55,9 +56,25 @@ class OnnxLayer:
     groups: int
 
     @property
+    def name(self) -> str:
+        """The stored tensor that the weight comes from; several are joined by `JOINED`."""
+        return JOINED.join(dict.fromkeys(origin.source for origin in self.constant.origins))
+
+    @property
     def weight(self) -> NDArray[Any]:
         """The numbers that the layer multiplies with, up to a scale."""
         return centred(self.constant.value, self.zero_point)
+
+    @property
+    def masked_by(self) -> str | None:
+        """The node that makes elements of the weight zero when the model runs; None if none does."""
+        for mask in self.constant.masks:
+            before = mask.graph.constant(mask.input)
+            assert before is not None
+            without = self.changed({(id(mask.graph), mask.output): before.value})
+            if np.count_nonzero(self.weight) < np.count_nonzero(without):
+                return f"{mask.node.op_type} node '{mask.node.name or mask.output}'"
+        return None
 
     @property
     def inputs_per_group(self) -> int:

@@ -16,7 +16,7 @@ from tamis.sparsity.activations import channel_squares, from_matrices, hessian, 
 from tamis.sparsity.calibration import Calibration, Identity, as_calibration, gradients, measure, stages
 from tamis.sparsity.compensation import compensate, refit
 from tamis.sparsity.hold import PruneReport, describe, held_mask, hold_masks, require_unmasked
-from tamis.sparsity.masks import TRANSPOSED, LayerChoice, as_pattern, follows, nm_mask, prunable
+from tamis.sparsity.masks import TRANSPOSED, LayerChoice, as_pattern, follows, nm_mask, prunable, require_values
 from tamis.sparsity.named_layers import planned_layers
 from tamis.sparsity.prune_plan import PrunePlan
 from tamis.sparsity.scores import Scores, channel_norms, magnitude_scores, taylor_scores, wanda_scores
@@ -207,6 +207,7 @@ def chosen_layers(model: nn.Module, pattern: NM, exclude: Exclude) -> list[Layer
 def _require_ready(layers: Iterable[LayerChoice]) -> None:
     for layer in wanted_layers(layers):
         require_unmasked(layer, remedy="call finalize first")
+        require_values(layer)
         require_finite(layer, layer.weight, "its weight holds", "mend or retrain the model, or exclude it")
 
 
@@ -245,6 +246,10 @@ def mask_of(layer: LayerChoice, scores: torch.Tensor, pattern: NM) -> torch.Tens
 
 
 def _require_shape(layer: LayerChoice, tensor: torch.Tensor, what: str) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise SparsityError(
+            f"its {what} is a {type(tensor).__name__}", layer=layer.full_name, remedy="give a tensor of torch"
+        )
     if tensor.shape != layer.weight.shape:
         raise SparsityError(
             f"its {what} has shape {list(tensor.shape)}, its weight {list(layer.weight.shape)}",

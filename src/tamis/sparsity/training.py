@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tamis.errors import ConfigError, SparsityError
 from tamis.formats import NM
-from tamis.sparsity.hold import HeldMask, PruneReport, finalize, held_mask, held_names, is_sharded, placed_as
+from tamis.sparsity.hold import HeldMask, PruneReport, finalize, held_mask, held_names, is_sharded, originals, placed_as
 from tamis.sparsity.masks import LayerChoice, as_pattern, follows, nm_mask, prunable
 from tamis.sparsity.pruning import Exclude, prune
 from tamis.sparsity.schedule import Schedule
@@ -107,7 +107,7 @@ class SparseTraining:
     @property
     def sharded(self) -> bool:
         """Whether the weights are distributed (FSDP2), so that `finalize` is not possible in place."""
-        return any(is_sharded(_originals(choice)[0]) for choice, _ in self._layers)
+        return any(is_sharded(originals(choice)[0]) for choice, _ in self._layers)
 
     def require_ended(self) -> None:
         """Raise `SparsityError` if the schedule has not pruned all groups yet."""
@@ -191,7 +191,7 @@ class SparseTraining:
     def _update(self, share: float) -> None:
         shared: dict[int, list[tuple[LayerChoice, HeldMask]]] = defaultdict(list)
         for choice, held in self._layers:
-            shared[id(_originals(choice)[0])].append((choice, held))
+            shared[id(originals(choice)[0])].append((choice, held))
         for users in shared.values():
             choice, first = users[0]
             weight = _unmasked(choice)
@@ -210,7 +210,7 @@ class SparseTraining:
         known = {id(entry) for group in optimiser.param_groups for entry in group["params"]}
         done = set[int]()
         for choice, held in self._layers:
-            (weight, *others) = _originals(choice)
+            (weight, *others) = originals(choice)
             if others or id(weight) not in known or id(weight) in done or weight.grad is None:
                 continue
             done.add(id(weight))
@@ -272,7 +272,7 @@ def bake_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     checkpoints that were written in the middle of training.
 
     Raises:
-        SparsityError: a masked weight is computed by other parametrisations too.
+        SparsityError: a masked weight is computed by other parametrisations too, or its mask has another shape.
     """
     baked = {}
     masks = set[str]()
@@ -281,8 +281,15 @@ def bake_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
         if names is None or names[1] not in state:
             baked[key] = tensor
         else:
+            mask = state[names[1]]
+            if mask.shape != tensor.shape:
+                raise SparsityError(
+                    f"its mask has shape {list(mask.shape)}, its weight {list(tensor.shape)}",
+                    layer=names[0],
+                    remedy="the two are not of one model: save the state dict again",
+                )
             masks.add(names[1])
-            baked[names[0]] = torch.where(placed_as(state[names[1]], tensor), tensor, 0.0)
+            baked[names[0]] = torch.where(placed_as(mask, tensor) != 0, tensor, 0.0)
     for key in baked.keys() & masks:
         del baked[key]
     for key in baked:
@@ -296,17 +303,9 @@ def _grouped(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     return moved.reshape(*moved.shape[:-1], -1, size)
 
 
-def _originals(choice: LayerChoice) -> list[torch.Tensor]:
-    """The parameters that a masked weight is computed from."""
-    chain: Any = choice.module.parametrizations[choice.parameter]  # type: ignore[index]
-    if chain.is_tensor:
-        return [chain.original]
-    return [getattr(chain, f"original{index}") for index in range(chain.ntensors)]
-
-
 def _unmasked(choice: LayerChoice) -> torch.Tensor:
     """The whole weight as it would be without its mask."""
-    values = _originals(choice)
+    values = originals(choice)
     for entry in choice.module.parametrizations[choice.parameter].children():  # type: ignore[index, union-attr]
         if isinstance(entry, HeldMask):
             break

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tamis.compiler.importer import import_onnx
 from tamis.errors import ConfigError, InvalidModel, TamisError, UnsupportedModel
+from tamis.sparsity import check_file, check_onnx, prune_onnx
 
 FLOAT = TensorProto.FLOAT
 
@@ -184,7 +185,69 @@ def test_external_link_outside_the_folder(tmp_path: Path) -> None:
     path = save_external(folder)
     (folder / "m.data").rename(tmp_path / "moved.data")
     (folder / "m.data").symlink_to(tmp_path / "moved.data")
-    fails(InvalidModel, path, "outside the model's folder")
+    fails(InvalidModel, path, "a link to a file outside the model's folder", "Put a copy of the file in its place")
+
+
+BAD_LOCATIONS = [
+    (b"\xff\xfe.bin", r"the external file b'\xff\xfe.bin', which is not UTF-8"),
+    (b"\xed\xa0\x80", "which is not UTF-8"),
+    (b"a\0b", "which holds a null character"),
+    (b"x" * 5000, "cannot be looked for: File name too long"),
+    (b"circle", "cannot be looked for"),
+    (b"..", "outside the model's folder"),
+    (b"folder", "which is not in"),
+    (b"absent", "which is not in"),
+]
+
+
+@pytest.mark.parametrize(("location", "said"), BAD_LOCATIONS)
+def test_names_of_external_files_that_are_none(location: bytes, said: str, tmp_path: Path) -> None:
+    path = save_external(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "folder").mkdir()
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "Q" * len(location)
+    path.write_bytes(model.SerializeToString().replace(b"Q" * len(location), location))
+    before = set(tmp_path.iterdir())
+    fails(InvalidModel, path, "tensor 'w'", said)
+    for command in (check_onnx, check_file, lambda path: prune_onnx(path, tmp_path / "s.onnx")):
+        with pytest.raises(InvalidModel) as caught:
+            command(path)
+        assert "tensor 'w'" in str(caught.value) and said in str(caught.value) and caught.value.remedy
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("where", ["node", "tensor", "op_type", "domain", "output", "graph", "function", "body"])
+def test_names_that_are_not_text(where: str, tmp_path: Path) -> None:
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], constants={"w": np.ones((4, 4), np.float32)})
+    node = model.graph.node[0]
+    if where == "node":
+        node.name = "QQQQ"
+    elif where == "tensor":
+        node.input[1] = model.graph.initializer[0].name = "QQQQ"
+    elif where == "op_type":
+        node.op_type = "QQQQ"
+    elif where == "domain":
+        model.opset_import.append(helper.make_opsetid("QQQQ", 1))
+    elif where == "output":
+        node.output[0] = model.graph.output[0].name = "QQQQ"
+    elif where == "graph":
+        model.graph.name = "QQQQ"
+    elif where == "function":
+        inner = helper.make_node("Relu", ["a"], ["b"], "QQQQ")
+        model.functions.append(helper.make_function("own", "f", ["a"], ["b"], [inner], [helper.make_opsetid("", 17)]))
+    else:
+        body = helper.make_graph([helper.make_node("Relu", ["x"], ["QQQQ"])], "body", [], [tensor("QQQQ", None)])
+        model.graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=body, else_branch=body))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"QQQQ", b"a\xff\xfeb"))
+    fails(InvalidModel, path, r"holds a name that is not UTF-8: b'a\xff\xfeb'", "Rename it")
+    for command in (check_onnx, check_file, lambda path: prune_onnx(path, tmp_path / "s.onnx")):
+        with pytest.raises(InvalidModel, match="not UTF-8"):
+            command(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_external_data_without_a_folder(tmp_path: Path) -> None:

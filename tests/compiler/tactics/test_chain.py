@@ -30,6 +30,7 @@ from tamis.formats.tiles import unpack
 from tamis.runtime.session import Session, open_device
 
 PRECISIONS = (DType.FLOAT32, DType.BFLOAT16)
+CPU = open_device("cpu").info()
 
 
 class Model:
@@ -102,7 +103,7 @@ def graph_of(proto: onnx.ModelProto) -> Graph:
 
 
 def found(graph: Graph) -> tuple[Region, ...]:
-    tactic, info = TamisChain(), open_device("cpu").info()
+    tactic, info = TamisChain(), CPU
     able = frozenset(n.name for n in graph.nodes if tactic.refuses(graph, n, info, BuildConfig()) is None)
     return tactic.regions(graph, able)
 
@@ -138,7 +139,7 @@ def check_all_choices(model: Model, output: str, config: BuildConfig | None = No
     assert (region.start, region.stop) == (0, len(graph.nodes))
     expected = by_onnxruntime(proto, feeds)
     scale = max(1.0, float(np.abs(expected).max()))
-    choices = TamisChain().choices(graph, region, config or BuildConfig(precisions=PRECISIONS))
+    choices = TamisChain().choices(graph, region, CPU, config or BuildConfig(precisions=PRECISIONS))
     for choice in choices:
         assert len(choice.inputs) == len(region.inputs)
         assert {f.dtype for f in (*choice.inputs, *choice.outputs)} <= {DType.FLOAT32, choice.precision}
@@ -154,7 +155,7 @@ def test_dlrm_is_one_chain(rows: int, swapped: bool) -> None:
     graph, region = check_all_choices(dlrm(rows, swapped=swapped), "top4")
     halves = found(graph)[1:]
     assert [(r.start, r.stop) for r in halves] == [(0, 3), (4, 9)]
-    choice = TamisChain().choices(graph, region, BuildConfig())[1]
+    choice = TamisChain().choices(graph, region, CPU, BuildConfig())[1]
     (step,) = TamisChain().lower(graph, region, choice).steps
     assert step.inputs == ("dense", "products")
     assert step.layers == tuple(node.name for node in graph.nodes)
@@ -162,7 +163,7 @@ def test_dlrm_is_one_chain(rows: int, swapped: bool) -> None:
     assert [entry["k"] for entry in step.attributes["layers"]] == [13, 512, 256, 479, 1024, 1024, 512, 256]
     sizes = [(13, 512), (512, 256), (256, 128), (479, 1024), (1024, 1024), (1024, 512), (512, 256), (256, 1)]
     assert step.flops == sum(2 * rows * k * n for k, n in sizes)
-    dense = TamisChain().lower(graph, region, TamisChain().choices(graph, region, BuildConfig())[0]).steps[0]
+    dense = TamisChain().lower(graph, region, TamisChain().choices(graph, region, CPU, BuildConfig())[0]).steps[0]
     assert dense.moved_bytes == 4 * sum(rows * (k + n) + k * n + n for k, n in sizes)
     assert step.moved_bytes < dense.moved_bytes
 
@@ -174,7 +175,7 @@ def test_the_join_costs_no_step_when_it_stands_first() -> None:
     model.linear("only", model.concat("join", "b", "a", "c"), 20)
     graph, region = check_all_choices(model, "only")
     assert len(region.nodes) == 2
-    (step,) = TamisChain().lower(graph, region, TamisChain().choices(graph, region, BuildConfig())[0]).steps
+    (step,) = TamisChain().lower(graph, region, TamisChain().choices(graph, region, CPU, BuildConfig())[0]).steps
     assert step.inputs == ("b", "a", "c")
     assert step.attributes["x_columns"] == 40
     assert [(p["column"], p["columns"]) for p in step.attributes["pieces"]] == [(48, 5), (64, 3)]
@@ -190,7 +191,7 @@ def test_several_joins_with_the_input_again() -> None:
     graph, region = check_all_choices(model, h)
     assert joins_in(region) == 2
     assert region.inputs == ("x", "other")
-    (step,) = TamisChain().lower(graph, region, TamisChain().choices(graph, region, BuildConfig())[0]).steps
+    (step,) = TamisChain().lower(graph, region, TamisChain().choices(graph, region, CPU, BuildConfig())[0]).steps
     assert step.inputs == ("x", "other", "x", "x")
 
 
@@ -266,7 +267,7 @@ def test_a_join_along_another_axis_is_not_taken_in() -> None:
     graph = graph_of(proto)
     assert found(graph) == ()
     concat = next(node for node in graph.nodes if isinstance(node.op, Concat))
-    assert "last axis" in str(TamisChain().refuses(graph, concat, open_device("cpu").info(), BuildConfig()))
+    assert "last axis" in str(TamisChain().refuses(graph, concat, CPU, BuildConfig()))
 
 
 @pytest.mark.parametrize(("own", "other", "kept"), [(8, 24, True), (6, 26, False), (30, 2, False), (20, 12, True)])
@@ -278,7 +279,7 @@ def test_two_of_four_stays_where_groups_stay_together(own: int, other: int, kept
     model.concat("join", *(("other", h) if swapped else (h, "other")))
     model.linear("second", "join", 40)
     graph, region = check_all_choices(model, "second")
-    choices = TamisChain().choices(graph, region, BuildConfig(precisions=PRECISIONS))
+    choices = TamisChain().choices(graph, region, CPU, BuildConfig(precisions=PRECISIONS))
     names = [node.name for node in region.nodes if not isinstance(node.op, Concat)]
     for choice in choices:
         by_layer = choice.parameters["sparsity_by_layer"]

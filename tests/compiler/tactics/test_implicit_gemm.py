@@ -82,9 +82,9 @@ def test_levels_say_how_many_tiles_race() -> None:
         assert ("more tiles are left out" in words) == (level < 5)
         assert ("weights of 18 steps do not stay in registers; those of 10 would" in words) == (level >= 3)
     assert offered == sorted(offered)
-    assert offered[:4] == [1, 2, 3, 4]
+    assert offered[:4] == [1, 2, 3, 5], "from level 3 on with a tile whose weights are streamed through registers"
     words = DENSE.left_out(layer, H200, CONFIG)
-    assert words is not None and words.startswith(f"{offered[5] - 4} more tiles are left out")
+    assert words is not None and words.startswith(f"{offered[5] - 5} more tiles are left out")
 
 
 def test_weights_that_stay_in_registers_race_from_level_3_on() -> None:
@@ -106,7 +106,8 @@ def test_weights_that_stay_in_registers_race_from_level_3_on() -> None:
         assert tactic.left_out(layer, H200, replace(CONFIG, optimization_level=5)) is None
         names = {tactic._kernel(layer, choice).function for choice in tactic.choices(layer, H200, CONFIG)}
         form = "sparse" if tactic.sparse else "dense"
-        assert names == {f"tamis_{form}_implicit_gemm", f"tamis_{form}_implicit_gemm_stationary"}
+        forms = {f"tamis_{form}_implicit_gemm", f"tamis_{form}_implicit_gemm_stationary"}
+        assert forms <= names <= forms | {f"tamis_{form}_implicit_gemm_streamed"}
 
 
 def test_tiles_for_older_gpus() -> None:

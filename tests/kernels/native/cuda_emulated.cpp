@@ -60,6 +60,7 @@ unsigned long long emulated_from_lane(unsigned long long value, unsigned lane) {
 float __shfl_xor_sync(unsigned, float value, int mask) {
     return __uint_as_float(emulated_from_lane(__float_as_uint(value), emulated_lane() ^ (unsigned)mask));
 }
+unsigned __shfl_sync(unsigned, unsigned value, int lane) { return (unsigned)emulated_from_lane(value, (unsigned)lane); }
 
 void emulated_meet(int number, int threads) {
     EmulatedFibre &self = emulated.fibres[emulated.current];

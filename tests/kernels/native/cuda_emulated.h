@@ -79,6 +79,7 @@ inline unsigned emulated_float_to_e4m3(float x) {
 
 void __syncthreads();
 float __shfl_xor_sync(unsigned, float value, int mask);
+unsigned __shfl_sync(unsigned, unsigned value, int lane);
 void emulated_previous_finished();
 
 // What a kernel's library tells of itself.

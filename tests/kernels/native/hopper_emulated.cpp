@@ -151,7 +151,11 @@ void store_turned(unsigned address, const unsigned (&words)[4]) {
 // --- wgmma ---
 
 void products_commit() { emulated_commit(); }
-void emulated_products_wait(int pending) { emulated_finish(pending); }
+// A warp waits together: none of its threads goes on, and changes registers that products read, before all are here.
+void emulated_products_wait(int pending) {
+    emulated_finish(pending);
+    emulated_from_lane(0, emulated_lane());
+}
 
 // `count` elements of a row of an operand in K-major order.
 static void emulated_elements(unsigned long long operand, int row, int count, char type, float *elements) {

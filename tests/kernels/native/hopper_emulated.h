@@ -59,6 +59,10 @@ void store_turned(unsigned address, const unsigned (&words)[4]);
 template <int count> inline void take_registers() {}
 template <int count> inline void give_registers() {}
 
+template <int N> inline void load_constant_words(const unsigned char *from, unsigned *to) {
+    __builtin_memcpy(to, from, 4 * N);
+}
+
 inline void products_begin() {}
 void products_commit();
 void emulated_products_wait(int pending);

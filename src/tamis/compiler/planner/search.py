@@ -73,17 +73,18 @@ class Search:
         return [o for o in self._races.options() if allowed(o)]
 
     def _measure_longest(self) -> None:
-        config = self._races.track.config
+        config, device = self._races.track.config, self._races.track.device.info()
         for tactic in self._races.tactics.values():
             for region in tactic.regions(self.graph, self._races.able(tactic)):
-                for choice in tactic.choices(self.graph, region, config):
+                for choice in tactic.choices(self.graph, region, device, config):
                     self._races.measure(region, choice)
                     self._progress(len(self._races.trials))
 
     def _measure(self, start: int, stop: int, like: Option) -> None:
         region = region_of(self.graph, start, stop)
         tactic = self._races.tactics[like.choice.tactic]
-        for choice in tactic.choices(self.graph, region, self._races.track.config):
+        track = self._races.track
+        for choice in tactic.choices(self.graph, region, track.device.info(), track.config):
             if choice.precision == like.choice.precision:
                 self._races.measure(region, choice)
                 self._progress(len(self._races.trials))

@@ -15,6 +15,7 @@ from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
 from tamis.compiler.tactics.linear import TamisLinear
 from tamis.compiler.tactics.onednn import OneDnn
 from tamis.compiler.tactics.openvino import OpenVino
+from tamis.compiler.tactics.pooled import HopperPooled
 from tamis.compiler.tactics.region import RegionTactic
 from tamis.compiler.tactics.stem import HopperStem
 
@@ -25,6 +26,7 @@ CUDA_TACTICS: tuple[Tactic, ...] = (
     ImplicitGemm(sparse=True), HopperStem(), ImplicitGemm(AMPERE, sparse=False), ImplicitGemm(AMPERE, sparse=True),
     TamisCuda(),
 )  # fmt: skip
+CUDA_REGION_TACTICS: tuple[RegionTactic, ...] = (HopperPooled(),)
 
 
 def tactics_of(device: str) -> tuple[Tactic, ...]:
@@ -34,4 +36,4 @@ def tactics_of(device: str) -> tuple[Tactic, ...]:
 
 def region_tactics_of(device: str) -> tuple[RegionTactic, ...]:
     """The tactics that race for regions on a kind of device."""
-    return CPU_REGION_TACTICS if device == "cpu" else ()
+    return CPU_REGION_TACTICS if device == "cpu" else CUDA_REGION_TACTICS

@@ -68,7 +68,7 @@ class TamisChain:
                 start = index
         return tuple(found)
 
-    def choices(self, graph: Graph, region: Region, config: BuildConfig) -> tuple[Choice, ...]:
+    def choices(self, graph: Graph, region: Region, device: DeviceInfo, config: BuildConfig) -> tuple[Choice, ...]:
         """Dense; 2:4 wherever eligible; 2:4 only where the weight exceeds the cache; in each precision."""
         links = _links(graph, region)
         found = []

@@ -97,7 +97,9 @@ class ImplicitGemm:
         """One launch, and a pointwise step for what it does not fuse."""
         weight, tile = SameArray(layer.constants[layer.node.inputs[1]]), self.generation.tile(choice.parameters)
         bundles, stationary = shape_of(layer).bundles(tile.filters), bool(choice.parameters.get("stationary"))
-        packed = _packed(weight, choice.precision, self.generation, bundles, tile.filters, stationary, self.sparse)
+        packed = packed_weight(
+            weight, choice.precision, self.generation, bundles, tile.filters, stationary, self.sparse
+        )
         return lower_kernel(layer, choice, self._kernel(layer, choice), layer.node.inputs[0], packed)
 
 
@@ -134,10 +136,7 @@ def kernel_of(generation: Generation, layer: Layer, choice: Choice, shape: Convo
 def lower_kernel(layer: Layer, choice: Choice, kernel: Kernel, image: str, weight: np.ndarray) -> Lowered:
     """The launch over the value ``image`` with a packed weight, and a step for what is not fused."""
     node, split = layer.node, _split(layer)
-    constants = {f"{layer.name}.weight": weight}
-    if layer.op.bias:
-        bias = layer.constants[node.inputs[2]].reshape(-1)
-        constants[f"{layer.name}.bias"] = np.ascontiguousarray(bias, np.float32)
+    constants = {f"{layer.name}.weight": weight, **bias_constant(layer)}
     result = node.output if not split.tail else f"{node.output}/before_epilogue"
     step, packed = kernel_step(
         kernel, choice, name=layer.name, layers=(layer.name,),
@@ -148,6 +147,20 @@ def lower_kernel(layer: Layer, choice: Choice, kernel: Kernel, image: str, weigh
         return Lowered((step,), packed)
     after, more = rest_step(layer, split.tail, result, choice)
     return Lowered((step, after), packed | more, {result: (layer.types[node.output].shape, choice.outputs[0])})
+
+
+def bias_constant(layer: Layer) -> dict[str, np.ndarray]:
+    """The bias as the kernels read it; empty where there is none."""
+    if not layer.op.bias:
+        return {}
+    bias = layer.constants[layer.node.inputs[2]].reshape(-1)
+    return {f"{layer.name}.bias": np.ascontiguousarray(bias, np.float32)}
+
+
+def epilogue_alone(layer: Layer) -> Epilogue | None:
+    """Bias and epilogue where a kernel fuses all of it and reads no other value; else None."""
+    split = _split(layer)
+    return None if split.tail or split.residual is not None else Epilogue(split.steps, layer.op.bias)
 
 
 def _refuses_layer(layer: Layer) -> str | None:
@@ -205,7 +218,7 @@ def _is_residual(layer: Layer, step: Pointwise) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _packed(
+def packed_weight(
     weight: SameArray,
     precision: DType,
     generation: Generation,

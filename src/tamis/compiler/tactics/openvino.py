@@ -38,7 +38,7 @@ class OpenVino:
         """The longest runs that OpenVINO can take; usually the whole network."""
         return runs_of(graph, able)
 
-    def choices(self, graph: Graph, region: Region, config: BuildConfig) -> tuple[Choice, ...]:
+    def choices(self, graph: Graph, region: Region, device: DeviceInfo, config: BuildConfig) -> tuple[Choice, ...]:
         """Each allowed precision; the border is row-major, floating point crosses it as float32."""
         inputs = tuple(Format(graph.types[v].dtype) for v in region.inputs)
         outputs = tuple(Format(graph.types[v].dtype) for v in region.outputs)

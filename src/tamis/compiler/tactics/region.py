@@ -48,7 +48,7 @@ class RegionTactic(Protocol):
         """Regions worth measuring from the start, made of layers named in ``able``."""
         ...
 
-    def choices(self, graph: Graph, region: Region, config: BuildConfig) -> tuple[Choice, ...]:
+    def choices(self, graph: Graph, region: Region, device: DeviceInfo, config: BuildConfig) -> tuple[Choice, ...]:
         """The ways in which a region can run; formats are those of ``Region.inputs`` and ``Region.outputs``."""
         ...
 

@@ -65,9 +65,13 @@ class HopperStem:
         """Anything but plain 2-D convolutions of few channels, and other devices than Hopper."""
         if device.kind != "cuda":
             return "runs on CUDA devices only"
-        reason = _refuses_layer(layer)
+        reason = self.refuses_geometry(layer)
         reason = reason or HOPPER.refuses(windows_of(layer)[1], device, config)
         return refuses_kernel(layer, device, config) if reason is None else reason
+
+    def refuses_geometry(self, layer: Layer) -> str | None:
+        """Why a layer has no windows, whatever the device."""
+        return _refuses_layer(layer)
 
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
         """Each allowed 16-bit precision, the image as the network's inputs come or as other layers leave it, tiles."""

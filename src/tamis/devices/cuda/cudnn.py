@@ -26,7 +26,7 @@ from tamis.devices.cuda.cudnn_problem import ConvProblem, conv_problem
 from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError, MissingLibrary
-from tamis.kernels import kernel_store
+from tamis.kernels import KernelStore, kernel_store
 
 # What runs a plan: addresses by number of the tensor, and the address of the workspace.
 Execute: TypeAlias = Callable[[Mapping[int, int], int], None]
@@ -105,9 +105,9 @@ class Context:
     keeps their launches apart.
     """
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, store: KernelStore | None) -> None:
         self.cudnn = frontend()
-        self.store = kernel_store()
+        self.store = store  # of plans, on disk
         with torch.cuda.device(device):
             self.handle = self.cudnn.create_handle()
         properties = torch.cuda.get_device_properties(device)
@@ -168,7 +168,7 @@ class Context:
 @functools.cache
 def context(device: int) -> Context:
     """The context of a device, made when it is first asked for. Raises ``MissingLibrary``."""
-    return Context(device)
+    return Context(device, kernel_store())
 
 
 @functools.cache

@@ -190,6 +190,20 @@ TAMIS_DEVICE void fetch_map(const TensorMap &map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
+// Words of a constant, into registers. What is read once needs no place in the first cache. Stands where it is written:
+// the words are asked for there and awaited where they are used.
+template <int N> TAMIS_DEVICE void load_constant_words(const unsigned char *from, unsigned *to) {
+    static_assert(N == 1 || N == 2 || N == 4, "a vector");
+    if constexpr (N == 4)
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "l"(from));
+    else if constexpr (N == 2)
+        asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
+    else
+        asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(from));
+}
+
 // 16 bytes, past the registers; a thread's copies since the last call are a group, and it waits until so many are left.
 TAMIS_DEVICE void copy(unsigned address, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
@@ -239,6 +253,8 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
 }
 
 #define TAMIS_32(how, d, i) TAMIS_8(how, d, i), TAMIS_8(how, d, i + 8), TAMIS_8(how, d, i + 16), TAMIS_8(how, d, i + 24)
+#define TAMIS_48(how, d, i) TAMIS_32(how, d, i), TAMIS_8(how, d, i + 32), TAMIS_8(how, d, i + 40)
+#define TAMIS_56(how, d, i) TAMIS_48(how, d, i), TAMIS_8(how, d, i + 48)
 #define TAMIS_60(how, d, i) TAMIS_32(how, d, i), TAMIS_8(how, d, i + 32), TAMIS_8(how, d, i + 40), TAMIS_12(how, d, i + 48)
 #define TAMIS_64(how, d, i) TAMIS_32(how, d, i), TAMIS_32(how, d, i + 32)
 #define TAMIS_88(how, d, i) TAMIS_64(how, d, i), TAMIS_8(how, d, i + 64), TAMIS_8(how, d, i + 72), TAMIS_8(how, d, i + 80)
@@ -250,10 +266,15 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
 #define TAMIS_NAMES_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define TAMIS_NAMES_60 \
+#define TAMIS_NAMES_48 \
     TAMIS_NAMES_32 ", " \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59"
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define TAMIS_NAMES_56 \
+    TAMIS_NAMES_48 ", " \
+    "%48, %49, %50, %51, %52, %53, %54, %55"
+#define TAMIS_NAMES_60 \
+    TAMIS_NAMES_56 ", " \
+    "%56, %57, %58, %59"
 #define TAMIS_NAMES_64 \
     TAMIS_NAMES_60 ", " \
     "%60, %61, %62, %63"
@@ -343,6 +364,8 @@ template <int N> struct Product;
         }                                                                                                        \
     };
 TAMIS_PRODUCT(64, 32, 32, 33, 34, 35, 36, 37, 38, 39)
+TAMIS_PRODUCT(96, 48, 48, 49, 50, 51, 52, 53, 54, 55)
+TAMIS_PRODUCT(112, 56, 56, 57, 58, 59, 60, 61, 62, 63)
 TAMIS_PRODUCT(120, 60, 60, 61, 62, 63, 64, 65, 66, 67)
 TAMIS_PRODUCT(128, 64, 64, 65, 66, 67, 68, 69, 70, 71)
 TAMIS_PRODUCT(176, 88, 88, 89, 90, 91, 92, 93, 94, 95)

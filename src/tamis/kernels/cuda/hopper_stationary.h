@@ -1,25 +1,31 @@
-// The stationary form of implicit_gemm_hopper.cu: weights stay in registers while a block walks over pixels.
+// The stationary form of implicit_gemm_hopper.cu: operand A in registers, while a block walks over pixels.
 //
 // Mathematics, layouts of pixels and results, epilogue and accuracy: those of implicit_gemm_hopper.cu.
 // Work: a block has one tile of filters for good, every gridDim.x / (tiles of filters)-th tile of pixels, and one warp or
-//   warpgroup that copies pixels, as far ahead as there are stages. Warpgroups load the weights of their filters for all
-//   HELD_STEPS once, before the first pixel, and give them to each product as operand A in registers. So shared memory
-//   holds, and the copy engine brings, pixels and residuals alone, and products read nothing else there.
+//   warpgroup that copies pixels, as far ahead as there are stages. Warpgroups load the weights of their filters and give
+//   them to each product as operand A in registers. So shared memory holds, and the copy engine brings, pixels and
+//   residuals alone, and products read nothing else there.
+//   Short sums: the weights of all HELD_STEPS are loaded once, before the first pixel. Long ones (STREAMED, with HALO
+//   alone): HELD_STEPS of them lie in registers at a time. One step's products run, those of the next are in line, and
+//   whichever registers the last ones read are loaded anew, from the L2 cache, HELD_STEPS - 1 steps ahead; behind the
+//   last step follows the first one of the next tile, whose filters are the same.
 //   The weights lie as pack_stationary of tamis.formats.hopper orders them: what a thread holds of a product is 16 bytes
-//   that it loads at once. Registers cannot be indexed, so the number of steps is a constant, and all are unrolled.
-//   With HALO the products of all TAPS of a run of channels are one group: nothing is awaited between them.
+//   that it loads at once. Registers cannot be indexed, so the number of steps is a constant, and all are unrolled:
+//   STREAMED has TAPS unrolled, a multiple of HELD_STEPS.
+//   With HALO the products of all TAPS of a run of channels follow each other: no pixels are awaited between them.
 // Limits: registers. A step is 16 of them for every 64 filters, in 2:4 8 and one of metadata (in 8 bits two), beside
 //   PIXELS / 2 sums; tamis.kernels.cuda.stationary has which tiles fit. No cluster.
 // Roof: as implicit_gemm_hopper.cu with operand A in registers: 1502 TFLOP/s in 2:4 at N = 256, 1349 at 128, in int8 3067
-//   and 2697 (H100, beside copies). Not measured yet.
+//   and 2697 (H100, beside copies). docs/design/0014-stationary-weights.md has what is reached.
 //
-// Constants: those of implicit_gemm_hopper.cu, where STAGES are of pixels or lines alone, HELD_STEPS and TAPS.
+// Constants: those of implicit_gemm_hopper.cu, where STAGES are of pixels or lines alone, HELD_STEPS, STREAMED and TAPS.
 #pragma once
 
 static_assert(CLUSTER == 1, "each block copies its own pixels");
 constexpr int PARTS_OF_STEP = SPARSE ? 2 : 4;    // products
 constexpr int AT_ONCE = HALO ? TAPS : 1;         // steps whose pixels come together
-constexpr int RUNS = HELD_STEPS / AT_ONCE;       // of them, a tile
+constexpr int RUNS = HELD_STEPS / AT_ONCE;       // of them, a tile, if all weights stay
+static_assert(!STREAMED || (HALO && TAPS % HELD_STEPS == 0 && HELD_STEPS > 1), "the steps of a run go round the registers");
 constexpr int FRAGMENT_BYTES = 16 * THREADS;     // operand A of a product
 // Registers of a thread that copies, and of one that computes, where the former give some away.
 constexpr int FEW = 24, MANY = RESIDENT == 1 ? 240 : 232;
@@ -31,26 +37,57 @@ struct Held {
     unsigned places[HELD_STEPS][BLOCKS * WORDS];
 };
 
+// One step's, from where it is packed.
+TAMIS_DEVICE void hold_step(Held &held, int slot, const unsigned char *from, int group, int thread) {
+#pragma unroll
+    for (int block = 0; block < BLOCKS; block++) {
+        const int own = group * BLOCKS + block;
+        // Of 16 filters, those of a warp, all products lie together.
+        const unsigned char *values = from + own * MATRIX_BYTES + thread / 32 * (MATRIX_BYTES / 4) + thread % 32 * 16;
+#pragma unroll
+        for (int part = 0; part < PARTS_OF_STEP; part++)
+            load_constant_words<4>(values + part * (FRAGMENT_BYTES / 4), held.values[slot][block][part]);
+        const unsigned char *places = from + GROUPS * BLOCKS * MATRIX_BYTES + own * PLACES_BYTES + thread * 4 * WORDS;
+        if constexpr (SPARSE) load_constant_words<WORDS>(places, held.places[slot] + block * WORDS);
+    }
+}
+
 // Steps are held in the order in which they are used: channels that come together, tap by tap.
 TAMIS_DEVICE void hold(Held &held, const unsigned char *tile, int chunks, int group, int thread) {
 #pragma unroll
-    for (int step = 0; step < HELD_STEPS; step++) {
+    for (int step = 0; step < HELD_STEPS - STREAMED; step++) {
         const int packed = HALO ? step % AT_ONCE * chunks + step / AT_ONCE : step;
-        const unsigned char *from = tile + packed * WEIGHT_BYTES;
+        hold_step(held, step, tile + packed * WEIGHT_BYTES, group, thread);
+    }
+}
+
+// Starts the products of a step with weights that are there and pixels from this address on; `keep`: they are added.
+TAMIS_DEVICE void start_held(Sum (&sums)[BLOCKS][PIXELS / 2], const Held &held, int slot, unsigned pixels, bool keep) {
 #pragma unroll
-        for (int block = 0; block < BLOCKS; block++) {
-            const int own = group * BLOCKS + block;
-            // Of 16 filters, those of a warp, all products lie together.
-            const unsigned char *values = from + own * MATRIX_BYTES + thread / 32 * (MATRIX_BYTES / 4) + thread % 32 * 16;
+    for (int block = 0; block < BLOCKS; block++) {
 #pragma unroll
-            for (int part = 0; part < PARTS_OF_STEP; part++)
-                load_words<4>(reinterpret_cast<const unsigned *>(values + part * (FRAGMENT_BYTES / 4)),
-                              held.values[step][block][part]);
-            const unsigned char *places = from + GROUPS * BLOCKS * MATRIX_BYTES + own * PLACES_BYTES + thread * 4 * WORDS;
-            if constexpr (SPARSE)
-                load_words<WORDS>(reinterpret_cast<const unsigned *>(places), held.places[step] + block * WORDS);
+        for (int part = 0; part < PARTS_OF_STEP; part++) {
+            const auto b = operand(pixels + part * (SPARSE ? 64 : 32), 16, 1024, SWIZZLE_128);
+            const auto &a = held.values[slot][block][part];
+            const unsigned *places = held.places[slot] + block * WORDS;
+            const int more = keep || part > 0;
+            if constexpr (!SPARSE)
+                Product<PIXELS>::held_dense(sums[block], a, b, more);
+            else if (part == 0)
+                Product<PIXELS>::template held_sparse<0>(sums[block], a, b, places[0], more);
+            else
+                Product<PIXELS>::template held_sparse<2 - WORDS>(sums[block], a, b, places[WORDS - 1], more);
         }
     }
+}
+
+// The weights of a slot lie in their registers until here.
+TAMIS_DEVICE void hold_slot(const Held &held, int slot) {
+#pragma unroll
+    for (int block = 0; block < BLOCKS; block++)
+#pragma unroll
+        for (int part = 0; part < PARTS_OF_STEP; part++) hold_registers(held.values[slot][block][part]);
+    if constexpr (SPARSE) hold_registers(held.places[slot]);
 }
 
 // All products of a tile. Those of one run overlap with the wait for the next one's pixels; a run's stage is given back
@@ -66,22 +103,7 @@ TAMIS_DEVICE void multiply_held(Sum (&sums)[BLOCKS][PIXELS / 2], const Held &hel
             const int step = run * AT_ONCE + tap;
             unsigned pixels = ring.at();
             if constexpr (HALO) pixels += walk.shift() * 128, walk.next();
-#pragma unroll
-            for (int block = 0; block < BLOCKS; block++) {
-#pragma unroll
-                for (int part = 0; part < PARTS_OF_STEP; part++) {
-                    const auto b = operand(pixels + part * (SPARSE ? 64 : 32), 16, 1024, SWIZZLE_128);
-                    const auto &a = held.values[step][block][part];
-                    const unsigned *places = held.places[step] + block * WORDS;
-                    const int keep = step > 0 || part > 0;
-                    if constexpr (!SPARSE)
-                        Product<PIXELS>::held_dense(sums[block], a, b, keep);
-                    else if (part == 0)
-                        Product<PIXELS>::template held_sparse<0>(sums[block], a, b, places[0], keep);
-                    else
-                        Product<PIXELS>::template held_sparse<2 - WORDS>(sums[block], a, b, places[WORDS - 1], keep);
-                }
-            }
+            start_held(sums, held, step, pixels, step > 0);
         }
         products_commit();
         if (run > 0) {
@@ -95,10 +117,38 @@ TAMIS_DEVICE void multiply_held(Sum (&sums)[BLOCKS][PIXELS / 2], const Held &hel
     give_back(used, thread);
 }
 
+// The same with weights that come and go: `held` has those of the first HELD_STEPS - 1 steps, before and afterwards.
+TAMIS_DEVICE void multiply_streamed(Sum (&sums)[BLOCKS][PIXELS / 2], Held &held, Stages &ring, Walk &walk,
+                                    const unsigned char *tile, int chunks, int group, int thread) {
+    unsigned used = 0;
+    for (int run = 0; run < chunks; run++) {
+        barrier_wait(ring.full(), ring.round);
+#pragma unroll
+        for (int tap = 0; tap < TAPS; tap++) {
+            constexpr int AHEAD = HELD_STEPS - 1;
+            const int before = (tap + AHEAD) % HELD_STEPS;  // whose products are done when this step's have begun
+            products_begin();
+            start_held(sums, held, tap % HELD_STEPS, ring.at() + walk.shift() * 128, tap > 0 || run > 0);
+            products_commit();
+            walk.next();
+            products_wait<1>();
+            hold_slot(held, before);
+            if (tap == 0 && run > 0) give_back(used, thread);
+            const int later = tap + AHEAD < TAPS ? run : run + 1 < chunks ? run + 1 : 0;
+            hold_step(held, before, tile + ((tap + AHEAD) % TAPS * chunks + later) * WEIGHT_BYTES, group, thread);
+        }
+        used = ring.empty();
+        ring.next();
+    }
+    products_wait<0>();
+    hold_slot(held, (TAPS - 1) % HELD_STEPS);
+    give_back(used, thread);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT)
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,
-           const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int, int chunks, int across, int out_width,
-           int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w, int dilation_h,
+           const OUT_TYPE *residual, OUT_TYPE *out, int filters, int pixels, int steps, int chunks, int across,
+           int out_width, int out_height, int stride_w, int stride_h, int pad_left, int pad_top, int dilation_w, int dilation_h,
            int lines, int line, int line_bytes, int, int pitch, int offset, int residual_pitch, int,
            int, int, int) {
     next_may_start();
@@ -126,7 +176,8 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
             const int w = HALO ? -pad_left : pixel % out_width * stride_w - pad_left;
             const int h = (HALO ? column % per_image * lines : pixel / out_width % out_height * stride_h) - pad_top;
             const int n = HALO ? column / per_image : pixel / area;
-            for (int run = 0; run < RUNS; run++) {
+            const int runs = STREAMED ? chunks : RUNS;
+            for (int run = 0; run < runs; run++) {
                 const int channel = (HALO ? run : run % chunks) * CHANNELS, tap = run / chunks;
                 barrier_wait(ring.empty(), ring.round ^ 1);
                 barrier_expect(ring.full(), HALO ? line_bytes : PIXEL_BYTES);
@@ -143,7 +194,8 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
     } else {
         if constexpr (GIVES) take_registers<MANY>();
         Held held;
-        hold(held, weights + (long long)row * HELD_STEPS * WEIGHT_BYTES, chunks, group, thread);
+        const unsigned char *tile = weights + (long long)row * steps * WEIGHT_BYTES;
+        hold(held, tile, chunks, group, thread);
         previous_finished();
         unsigned char *strips = memory + STRIPS + group * STRIP_BYTES;
         Walk walk = {line, across, HALO ? TAPS / across : 1, dilation_w, dilation_h, 0, 0};
@@ -163,7 +215,10 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
 #pragma unroll
                 for (int part = 0; part < STRIP_COUNT; part++) fetch_residuals(exit_of(column), strips, part, thread);
             Sum sums[BLOCKS][PIXELS / 2];
-            multiply_held(sums, held, ring, walk, thread);
+            if constexpr (STREAMED)
+                multiply_streamed(sums, held, ring, walk, tile, chunks, group, thread);
+            else
+                multiply_held(sums, held, ring, walk, thread);
             if (ANNOUNCES && column + stride < columns) announce(exit_of(column + stride), thread);
             if constexpr (PACKED)
                 leave_packed(sums, strips, turn, exit_of(column), group, thread);

@@ -22,7 +22,7 @@ from tamis.kernels.cuda.pointwise import PointwiseStep, program_text
 from tamis.kernels.cuda.specification import EIGHT_BITS, ELEMENTS, Argument, Kernel, TensorMap, ceil_divide
 
 _WARPGROUP = 128
-_BARRIER_BYTES, _LEAST_STRIP_BYTES = 1024, 18432  # the latter of a warpgroup
+BARRIER_BYTES, _LEAST_STRIP_BYTES = 1024, 18432  # the latter of a warpgroup
 _ENOUGH_STAGES = 4
 _SHARED_BYTES = 232448  # that a block may have: 227 KiB
 _MULTIPROCESSOR_BYTES, _RESERVED_BYTES = 233472, 1024  # for all its blocks, and what each of them costs beside
@@ -90,8 +90,8 @@ class Tile:
     With ``lines`` a tile is so many lines of the result, and whole lines of the padded image are copied, ``line_bytes``
     at a time and ``line_stages`` of them ahead, instead of the pixels that each tap sees; ``line_spare`` bytes behind
     them are read for pixels that have no place in the result. A warpgroup has ``strips`` of shared memory for results
-    on their way out and residuals on their way in. ``stationary``: weights stay in registers, and stages are of pixels
-    alone, or of lines (``tamis.kernels.cuda.stationary``).
+    on their way out and residuals on their way in. ``stationary``: weights lie in registers, and stages are of pixels
+    alone, or of lines; all of them, or ``streamed`` steps at a time (``tamis.kernels.cuda.stationary``).
     """
 
     blocks: int
@@ -107,6 +107,7 @@ class Tile:
     line_stages: int = 0
     strips: int = 2
     stationary: bool = False
+    streamed: int = 0
 
     @property
     def filters(self) -> int:
@@ -126,12 +127,12 @@ class Tile:
     @property
     def threads(self) -> int:
         """Threads of a block: one warp copies, or a warpgroup where it has registers to give away."""
-        return _WARPGROUP * self.groups + (_WARPGROUP if self.gives else 32)
+        return block_threads(self.groups, gives=self.gives)
 
     @property
     def gives(self) -> bool:
         """Whether those that copy give registers to those that compute."""
-        return self.groups == 2 if self.resident == 1 else self.stationary and (self.groups, self.resident) == (1, 2)
+        return gives_registers(self.groups, self.resident, stationary=self.stationary)
 
     def count(self, shape: Convolution) -> int:
         """How many tiles cover a convolution; those of a cluster count as one."""
@@ -153,12 +154,27 @@ class Tile:
             stage += self.pixels * STEP_BYTES
         elif self.stationary:
             stage = self.line_bytes
-        lines = self.line_stages * _whole(self.line_bytes) + self.line_spare
+        lines = self.line_stages * whole(self.line_bytes) + self.line_spare
         strips = max(self.strips * self.strip_pixels * (self.blocks * ROWS * 2 + 16), _LEAST_STRIP_BYTES)
-        return _whole(_BARRIER_BYTES + self.groups * strips) + self.stages * _whole(stage) + lines
+        return whole(BARRIER_BYTES + self.groups * strips) + self.stages * whole(stage) + lines
 
 
-def _whole(size: int) -> int:
+def gives_registers(groups: int, resident: int, *, stationary: bool = False) -> bool:
+    """Whether those that copy give registers to so many warpgroups that compute."""
+    return groups == 2 if resident == 1 else stationary and (groups, resident) == (1, 2)
+
+
+def block_threads(groups: int, *, gives: bool) -> int:
+    """Threads of a block: beside those that compute one warp copies, or a warpgroup where it ``gives`` registers."""
+    return _WARPGROUP * groups + (_WARPGROUP if gives else 32)
+
+
+def shared_limit(resident: int) -> int:
+    """Shared memory that a block may have where so many share a multiprocessor, in bytes."""
+    return _SHARED_BYTES if resident == 1 else _MULTIPROCESSOR_BYTES // resident - _RESERVED_BYTES
+
+
+def whole(size: int) -> int:
     """Rounded up to what a swizzled tile's address is a multiple of."""
     return ceil_divide(size, 1024) * 1024
 
@@ -166,7 +182,7 @@ def _whole(size: int) -> int:
 def deepest(
     blocks: int, groups: int, pixels: int, cluster: int = 1, split: int = 1, resident: int = 1, *, sparse: bool,
     most: int = 8, itemsize: int = 2, lines: tuple[int, int, int, int] = (0, 0, 0, 0), residual: bool = False,
-    stationary: bool = False,
+    stationary: bool = False, streamed: int = 0,
 ) -> Tile:  # fmt: skip
     """The tile with as many stages as fit, for a type of ``itemsize`` bytes. ``ValueError`` when two do not.
 
@@ -175,12 +191,12 @@ def deepest(
     """
 
     def tile(stages: int, strips: int) -> Tile:
-        return Tile(blocks, groups, pixels, cluster, split, stages, resident, *lines, strips, stationary)
+        return Tile(blocks, groups, pixels, cluster, split, stages, resident, *lines, strips, stationary, streamed)
 
     def stages_with(strips: int) -> int:
         return most_stages(lambda n: tile(n, strips).shared_bytes(sparse=sparse, itemsize=itemsize), limit, most)
 
-    limit = _SHARED_BYTES if resident == 1 else _MULTIPROCESSOR_BYTES // resident - _RESERVED_BYTES
+    limit = shared_limit(resident)
     best = tile(stages_with(2), 2)
     for strips in range(3, ceil_divide(pixels, best.strip_pixels) + 1) if residual and split == 1 else ():
         try:
@@ -276,7 +292,7 @@ def implicit_gemm_hopper(
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
         "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips, "WINDOWS": int(windows > 0),
-        "STATIONARY": int(tile.stationary),
+        "STATIONARY": int(tile.stationary), "STREAMED": int(tile.streamed > 0), "POOL": 0,
     }  # fmt: skip
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")

@@ -32,7 +32,7 @@
 //   128; all layers are in docs/design/0008-hopper-kernels.md.
 //
 // Constants: KERNEL (its name), SPARSE, IM2COL, HALO, GROUPED, WINDOWS, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES,
-// STRIP_COUNT, RESIDENT, and those of the headers.
+// STRIP_COUNT, RESIDENT, STATIONARY, POOL (0 or the size of a pooling window), and those of the headers.
 #include "hopper_leave.h"
 #include "overlap.h"
 
@@ -47,7 +47,12 @@ constexpr int ABREAST = SPLIT ? 1 : CLUSTER;          // tiles of a cluster
 constexpr int SHARE = PIXELS / ABREAST;               // of the pixels, that a block copies
 constexpr int STAGE_BYTES = (PIXEL_BYTES + (STATIONARY ? 0 : WEIGHT_BYTES) + 1023) / 1024 * 1024;
 // Shared memory: barriers, strips of results, the stages of steps, those of lines.
-constexpr int STRIPS = 1024, RING = (STRIPS + GROUPS * STRIP_BYTES + 1023) / 1024 * 1024;
+#if POOL
+constexpr int LEAVING_BYTES = (COLUMNS / 2 + 15) / 16 * 16 * ROW_BYTES;  // a pooled line
+#else
+constexpr int LEAVING_BYTES = STRIP_BYTES;
+#endif
+constexpr int STRIPS = 1024, RING = (STRIPS + GROUPS * LEAVING_BYTES + 1023) / 1024 * 1024;
 constexpr int LINES = RING + STAGES * STAGE_BYTES;
 static_assert((STAGES + LINE_STAGES) * 16 <= STRIPS, "barriers");
 static_assert(!GROUPED || ABREAST == 1, "the tiles of a cluster share their pixels");
@@ -183,6 +188,8 @@ struct Spot {
 
 #if STATIONARY
 #include "hopper_stationary.h"
+#elif POOL
+#include "hopper_pooled.h"
 #else
 extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT)
     KERNEL(const __grid_constant__ TensorMap map, const unsigned char *weights, const float *bias,

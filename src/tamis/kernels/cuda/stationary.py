@@ -1,8 +1,10 @@
-"""Tiles and launch of the stationary form of ``implicit_gemm_hopper.cu``: weights stay in registers.
+"""Tiles and launch of the stationary form of ``implicit_gemm_hopper.cu``: weights come from registers.
 
 The same kernel family, with ``Tile.stationary``: a block has one tile of filters for good, whose weights its warpgroups
-load once into registers, and walks over pixels (``hopper_stationary.h``). That is for short sums only: a thread has at
-most 240 registers, and its sums are in them too.
+load into registers, and walks over pixels (``hopper_stationary.h``). Short sums have all their weights there, loaded
+once: a thread has at most 240 registers, and its sums are in them too. Weights of longer ones are streamed: a few steps
+are there at a time (``Tile.streamed``), and the next are on their way. That is for tiles of whole lines, whose taps
+follow each other without a wait.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.convolution import Convolution
 from tamis.kernels.cuda.implicit_gemm import Epilogue, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.line_tiles import WIDTHS as LINE_WIDTHS
 from tamis.kernels.cuda.line_tiles import lines_of
 from tamis.kernels.cuda.specification import Kernel, ceil_divide
 
@@ -24,6 +27,9 @@ STATIONARY_TILES = (
     (2, 2, 1, 64), (2, 1, 2, 64), (1, 1, 3, 128), (1, 1, 3, 64), (1, 1, 2, 64), (1, 2, 1, 64),
 )  # fmt: skip
 WIDTHS = (64, 120, 128, 176, 192, 232, 256)  # pixels of tiles of lines
+# The same of tiles whose weights are streamed. They have the widths of other tiles of lines.
+STREAMED_TILES = ((1, 2, 1, 256), (1, 2, 1, 192), (1, 2, 1, 128), (1, 1, 2, 192))
+_LEAST_STREAMED = 3  # steps: one is multiplied, one is in line, one comes
 # A thread that computes has so many registers, by groups and resident blocks; of those of three blocks eight are spare.
 _REGISTERS = {(1, 2): 232, (2, 1): 240, (1, 3): 128}
 # What it needs beside weights and up to so many sums of one block of filters, or of two, while they leave: packed to 16
@@ -48,16 +54,25 @@ def most_steps(tile: Tile, *, sparse: bool, itemsize: int = 2, packed: bool = Tr
 
 
 def stationary_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2, residual: bool = False) -> list[Tile]:
-    """The tiles that hold all weights of a convolution; none where its sums are too long, or it has groups."""
+    """The tiles that hold all weights of a convolution, or stream them; none for one with groups."""
     if shape.groups > 1:
         return []
-    steps, packed = shape.steps_in(itemsize), itemsize == 2 and shape.filters % 8 == 0
-    fitting = (
-        tile
-        for tile in _tiles(shape, sparse=sparse, itemsize=itemsize, residual=residual)
-        if steps <= most_steps(tile, sparse=sparse, itemsize=itemsize, packed=packed)
-    )
-    return list(dict.fromkeys(fitting))
+    packed, found = itemsize == 2 and shape.filters % 8 == 0, []
+    for tiles in (_tiles, _streamed_tiles):
+        for tile in tiles(shape, sparse=sparse, itemsize=itemsize, residual=residual):
+            if too_long(shape, tile, sparse=sparse, itemsize=itemsize, packed=packed) is None and tile not in found:
+                found.append(tile)
+    return found
+
+
+def too_long(shape: Convolution, tile: Tile, *, sparse: bool, itemsize: int = 2, packed: bool = True) -> str | None:
+    """Why a tile's registers do not do for a convolution's weights; None where they do."""
+    steps, most = shape.steps_in(itemsize), most_steps(tile, sparse=sparse, itemsize=itemsize, packed=packed)
+    if not tile.streamed:
+        return f"weights of {steps} steps do not stay in registers; the tile holds {most}" if steps > most else None
+    if not tile.lines or tile.streamed < _LEAST_STREAMED or shape.kernel[0] * shape.kernel[1] % tile.streamed:
+        return f"weights are streamed by whole lines, and so that {tile.streamed} steps divide the taps"
+    return f"{tile.streamed} steps do not fit into registers; the tile holds {most}" if tile.streamed > most else None
 
 
 def no_stationary_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2) -> str | None:
@@ -84,6 +99,21 @@ def _tiles(shape: Convolution, *, sparse: bool, itemsize: int, residual: bool) -
                 continue
 
 
+def _streamed_tiles(shape: Convolution, *, sparse: bool, itemsize: int, residual: bool) -> Iterator[Tile]:
+    """Of whole lines, with as few steps at a time as divide the taps."""
+    taps = shape.kernel[0] * shape.kernel[1]
+    steps = next((count for count in range(_LEAST_STREAMED, taps + 1) if taps % count == 0), 0)
+    for blocks, groups, resident, most in STREAMED_TILES if steps else ():
+        lines = lines_of(shape, most, LINE_WIDTHS if resident == 1 else WIDTHS)
+        if lines is None:
+            continue
+        try:
+            yield deepest(blocks, groups, lines[0], 1, 1, resident, sparse=sparse, itemsize=itemsize,
+                          lines=(*lines[1], 0), residual=residual, stationary=True, streamed=steps)  # fmt: skip
+        except ValueError:  # two stages of such long lines do not fit
+            continue
+
+
 def implicit_gemm_stationary(
     shape: Convolution, tile: Tile, dtype: DType, multiprocessors: int, epilogue: Epilogue, *, sparse: bool
 ) -> Kernel:
@@ -94,17 +124,17 @@ def implicit_gemm_stationary(
     """
     size, out = dtype.size_bytes, epilogue.dtype or dtype
     packed = size == out.size_bytes == 2 and not any(number % 8 for number in epilogue.places(shape.filters))
-    steps, most = shape.steps_in(size), most_steps(tile, sparse=sparse, itemsize=size, packed=packed)
     if shape.groups > 1:
         raise ValueError("weights of groups do not stay in registers")
     if tile.together > 1:
         raise ValueError("a tile whose weights stay in registers is that of one block")
-    if steps > most:
-        raise ValueError(f"weights of {steps} steps do not stay in registers; the tile holds {most}")
+    reason = too_long(shape, tile, sparse=sparse, itemsize=size, packed=packed)
+    if reason is not None:
+        raise ValueError(reason)
     kernel = implicit_gemm_hopper(shape, tile, dtype, multiprocessors, epilogue, sparse=sparse)
     defines = {
-        **kernel.defines, "KERNEL": f"{kernel.function}_stationary", "HELD_STEPS": steps,
-        "TAPS": shape.kernel[0] * shape.kernel[1],
+        **kernel.defines, "KERNEL": f"{kernel.function}_{'streamed' if tile.streamed else 'stationary'}",
+        "HELD_STEPS": tile.streamed or shape.steps_in(size), "TAPS": shape.kernel[0] * shape.kernel[1],
     }  # fmt: skip
     return dataclasses.replace(kernel, defines=defines, grid=(blocks_of(shape, tile, multiprocessors), 1, 1))
 

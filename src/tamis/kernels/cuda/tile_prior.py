@@ -10,13 +10,17 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
 - the first products wait for the first copy, which with whole lines is of all that the tile sees;
 - a block alone cannot start a step more often than every 250 clocks;
 - results leave at 0.17 clocks each and warpgroup, with a residual at 0.3, while no product of the block runs;
+- results that are pooled leave at 0.06, in registers but for a quarter of them; weights that stay in shared memory
+  come once, and of lines that slide those that the tile before did not see. None of it has been compared with
+  measurements yet;
 - all tiles take turns on the multiprocessors, so that the last turn may be a waste;
 - blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup.
   Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
   26 clusters of four and 13 of eight ran at once on 132, 32 and 16 did not; pairs all do;
 - a bundle of groups has the steps of all its channels, and the zeros between groups are multiplied;
-- weights that stay in registers are read once by each block, and neither the port nor L2 sees them again; the products
-  of all taps of whole lines follow each other without a pause. This has not been compared with measurements yet;
+- weights that stay in registers are read once by each block, and neither the port nor L2 sees them again, those that
+  are streamed through them pass the port once; the products of all taps of whole lines follow each other without a
+  pause;
 - what the layer must read and write, at 3 TB/s. Where this binds many tiles are equal, and the caller's order decides:
   breaking such ties by their clocks, too, kept no better tiles of those measured.
 
@@ -30,6 +34,7 @@ import math
 from tamis.formats.steps import rows_bytes
 from tamis.kernels.cuda.convolution import Convolution
 from tamis.kernels.cuda.implicit_gemm import Tile
+from tamis.kernels.cuda.pooled import PooledTile, Pooling, runs_of_tiles, tops
 from tamis.kernels.cuda.specification import ceil_divide
 from tamis.kernels.cuda.stationary import blocks_of
 
@@ -39,6 +44,7 @@ _MEMORY_BYTES = 3e6  # a microsecond
 _UNDER_POWER = 0.85
 _SHORTEST_STEP = 250.0
 _LEAVE, _LEAVE_WITH_RESIDUAL = 0.17, 0.3
+_LEAVE_POOLED = 0.06  # by the instructions of a thread; not measured yet
 _START_US, _FIRST_COPY = 4.0, 1500.0
 _EXCHANGE_US, _EXCHANGE_US_EACH = 2.0, 0.15
 _FIT_IN_CLUSTERS = 0.9  # of the multiprocessors, where more than two blocks must lie in one group of them
@@ -51,13 +57,13 @@ def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse
     steps = ceil_divide(shape.part(tile.filters).steps, tile.split)
     taps = shape.kernel[0] * shape.kernel[1]
     packed = rows_bytes(tile.filters, sparse=sparse)
-    weights, operand = (0, 0) if tile.stationary else (packed, 4096 if sparse else 8192)
+    operand = 0 if tile.stationary else 4096 if sparse else 8192
+    weights = 0 if tile.stationary and not tile.streamed else packed
     pixels = tile.line_bytes / taps if tile.lines else tile.pixels * _PIXEL_BYTES
-    tensor = tile.filters * tile.pixels * _CHANNELS / _PRODUCTS / (2 if sparse else 1)
     operands = blocks * (tile.pixels * _PIXEL_BYTES + operand)
-    port = (operands + weights + pixels) / _PORT_BYTES
-    copies = (weights + pixels / tile.cluster) / _L2_BYTES
-    step = max(max(tensor, port) / _UNDER_POWER, copies)
+    step = _step_clocks(
+        tile.filters * tile.pixels, operands, weights + pixels, weights + pixels / tile.cluster, sparse=sparse
+    )  # fmt: skip
     leave = (_LEAVE_WITH_RESIDUAL if residual else _LEAVE) * 64 * tile.blocks * tile.pixels
     shortest = _SHORTEST_STEP / (taps if tile.stationary and tile.lines else 1)
     alone = steps * max(step, shortest) + leave
@@ -66,7 +72,7 @@ def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse
     turns = _turns(shape, tile, multiprocessors)
     first = _FIRST_COPY + (tile.line_bytes or tile.pixels * _PIXEL_BYTES) / _L2_BYTES
     if tile.stationary:
-        first += tile.resident * steps * packed / _L2_BYTES
+        first += tile.resident * (tile.streamed or steps) * packed / _L2_BYTES
     clocks = first + turns * together
     seen = math.prod(min(1.0, size / stride) for size, stride in zip(shape.kernel, shape.strides, strict=True))
     image = shape.apart[2] if shape.apart else shape.height * shape.width * shape.channels  # elements of one
@@ -74,6 +80,37 @@ def predicted_us(shape: Convolution, tile: Tile, multiprocessors: int, *, sparse
     memory = (2 * shape.batch * image * seen + results * (2 if residual else 1)) / _MEMORY_BYTES
     exchange = turns * (_EXCHANGE_US + _EXCHANGE_US_EACH * tile.split * tile.groups) if tile.split > 1 else 0.0
     return _START_US + exchange + max(clocks / _CLOCKS_A_MICROSECOND, memory)
+
+
+def predicted_pooled_us(
+    shape: Convolution, pooling: Pooling, tile: PooledTile, multiprocessors: int, *, sparse: bool
+) -> float:
+    """Microseconds of a launch in 16 bits that pools what it computes, from a cold L2 cache."""
+    blocks, taps = tile.filters // 64, shape.kernel[0] * shape.kernel[1]
+    packed = rows_bytes(tile.filters, sparse=sparse)
+    copied = tile.copied_bytes / taps + (0 if tile.weights_stay else packed)
+    products = tile.lines if tile.sliding else 1  # each reads the weights of the step
+    operands = blocks * (tile.computed * _PIXEL_BYTES + products * (4096 if sparse else 8192))
+    step = _step_clocks(tile.filters * tile.computed, operands, copied, copied, sparse=sparse)
+    leave = _LEAVE_POOLED * 64 * tile.blocks * tile.computed
+    together = max(tile.resident * shape.steps * step, shape.steps * max(step, _SHORTEST_STEP) + leave)
+    rows, runs = ceil_divide(shape.filters, tile.filters), runs_of_tiles(shape, pooling, tile, multiprocessors)
+    # A run that begins within an image computes the tile above once more.
+    longest = ceil_divide(shape.batch * tops(tile, pooling), runs) + int(pooling.size > 2 and shape.batch % runs > 0)
+    turns = ceil_divide(rows * runs, multiprocessors * tile.resident) * longest
+    first = _FIRST_COPY + tile.line_bytes / _L2_BYTES
+    if tile.weights_stay:
+        first += tile.resident * shape.steps * packed / _L2_BYTES
+    image = shape.apart[2] if shape.apart else shape.height * shape.width * shape.channels
+    results = shape.batch * pooling.output[0] * pooling.output[1] * shape.filters
+    memory = 2 * (shape.batch * image + results) / _MEMORY_BYTES
+    return _START_US + max((first + turns * together) / _CLOCKS_A_MICROSECOND, memory)
+
+
+def _step_clocks(results: int, operands: float, copied: float, from_l2: float, *, sparse: bool) -> float:
+    """Clocks of a tile's step: tensor cores and port under power, or what comes from L2, in bytes."""
+    tensor = results * _CHANNELS / _PRODUCTS / (2 if sparse else 1)
+    return max(max(tensor, (operands + copied) / _PORT_BYTES) / _UNDER_POWER, from_l2 / _L2_BYTES)
 
 
 def _turns(shape: Convolution, tile: Tile, multiprocessors: int) -> int:
