@@ -59,6 +59,13 @@ void store_turned(unsigned address, const unsigned (&words)[4]);
 template <int count> inline void take_registers() {}
 template <int count> inline void give_registers() {}
 
+inline void copy_if(bool exists, unsigned address, const void *from) {
+    if (exists) copy(address, from);
+}
+inline void store_if(bool exists, void *to, const FourWords &words) {
+    if (exists) *static_cast<FourWords *>(to) = words;
+}
+
 inline void products_begin() {}
 void products_commit();
 void emulated_products_wait(int pending);

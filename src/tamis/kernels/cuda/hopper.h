@@ -194,6 +194,27 @@ TAMIS_DEVICE void fetch_map(const TensorMap &map) {
 TAMIS_DEVICE void copy(unsigned address, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
+// The same where `exists`, and 16 bytes to far memory. Without a branch, around which nothing else could be arranged.
+TAMIS_DEVICE void copy_if(bool exists, unsigned address, const void *from) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %2, 0;\n"
+        "@p cp.async.cg.shared.global [%0], [%1], 16;\n"
+        "}\n" ::"r"(address),
+        "l"(from), "r"((int)exists)
+        : "memory");
+}
+TAMIS_DEVICE void store_if(bool exists, void *to, const FourWords &words) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %5, 0;\n"
+        "@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n"
+        "}\n" ::"l"(to),
+        "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w), "r"((int)exists)
+        : "memory");
+}
 TAMIS_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending> TAMIS_DEVICE void copies_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");

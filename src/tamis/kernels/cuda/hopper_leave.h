@@ -26,11 +26,18 @@ struct Target {
     int pixel, end;   // the tile's first one, and the first one that does not exist
     int line, width;  // HALO: pixels from line to line of the tile, and of the result
     int inverse;      // 65536 / line, rounded up: p / line without a division, p and line up to 256
+    // Where pixel p of the tile is, and whether it has a place at all.
+    __device__ __forceinline__ bool find(int p, int &at) const {
+        at = pixel + p;
+        if constexpr (!HALO) return at < end;
+        const int y = p * inverse >> 16, x = p - y * line;
+        at = pixel + y * width + x;
+        return x < width && at < end;
+    }
     // -1: nowhere.
     __device__ __forceinline__ int of(int p) const {
-        if constexpr (!HALO) return pixel + p < end ? pixel + p : -1;
-        const int y = p * inverse >> 16, x = p - y * line, at = pixel + y * width + x;
-        return x < width && at < end ? at : -1;
+        int at;
+        return find(p, at) ? at : -1;
     }
 };
 
@@ -73,15 +80,24 @@ static_assert(STRIP_COUNT > 1, "one strip fills while another one leaves");
 
 // What the threads of a warpgroup move: 16 bytes of a pixel, of every ROWS-th one.
 struct Mover {
-    int chunk, row, channel;
-    __device__ __forceinline__ Mover(const Exit &to, int thread)
-        : chunk(thread % CHUNKS), row(thread / CHUNKS), channel(to.filter + thread % CHUNKS * 8) {}
-    // Where in the result the pixel of a pass is; -1: nothing to do.
-    __device__ __forceinline__ int place(const Exit &to, int part, int pass) const {
-        const int p = part * SPAN + pass * ROWS + row;
-        return channel < to.filters && p < PIXELS ? to.target.of(p) : -1;
+    int row, in_row;
+    bool exists;  // the channels
+    unsigned char *out;
+    const unsigned char *residual;
+    unsigned pitch, residual_pitch;  // bytes
+    __device__ __forceinline__ Mover(const Exit &to, int thread) {
+        const int channel = to.filter + thread % CHUNKS * 8;
+        row = thread / CHUNKS, in_row = row * ROW_BYTES + thread % CHUNKS * 16, exists = channel < to.filters;
+        out = reinterpret_cast<unsigned char *>(to.out + to.offset + channel);
+        residual = reinterpret_cast<const unsigned char *>(to.residual + channel);
+        pitch = to.pitch * sizeof(OUT_TYPE), residual_pitch = to.residual_pitch * sizeof(OUT_TYPE);
     }
-    __device__ __forceinline__ int in_strip(int pass) const { return (pass * ROWS + row) * ROW_BYTES + chunk * 16; }
+    // Where in the result the pixel of a pass is, and whether there is something to do.
+    __device__ __forceinline__ bool find(const Target &target, int part, int pass, int &here) const {
+        const int p = part * SPAN + pass * ROWS + row;
+        return target.find(p, here) & exists & (p < PIXELS);
+    }
+    __device__ __forceinline__ int in_strip(int pass) const { return pass * ROWS * ROW_BYTES + in_row; }
 };
 
 // What a warpgroup adds to its sums lies in far memory: bring it nearer in time, unless a whole tile of it is on its way
@@ -103,9 +119,10 @@ TAMIS_DEVICE void fetch_residuals(const Exit &to, bool exists, unsigned char *st
         const unsigned strip = shared_address(strips + turn * (SPAN * ROW_BYTES));
 #pragma unroll
         for (int pass = 0; pass < SPAN / ROWS; pass++) {
-            const int here = mover.place(to, part, pass);
-            if (here >= 0)
-                copy(strip + mover.in_strip(pass), to.residual + (long long)here * to.residual_pitch + mover.channel);
+            int here;
+            const bool found = mover.find(to.target, part, pass, here);
+            copy_if(found, strip + mover.in_strip(pass),
+                    mover.residual + (unsigned long long)(unsigned)here * mover.residual_pitch);
         }
     }
     copies_commit();
@@ -160,17 +177,17 @@ TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned c
 #pragma unroll
                     for (int j = 0; j < 2; j++)
                         values[j] = finished(sums[block][at + j] + biases[block][i % 2], values[j]);
-                    words[i] = Convert<OUT_TYPE>::pack(values);
+                    words[i] = packed(values);
                 }
                 store_turned(there, words);
             }
         threads_meet(group + 1, THREADS);
 #pragma unroll
         for (int pass = 0; pass < SPAN / ROWS; pass++) {
-            const int here = mover.place(to, part, pass);
-            if (here < 0) continue;
-            *reinterpret_cast<FourWords *>(to.out + (long long)here * to.pitch + to.offset + mover.channel) =
-                *reinterpret_cast<const FourWords *>(strip + mover.in_strip(pass));
+            int here;
+            const bool found = mover.find(to.target, part, pass, here);
+            store_if(found, mover.out + (unsigned long long)(unsigned)here * mover.pitch,
+                     *reinterpret_cast<const FourWords *>(strip + mover.in_strip(pass)));
         }
         turn = turn + 1 < STRIP_COUNT ? turn + 1 : 0;
     }
