@@ -59,13 +59,6 @@ void store_turned(unsigned address, const unsigned (&words)[4]);
 template <int count> inline void take_registers() {}
 template <int count> inline void give_registers() {}
 
-inline void copy_if(bool exists, unsigned address, const void *from) {
-    if (exists) copy(address, from);
-}
-inline void store_if(bool exists, void *to, const FourWords &words) {
-    if (exists) *static_cast<FourWords *>(to) = words;
-}
-
 inline void products_begin() {}
 void products_commit();
 void emulated_products_wait(int pending);
@@ -85,6 +78,12 @@ template <class Sum> void emulated_dense(EmulatedProduct<Sum> product);
 template <class Sum> void emulated_sparse(EmulatedProduct<Sum> product, unsigned places, int selector);
 
 #ifdef PRODUCT_TYPE  // what depends on a kernel's constants
+inline void copy_if(bool exists, unsigned address, const void *from) {
+    if (exists) copy(address, from);
+}
+inline void store_if(bool exists, void *to, const FourWords &words) {
+    if (exists) *static_cast<FourWords *>(to) = words;
+}
 inline void load_from(unsigned rank, unsigned address, Sum (&values)[8]) {
     emulated_load_from(rank, address, values, sizeof values);
 }

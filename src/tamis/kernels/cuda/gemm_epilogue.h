@@ -65,10 +65,11 @@ TAMIS_DEVICE float finished(float value, float own) {
 
 // Two finished values in 16 bits.
 TAMIS_DEVICE unsigned packed(const float (&values)[2]) {
-    if constexpr (RELU_LAST)
-        return Convert<OUT_TYPE>::pack_positive(values);
-    else
-        return Convert<OUT_TYPE>::pack(values);
+#if RELU_LAST
+    return Convert<OUT_TYPE>::pack_positive(values);
+#else
+    return Convert<OUT_TYPE>::pack(values);
+#endif
 }
 
 TAMIS_DEVICE void finish(const float (&sums)[8], const Channels &channels, const Eight &residuals, int count,
