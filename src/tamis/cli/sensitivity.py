@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,9 @@ from tamis.cli.options import (
     Shapes,
     Threads,
     TimingCachePath,
-    read_inputs,
     read_list,
     read_precisions,
+    read_samples,
     read_shapes,
     read_written,
 )
@@ -109,6 +110,7 @@ def command(
     from tamis.compiler import BuildConfig, Goal, measure_sensitivity
     from tamis.engine import check_output
     from tamis.files import replaced_file
+    from tamis.onnx_files import files_of
     from tamis.report import check_picture, draw_sensitivity, sensitivity_report
     from tamis.sparsity import plan_data, plan_json, report_data, report_json
 
@@ -118,10 +120,10 @@ def command(
         raise ConfigError("there is no goal to plan for", remedy="give --max-loss, --target-ms or --speedup")
     if estimate is not None and no_times:
         raise ConfigError("--estimate and --no-times are both given", remedy="leave one out")
-    read = [path for path in (model, samples, estimate, timing_cache) if path is not None]
+    others = [path for path in (samples, estimate, timing_cache) if path is not None]
     for path in (plan, output, picture):
         if path is not None:
-            check_output(path, read)
+            check_output(path, chain(others, files_of(model)))
     if picture is not None:
         check_picture(picture)
     config = BuildConfig(
@@ -132,7 +134,7 @@ def command(
         timing_cache=timing_cache,
         budget_seconds=budget,
         optimization_level=level,
-        samples=read_inputs([str(samples)]) if samples is not None else None,
+        samples=read_samples(samples) if samples is not None else None,
         seed=seed,
     )
     patterns = tuple(read_list(pattern))

@@ -10,6 +10,7 @@ import onnx
 
 from tamis.errors import InvalidModel
 from tamis.onnx_files.mapped import without_weights
+from tamis.onnx_files.tensors import external_files
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -43,6 +44,16 @@ def load_model(source: Source, *, mapped: bool = False) -> tuple[onnx.ModelProto
     path = Path(source)
     data = _read(path, mapped)
     return _parse(data, f"'{path}'"), path.parent, path.stem
+
+
+def files_of(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The files that a model consists of: that at ``path``, then, read only when asked for, its external data.
+
+    Raises ``InvalidModel`` as ``load_model`` does.
+    """
+    yield Path(path)
+    model, folder, _ = load_model(path, mapped=True)
+    yield from ((folder or Path()) / name for name in sorted(external_files(model)))
 
 
 def _read(path: Path, mapped: bool) -> bytes:
