@@ -72,6 +72,10 @@ class Engine:
     plan: Plan
     tensors: Mapping[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        plan = self.plan
+        return f"<Engine {plan.name!r} for {plan.device.name}, layers: {len(plan.layers)}, steps: {len(plan.steps)}>"
+
     def __post_init__(self) -> None:
         """Check that no constant is missing."""
         for step in self.plan.steps:

@@ -41,6 +41,11 @@ def load_model(source: Source, *, mapped: bool = False) -> tuple[onnx.ModelProto
         return source, None, source.graph.name or "model"
     if isinstance(source, bytes | bytearray | memoryview):
         return _parse(bytes(source), "the given bytes"), None, "model"
+    if not isinstance(source, str | os.PathLike):
+        raise InvalidModel(
+            f"the model is a {type(source).__name__}",
+            remedy="give the path of an .onnx file; a torch module is exported by tamis.sparsity.export_onnx",
+        )
     path = Path(source)
     data = _read(path, mapped)
     return _parse(data, f"'{path}'"), path.parent, path.stem
