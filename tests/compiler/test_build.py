@@ -256,5 +256,5 @@ def test_texts_for_paths_and_a_single_tactic(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [torch.nn.Linear(2, 2), 3, None])
 def test_a_model_that_is_no_onnx_model(model: object) -> None:
-    with pytest.raises(InvalidModel, match=f"the model is a {type(model).__name__}. Give the path .* export_onnx"):
+    with pytest.raises(InvalidModel, match=f"the model is a {type(model).__name__}. Give the path .*export_onnx"):
         build(model, BuildConfig())  # type: ignore[arg-type]
