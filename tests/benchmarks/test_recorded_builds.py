@@ -126,7 +126,8 @@ def built_with_gaps(folder: Path, name: str, place: Path, monkeypatch: pytest.Mo
     made_up_race = race_module._race_now
 
     def race(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) -> list[Measurement]:
-        known = [track.cache.get(race_module.race_suspect(layer, choice, track).key) for _, choice in choices]
+        suspects = race_module.race_suspects(layer, [choice for _, choice in choices], track)
+        known = [track.cache.get(suspect.key) for suspect in suspects]
         if not any(known):
             return made_up_race(layer, choices, track)
         return [found or Measurement(failure="skipped: not recorded") for found in known]

@@ -123,6 +123,7 @@ def test_residuals_of_several_layers(level):
         assert_close(chain.apply(x, [first, last]), exact, np.full(exact.shape, 1e-4))
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_chains_of_several_threads_at_once():
     """Each calling thread has a chain of its own; they must not disturb each other or PyTorch."""
     rng = np.random.default_rng(25)

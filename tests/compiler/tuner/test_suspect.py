@@ -16,7 +16,7 @@ from tamis.compiler.tactics import CPU_TACTICS
 from tamis.compiler.tactics.base import layer_of
 from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.cache import Measurement
-from tamis.compiler.tuner.race import LayerRace, Track, race_layer, race_suspect
+from tamis.compiler.tuner.race import LayerRace, Track, race_layer, race_suspects
 from tamis.compiler.tuner.suspect import Suspect, note_culprit, watch
 from tamis.compiler.tuner.timing import Clock, Contender
 from tamis.errors import ConfigError, DeviceLost
@@ -103,7 +103,8 @@ def test_the_culprit_stays_out_when_the_rest_is_measured_again(tmp_path: Path) -
     (choice,) = [
         e.choice for e in race(graph, replace(first, device=FragileDevice())).entries if e.choice.tactic == "onednn"
     ]
-    first.cache.put(race_suspect(layer, choice, first).key, Measurement(failure=f"failed: broke the GPU: {SYMPTOM}"))
+    (suspect,) = race_suspects(layer, [choice], first)
+    first.cache.put(suspect.key, Measurement(failure=f"failed: broke the GPU: {SYMPTOM}"))
     first.cache.save()
     reasons = {e.choice.tactic: e.reason for e in race(graph, track(60.0)).entries}
     assert reasons["onednn"] == f"failed: broke the GPU: {SYMPTOM}" and reasons["tamis.linear"] == ""

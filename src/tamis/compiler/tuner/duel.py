@@ -10,7 +10,7 @@ from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import Choice, Layer
 from tamis.compiler.tuner.cache import Measurement
 from tamis.compiler.tuner.describe import signature_of
-from tamis.compiler.tuner.race import Entry, Track, race_suspect
+from tamis.compiler.tuner.race import Entry, Track, race_suspects
 from tamis.compiler.tuner.trial import Trial, bind_trial
 from tamis.engine.crossover import Runner
 from tamis.engine.plan import Sparsity, Timing
@@ -43,7 +43,7 @@ def duel(layer: Layer, first: Choice, second: Choice, track: Track) -> tuple[Tim
     if len(found) < 2:
         with torch.inference_mode():
             trials = [_bound(layer, choice, track) for choice in choices]
-            suspects = [race_suspect(layer, choice, track) for choice in choices]
+            suspects = race_suspects(layer, choices, track)
             contenders = {str(i): t.contender(s) for i, (t, s) in enumerate(zip(trials, suspects, strict=True))}
             timings = track.clock.race(contenders, track.config.turns)
         found = [timings["0"], timings["1"]]

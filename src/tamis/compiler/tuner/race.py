@@ -141,11 +141,12 @@ def _left_out(layer: Layer, offers: Offers, track: Track) -> tuple[tuple[str, st
 
 def _found(layer: Layer, offers: Offers, track: Track) -> list[Measurement | None]:
     """What the cache knows of each."""
-    return [_still_valid(track.cache.get(race_suspect(layer, choice, track).key), track) for _, choice in offers]
+    suspects = race_suspects(layer, [choice for _, choice in offers], track)
+    return [_still_valid(track.cache.get(suspect.key), track) for suspect in suspects]
 
 
 def _measure(layer: Layer, choices: Offers, track: Track, late: frozenset[Unit]) -> tuple[Entry, ...]:
-    keys = [race_suspect(layer, choice, track).key for _, choice in choices]
+    keys = [suspect.key for suspect in race_suspects(layer, [choice for _, choice in choices], track)]
     found = _found(layer, choices, track)
     if all(found):
         return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
@@ -165,10 +166,10 @@ def _measure(layer: Layer, choices: Offers, track: Track, late: frozenset[Unit])
     return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
 
 
-def race_suspect(layer: Layer, choice: Choice, track: Track) -> Suspect:
-    """A candidate of a layer's race as a suspect; its key is that of its measurement."""
-    heat = "cold" if track.clock.cold else "warm"
-    return suspect_of(choice, layer.name, f"{heat} layer: {signature_of(layer)} by {choice.key()}")
+def race_suspects(layer: Layer, choices: Iterable[Choice], track: Track) -> list[Suspect]:
+    """The candidates of a layer's race as suspects; the key of each is that of its measurement."""
+    race = f"{'cold' if track.clock.cold else 'warm'} layer: {signature_of(layer)}"
+    return [suspect_of(choice, layer.name, f"{race} by {choice.key()}") for choice in choices]
 
 
 def _still_valid(found: Measurement | None, track: Track) -> Measurement | None:
@@ -202,7 +203,7 @@ def _race_now(layer: Layer, choices: Offers, track: Track) -> list[Measurement]:
     accuracies: dict[int, Accuracy] = {}
     flops = flops_of(layer)
     roof_holds = True
-    suspects = [race_suspect(layer, choice, track) for _, choice in choices]
+    suspects = race_suspects(layer, [choice for _, choice in choices], track)
     memory = SharedMemory()
     for index, (tactic, choice) in enumerate(choices):
         formats = (choice.inputs, choice.outputs)

@@ -3,7 +3,8 @@
 // A warpgroup has BLOCKS times 64 filters of PIXELS pixels in its registers: of a block, row 16 w + q (and + 8) of warp w
 // and quad q, and two neighbouring pixels of every eight.
 //   16 bits: values are finished there (gemm_epilogue.h) and turn by stmatrix, on their way through strips of shared
-//   memory; residuals come into the same strips beforehand and turn the other way by ldmatrix.
+//   memory; residuals come into the same strips beforehand and turn the other way by ldmatrix. The strips are a ring:
+//   while one leaves, residuals of all others are on their way, those of the next tile behind those of this one.
 //   All others: sums turn in shared memory, and are finished behind it. So do those that blocks have divided (SPLIT).
 //
 // Limits: filters a multiple of eight for the first way (VECTORS).
@@ -62,11 +63,12 @@ TAMIS_DEVICE void load_sums(const Sum *from, float (&values)[8]) {
 
 // Results of 16 bits are finished in the registers of the products, and turn from filters x pixels to pixels x filters on
 // their way through shared memory, a strip at a time: one fills while the one before leaves. Residuals turn the other way
-// in the same strips; as many as there are strips come while the products run.
+// in the same strips.
 constexpr bool PACKED = sizeof(OUT_TYPE) == 2 && VECTORS && !SPLIT && !EIGHT_BITS;
 constexpr int PARTS = (PIXELS + SPAN - 1) / SPAN;     // strips of a tile
 constexpr int CHUNKS = BLOCKS * 8;                    // 16 bytes each, of a pixel
 constexpr int ROWS = THREADS / CHUNKS;                // pixels of a pass
+constexpr int AHEAD = STRIP_COUNT - 1 < PARTS ? STRIP_COUNT - 1 : PARTS;  // strips whose residuals are on their way
 static_assert(STRIP_COUNT > 1, "one strip fills while another one leaves");
 
 // What the threads of a warpgroup move: 16 bytes of a pixel, of every ROWS-th one.
@@ -82,9 +84,9 @@ struct Mover {
     __device__ __forceinline__ int in_strip(int pass) const { return (pass * ROWS + row) * ROW_BYTES + chunk * 16; }
 };
 
-// What a warpgroup adds to its sums lies in far memory: bring it nearer in time, unless it comes at once anyway. Eight
-// values must be 16 bytes.
-constexpr bool ANNOUNCES = RESIDUAL && VECTORS && sizeof(OUT_TYPE) > 1 && !(PACKED && PARTS <= STRIP_COUNT);
+// What a warpgroup adds to its sums lies in far memory: bring it nearer in time, unless a whole tile of it is on its way
+// anyway. Eight values must be 16 bytes.
+constexpr bool ANNOUNCES = RESIDUAL && VECTORS && sizeof(OUT_TYPE) > 1 && !(PACKED && AHEAD == PARTS);
 TAMIS_DEVICE void announce(const Exit &to, int thread) {
     const int channels = to.filters - to.filter < BLOCKS * 64 ? to.filters - to.filter : BLOCKS * 64;
     for (int p = thread; p < PIXELS; p += THREADS) {
@@ -94,11 +96,11 @@ TAMIS_DEVICE void announce(const Exit &to, int thread) {
     }
 }
 
-// Starts to copy the residuals of a strip, if there are any: a group of copies in any case.
-TAMIS_DEVICE void fetch_residuals(const Exit &to, unsigned char *strips, int part, int thread) {
-    if (part < PARTS) {
+// Starts to copy the residuals of a part of a tile to a strip, if there are any: a group of copies in any case.
+TAMIS_DEVICE void fetch_residuals(const Exit &to, bool exists, unsigned char *strips, int turn, int part, int thread) {
+    if (exists) {
         const Mover mover(to, thread);
-        const unsigned strip = shared_address(strips + part % STRIP_COUNT * (SPAN * ROW_BYTES));
+        const unsigned strip = shared_address(strips + turn * (SPAN * ROW_BYTES));
 #pragma unroll
         for (int pass = 0; pass < SPAN / ROWS; pass++) {
             const int here = mover.place(to, part, pass);
@@ -109,9 +111,16 @@ TAMIS_DEVICE void fetch_residuals(const Exit &to, unsigned char *strips, int par
     copies_commit();
 }
 
-// `turn` counts strips, from tile to tile; with residuals each tile begins with the first one.
+// Those of the first tile, before anything else.
+TAMIS_DEVICE void fetch_first_residuals(const Exit &to, bool exists, unsigned char *strips, int thread) {
+    if constexpr (PACKED && RESIDUAL)
+#pragma unroll
+        for (int part = 0; part < AHEAD; part++) fetch_residuals(to, exists, strips, part, part, thread);
+}
+
+// `turn` is the strip whose turn it is, from tile to tile. `next` is the tile behind, if there is `more`.
 TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned char *strips, int &turn, const Exit &to,
-                               int group, int thread) {
+                               const Exit &next, bool more, int group, int thread) {
     const int warp = thread / 32, lane = thread % 32;
     const Mover mover(to, thread);
     // This lane's row of the matrices that a warp moves at a time: filters 0 - 7 and 8 - 15 of two times eight pixels.
@@ -124,16 +133,16 @@ TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned c
     }
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
-        unsigned char *strip = strips + (RESIDUAL ? part % STRIP_COUNT : (turn + part) % 2) * (SPAN * ROW_BYTES);
+        unsigned char *strip = strips + turn * (SPAN * ROW_BYTES);
         const unsigned address = shared_address(strip) + mine;
         if constexpr (RESIDUAL) {
-            // Each strip has committed a group before this, and those that did not fit at first came one strip late.
-            copies_wait<(PARTS > STRIP_COUNT ? STRIP_COUNT - 2 : STRIP_COUNT - 1)>();
+            copies_wait<AHEAD - 1>();
             threads_meet(group + 1, THREADS);  // this strip's are there, and the strip before has been read
-            if constexpr (PARTS > STRIP_COUNT)
-                fetch_residuals(to, strips, part ? part + STRIP_COUNT - 1 : PARTS, thread);
+            const int free = turn + AHEAD < STRIP_COUNT ? turn + AHEAD : turn + AHEAD - STRIP_COUNT;
+            if (part + AHEAD < PARTS)
+                fetch_residuals(to, true, strips, free, part + AHEAD, thread);
             else
-                copies_commit();
+                fetch_residuals(next, more, strips, free, part + AHEAD - PARTS, thread);
         }
 #pragma unroll
         for (int block = 0; block < BLOCKS; block++)
@@ -163,11 +172,7 @@ TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned c
             *reinterpret_cast<FourWords *>(to.out + (long long)here * to.pitch + to.offset + mover.channel) =
                 *reinterpret_cast<const FourWords *>(strip + mover.in_strip(pass));
         }
-    }
-    turn += PARTS;
-    if constexpr (RESIDUAL) {
-        copies_wait<0>();
-        threads_meet(group + 1, THREADS);  // all strips have been read: the next tile's residuals may come
+        turn = turn + 1 < STRIP_COUNT ? turn + 1 : 0;
     }
 }
 

@@ -159,15 +159,14 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
         };
         int turn = 0;
         if (ANNOUNCES && first < columns) announce(exit_of(first), thread);
+        fetch_first_residuals(exit_of(first), first < columns, strips, thread);
         for (int column = first; column < columns; column += stride) {
-            if constexpr (PACKED && RESIDUAL)
-#pragma unroll
-                for (int part = 0; part < STRIP_COUNT; part++) fetch_residuals(exit_of(column), strips, part, thread);
             Sum sums[BLOCKS][PIXELS / 2];
             multiply_held(sums, held, ring, walk, thread);
-            if (ANNOUNCES && column + stride < columns) announce(exit_of(column + stride), thread);
+            const bool more = column + stride < columns;
+            if (ANNOUNCES && more) announce(exit_of(column + stride), thread);
             if constexpr (PACKED)
-                leave_packed(sums, strips, turn, exit_of(column), group, thread);
+                leave_packed(sums, strips, turn, exit_of(column), exit_of(column + stride), more, group, thread);
             else
                 leave(sums, reinterpret_cast<Sum *>(strips), group, thread, 0, exit_of(column));
         }

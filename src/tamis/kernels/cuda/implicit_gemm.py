@@ -186,7 +186,7 @@ def deepest(
     """The tile with as many stages as fit, for a type of ``itemsize`` bytes. ``ValueError`` when two do not.
 
     ``lines`` are the tile's numbers of lines. Where a ``residual`` is added, there are strips for as much of it as
-    leaves four stages.
+    leaves four stages, a tile's and one more at most.
     """
 
     def tile(stages: int, strips: int) -> Tile:
@@ -197,7 +197,7 @@ def deepest(
 
     limit = shared_limit(resident)
     best = tile(stages_with(2), 2)
-    for strips in range(3, ceil_divide(pixels, best.strip_pixels) + 1) if residual and split == 1 else ():
+    for strips in range(3, ceil_divide(pixels, best.strip_pixels) + 2) if residual and split == 1 else ():
         try:
             stages = stages_with(strips)
         except ValueError:

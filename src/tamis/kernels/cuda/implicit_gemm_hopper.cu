@@ -323,15 +323,14 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
         const int stride = gridDim.x / CLUSTER;
         int turn = 0;
         if (ANNOUNCES) announce(exit_of(blockIdx.x / CLUSTER), thread);
+        fetch_first_residuals(exit_of(blockIdx.x / CLUSTER), true, strips, thread);
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += stride) {
-            if constexpr (PACKED && RESIDUAL)
-#pragma unroll
-                for (int part = 0; part < STRIP_COUNT; part++) fetch_residuals(exit_of(tile), strips, part, thread);
             Sum sums[BLOCKS][PIXELS / 2];
             multiply(sums, ring, halo, walk, memory, group, thread, end - first);
-            if (ANNOUNCES && tile + stride < tiles) announce(exit_of(tile + stride), thread);
+            const bool more = tile + stride < tiles;
+            if (ANNOUNCES && more) announce(exit_of(tile + stride), thread);
             if constexpr (PACKED)
-                leave_packed(sums, strips, turn, exit_of(tile), group, thread);
+                leave_packed(sums, strips, turn, exit_of(tile), exit_of(more ? tile + stride : tile), more, group, thread);
             else
                 leave(sums, reinterpret_cast<Sum *>(strips), group, thread, rank, exit_of(tile));
         }
