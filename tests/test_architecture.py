@@ -20,7 +20,8 @@ COMPILER = {"tamis.compiler.config", "tamis.compiler.ir"}
 DATA = {"tamis.formats", "tamis.engine"}
 MAY_SEE: dict[str, set[str]] = {
     "tamis": {
-        *("tamis.compiler", "tamis.compiler.config", "tamis.engine", "tamis.report", "tamis.runtime", "tamis.sparsity"),
+        *("tamis.compiler", "tamis.compiler.config", "tamis.engine", "tamis.onnx_files"),
+        *("tamis.report", "tamis.runtime", "tamis.sparsity"),
     },
     "tamis.errors": set(),
     "tamis.files": {"tamis.errors"},
@@ -62,6 +63,7 @@ MAY_SEE: dict[str, set[str]] = {
         "tamis.engine",
         "tamis.formats",
         "tamis.kernels",
+        "tamis.onnx_files",
         "tamis.report",
         "tamis.runtime",
         "tamis.sparsity",

@@ -84,13 +84,14 @@ def build(
     from tamis.compiler.config import BuildConfig as Config
     from tamis.engine import check_output, save
     from tamis.errors import ConfigError
+    from tamis.onnx_files import files_of
 
     unknown = sorted(options.keys() - {field.name for field in fields(Config)})
     if unknown:
         raise ConfigError(f"there is no build option '{unknown[0]}'", remedy="see tamis.BuildConfig")
     model = Path(model) if isinstance(model, os.PathLike) else model
     if output is not None:
-        check_output(output, (model,) if isinstance(model, str | Path) else ())
+        check_output(output, files_of(model) if isinstance(model, str | Path) else ())
     engine = compiler.build(model, replace(config or Config(), **options), progress)
     if output is not None:
         if progress is not None:

@@ -28,6 +28,7 @@ def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert sum(check.eligible for check in check_onnx(folder / "digits.onnx")) == 5
     report = (folder / "report.txt").read_text()
     assert "fine-tuned" in report and "(Sparsity) Found 5 layer(s)" in report and "Throughput" in report
+    assert "aster by sparsity" in report
     assert not any(line and line.isspace() for line in report.splitlines())
 
 

@@ -373,3 +373,31 @@ def _image(folder: Path) -> str:
     path = folder / "image.npy"
     np.save(path, np.zeros((2, 4, 8, 8), np.float32))
     return f"image={path}"
+
+
+def test_outputs_spare_the_external_data_of_the_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, data, estimate = tmp_path / "net.onnx", tmp_path / "net.onnx.data", tmp_path / "estimate.json"
+    proto = onnx.load(save_cnn(model))
+    onnx.save(proto, model, save_as_external_data=True, location=data.name, size_threshold=0)
+    before = data.read_bytes()
+    for command in (["build"], ["estimate"], ["sensitivity", "--no-times"]):
+        line = fails(capsys, 2, command[0], model, *command[1:], "-o", data)
+        assert f"would replace {data}, which is read" in line
+    assert data.read_bytes() == before
+    estimate.write_text('{"version": 1}')
+    line = fails(capsys, 2, "build", model, "-o", tmp_path / "net.tamis", "--timing-cache", estimate)
+    assert "is not a timing cache" in line and estimate.read_text() == '{"version": 1}'
+
+
+def test_more_threads_than_cores(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = save_cnn(tmp_path / "net.onnx")
+    line = fails(capsys, 2, "build", model, "-o", tmp_path / "net.tamis", "--threads", "4096")
+    assert "threads is 4096, this machine has" in line
+
+
+def test_samples_name_their_own_option(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = save_cnn(tmp_path / "net.onnx")
+    line = fails(capsys, 5, "sensitivity", model, "--no-times", "--samples", "inputs.npy")
+    assert line.startswith("error: --samples inputs.npy is no .npz file. Write the file with numpy.savez(")
+    line = fails(capsys, 5, "sensitivity", model, "--no-times", "--samples", tmp_path / "absent.npz")
+    assert "cannot read" in line and "--input" not in line

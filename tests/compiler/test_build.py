@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from tamis.compiler import BuildConfig, build
 from tamis.compiler.tactics.onednn import BFLOAT16_NEEDS
 from tamis.devices.cpu import CpuDevice
 from tamis.engine.file import save
-from tamis.errors import ConfigError, InputError
+from tamis.errors import ConfigError, InputError, InvalidModel
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
 from tamis.runtime.session import Session
@@ -245,3 +246,15 @@ def test_half_precision_ports_are_not_widened_on_the_way() -> None:
     expected = value.astype(np.float64) @ numpy_helper.to_array(weight).astype(np.float64)
     assert result.dtype == np.float16
     np.testing.assert_allclose(result.astype(np.float64), expected, rtol=0.05, atol=0.5)
+
+
+def test_texts_for_paths_and_a_single_tactic(tmp_path: Path) -> None:
+    config = BuildConfig(timing_cache=str(tmp_path / "t.json"), dump="graphs", exclude_tactics="openvino")  # type: ignore[arg-type]
+    assert config.timing_cache == tmp_path / "t.json" and config.dump == Path("graphs")
+    assert config.exclude_tactics == ("openvino",)
+
+
+@pytest.mark.parametrize("model", [torch.nn.Linear(2, 2), 3, None])
+def test_a_model_that_is_no_onnx_model(model: object) -> None:
+    with pytest.raises(InvalidModel, match=f"the model is a {type(model).__name__}. Give the path .*export_onnx"):
+        build(model, BuildConfig())  # type: ignore[arg-type]

@@ -61,6 +61,26 @@ def test_a_gain_within_the_noise_is_none(network: Path, monkeypatch: pytest.Monk
     assert hidden.pays and "whole engine" in hidden.why
 
 
+def test_an_engine_without_sparse_layers_gains_nothing(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its times may differ from those of the dense one when the machine is busy."""
+    make_up_times(monkeypatch)
+    samples = {"dense": [100.0] * 5, "sparse": [80.0] * 5}
+    monkeypatch.setattr(WhatIf, "_samples", lambda self, engines: samples)
+    what_if = open_what_if(network, CONFIG, TWO_FOUR, lambda *told: None)
+    assert what_if.against_dense(what_if.sparse).pays
+    assert not what_if.against_dense(what_if.dense).pays
+
+
+def test_a_gain_in_each_turn_is_asked_for(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All turns are equal but for one of either side: the medians differ, the gain in the middle turn does not."""
+    make_up_times(monkeypatch)
+    samples = {"dense": [100.0, 110.0, 120.0, 200.0, 210.0], "sparse": [90.0, 110.0, 120.0, 100.0, 210.0]}
+    monkeypatch.setattr(WhatIf, "_samples", lambda self, engines: samples)
+    what_if = open_what_if(network, CONFIG, TWO_FOUR, lambda *told: None)
+    versus = what_if.against_dense(what_if.sparse)
+    assert versus.gain == 1.0 and not versus.pays
+
+
 def test_the_dense_engine_keeps_the_weights(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_up_times(monkeypatch)
     what_if = open_what_if(network, CONFIG, TWO_FOUR, lambda *told: None)

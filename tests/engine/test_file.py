@@ -40,6 +40,10 @@ def test_round_trip(engine: Engine, path: Path) -> None:
         assert again.tensors[name].tobytes() == array.tobytes()
 
 
+def test_an_engine_prints_in_a_line(engine: Engine) -> None:
+    assert repr(engine).startswith(f"<Engine {engine.plan.name!r} for ") and len(repr(engine)) < 120
+
+
 def test_tensors_are_aligned_read_only_views(path: Path) -> None:
     for name, array in read(path).tensors.items():
         assert not array.flags.writeable or array.size == 0, name

@@ -64,8 +64,13 @@ def text(report: RenderableType) -> str:
         ),
         pytest.param(
             {64: (1.5, SPENT, 1.5), 128: (SPENT,) * 3, 256: (1.5, SPENT, 1.5)},
-            "2:4 pays at every size (1.50x); 5 of 9 sizes were not measured",
+            "2:4 pays at all 4 measured sizes (1.50x); 5 of 9 sizes were not measured",
             id="the corners",
+        ),
+        pytest.param(
+            {64: (1.5, SPENT, SPENT), 128: (SPENT,) * 3, 256: (SPENT,) * 3},
+            "2:4 pays at the only measured size (1.50x); 8 of 9 sizes were not measured",
+            id="one size",
         ),
         pytest.param(
             {64: (0.7, SPENT, 0.9), 128: (SPENT,) * 3, 256: (0.9, SPENT, 1.9)},

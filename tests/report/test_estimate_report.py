@@ -80,7 +80,8 @@ def test_files_that_are_no_estimates() -> None:
         ("[1]", "is not an estimate"),
         (good.replace('"version": 1', '"version": 99'), "format version 99"),
         (good.replace('"prunable"', '"perhaps"'), "inconsistent"),
-        (good.replace('"cold"', '"hot"'), "inconsistent"),
+        (good.replace('"cold"', '"hot"'), "inconsistent estimate .Estimate lacks cold"),
+        (good.replace('"cold"', '"cold": true, "hot"'), "Estimate has unknown fields: hot"),
     ):
         with pytest.raises(ConfigError, match=words):
             estimate_from_json(text, "x.json")

@@ -120,6 +120,9 @@ def test_run_time_masks_are_refused_and_their_removal_accepted(tmp_path: Path) -
     for index in (0, 2):
         torch_prune.remove(model[index], "weight")
     report = export_onnx(model, (torch.randn(1, LARGE),), tmp_path / "m.onnx")
+    able = sum(layer.fits for layer in report.layers)
+    sparse = sum(layer.eligible for layer in report.layers)
+    assert str(report).startswith(f"Wrote {tmp_path / 'm.onnx'}: {sparse} of {able} layers that can be sparse are")
     assert [layer.eligible for layer in report.layers] == [True, True]
 
 

@@ -190,7 +190,7 @@ def test_several_files_take_their_places_or_none_does(tmp_path: Path, monkeypatc
 def test_a_large_model_replaces_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_edit, "ONE_FILE_BYTES", 10)
     path = save(tmp_path / "m.onnx", "weights")
-    with pytest.raises(TamisError, match="allow it with overwrite"):
+    with pytest.raises(TamisError, match="allow it with --overwrite"):
         prune_onnx(path, path)
     prune_onnx(path, path, overwrite=True)
     assert is_nm(weight(path) != 0, TWO_FOUR, 0) and (tmp_path / "m.onnx.data").exists()

@@ -125,6 +125,7 @@ def _engine_accuracy(session: Session, digits: Digits) -> float:
 
 
 def _report(outcome: Outcome) -> list[str]:
+    import tamis
     from tamis.report import bench_lines, both_times, sparsity_lines
 
     shares, layers = outcome.accuracies, outcome.engine.plan.layers
@@ -138,7 +139,7 @@ def _report(outcome: Outcome) -> list[str]:
     lines += [f"  {name:<14} {share:7.2%}" for name, share in stages]
     lines += ["", f"The ONNX file has {outcome.sparse_weights} weights in 2:4"]
     lines += [f"  not {name}: {reason}" for name, reason in outcome.skipped_weights.items()]
-    lines += ["", *sparsity_lines(layers)[:2], "", "Layer by layer"]
+    lines += ["", str(tamis.explain(outcome.engine).verdict), *sparsity_lines(layers)[:2], "", "Layer by layer"]
     for layer in layers:
         choice = f"{layer.chosen_tactic}, {layer.chosen_precision}, {layer.chosen_sparsity}"
         lines += [f"  {layer.name}: {choice}", f"    {layer.why}"]

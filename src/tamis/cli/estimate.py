@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -55,10 +56,12 @@ def command(
     from tamis.compiler import BuildConfig, estimate_sparsity
     from tamis.engine import check_output, estimate_data, estimate_json
     from tamis.files import replaced_file
+    from tamis.onnx_files import files_of
     from tamis.report import estimate_report
 
     if output is not None:
-        check_output(output, (model, *input_files(given), *((timing_cache,) if timing_cache else ())))
+        others = (*input_files(given), *((timing_cache,) if timing_cache else ()))
+        check_output(output, chain(others, files_of(model)))
     config = BuildConfig(
         device=device,  # type: ignore[arg-type]
         precisions=read_precisions(precision),  # type: ignore[arg-type]

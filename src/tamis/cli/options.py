@@ -68,6 +68,7 @@ Inputs = Annotated[
 ]
 
 _INPUT_FORMS = "give --input NAME=FILE.npy or --input FILE.npz"
+_SAMPLE_FORMS = "write the file with numpy.savez('FILE.npz', NAME=array)"
 
 
 def read_list(text: str) -> list[str]:
@@ -141,11 +142,18 @@ def read_inputs(texts: Sequence[str] | None) -> dict[str, np.ndarray]:
         name, separator, file = text.rpartition("=")
         if not separator and not file.endswith(".npz"):
             raise InputError(f"--input {text} does not say which file holds which input", remedy=_INPUT_FORMS)
-        arrays.update(_load(name, file))
+        arrays.update(_load(name, file, _INPUT_FORMS))
     return arrays
 
 
-def _load(name: str, file: str) -> Mapping[str, np.ndarray]:
+def read_samples(file: Path) -> dict[str, np.ndarray]:
+    """The arrays by input name of ``--samples``. Raises ``InputError``."""
+    if file.suffix != ".npz":
+        raise InputError(f"--samples {file} is no .npz file", remedy=_SAMPLE_FORMS)
+    return dict(_load("", str(file), _SAMPLE_FORMS))
+
+
+def _load(name: str, file: str, remedy: str) -> Mapping[str, np.ndarray]:
     from zipfile import BadZipFile
     from zlib import error as DecompressionError
 
@@ -155,14 +163,12 @@ def _load(name: str, file: str) -> Mapping[str, np.ndarray]:
         loaded: Any = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             if not name:
-                raise InputError(f"{file} holds one array without a name", remedy=_INPUT_FORMS)
+                raise InputError(f"{file} holds one array without a name", remedy=remedy)
             return {name: loaded}
         with loaded:
             arrays = {key: loaded[key] for key in loaded.files}
     except OSError as error:
-        raise InputError(
-            f"cannot read the input file {file}: {error.strerror or error}", remedy=_INPUT_FORMS
-        ) from error
+        raise InputError(f"cannot read the input file {file}: {error.strerror or error}", remedy=remedy) from error
     except (ValueError, EOFError, BadZipFile, DecompressionError) as error:
         # NumPy's own words are not for users: they advise loading what may hold code.
         raise InputError(
@@ -170,5 +176,5 @@ def _load(name: str, file: str) -> Mapping[str, np.ndarray]:
             remedy="write it with numpy.save or numpy.savez",
         ) from error
     if name and name not in arrays:
-        raise InputError(f"{file} holds {', '.join(arrays)}, not '{name}'", remedy=_INPUT_FORMS)
+        raise InputError(f"{file} holds {', '.join(arrays)}, not '{name}'", remedy=remedy)
     return {name: arrays[name]} if name else arrays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,17 +17,18 @@ from tamis.cli.options import (
     Shapes,
     Threads,
     TimingCachePath,
-    read_inputs,
     read_list,
     read_precisions,
+    read_samples,
     read_shapes,
     read_written,
 )
 from tamis.cli.output import progress_bar, show, show_json
-from tamis.errors import ConfigError
+from tamis.errors import ConfigError, SparsityError
 
 if TYPE_CHECKING:
     from tamis.engine import Estimate
+    from tamis.sparsity import PrunePlan, SensitivityReport
 
 
 def command(
@@ -108,9 +110,8 @@ def command(
     """
     from tamis.compiler import BuildConfig, Goal, measure_sensitivity
     from tamis.engine import check_output
-    from tamis.files import replaced_file
-    from tamis.report import check_picture, draw_sensitivity, sensitivity_report
-    from tamis.sparsity import plan_data, plan_json, report_data, report_json
+    from tamis.onnx_files import files_of
+    from tamis.report import check_picture
 
     goals = {"max_loss": max_loss, "target_us": target_ms and target_ms * 1e3, "speedup": speedup}
     goal = Goal(**goals) if any(value is not None for value in goals.values()) else None
@@ -118,10 +119,12 @@ def command(
         raise ConfigError("there is no goal to plan for", remedy="give --max-loss, --target-ms or --speedup")
     if estimate is not None and no_times:
         raise ConfigError("--estimate and --no-times are both given", remedy="leave one out")
-    read = [path for path in (model, samples, estimate, timing_cache) if path is not None]
+    if no_times and (target_ms is not None or speedup is not None):
+        raise ConfigError("a goal of time needs times", remedy="leave out --no-times")
+    others = [path for path in (samples, estimate, timing_cache) if path is not None]
     for path in (plan, output, picture):
         if path is not None:
-            check_output(path, read)
+            check_output(path, chain(others, files_of(model)))
     if picture is not None:
         check_picture(picture)
     config = BuildConfig(
@@ -132,13 +135,39 @@ def command(
         timing_cache=timing_cache,
         budget_seconds=budget,
         optimization_level=level,
-        samples=read_inputs([str(samples)]) if samples is not None else None,
+        samples=read_samples(samples) if samples is not None else None,
         seed=seed,
     )
     patterns = tuple(read_list(pattern))
     times: Any = None if no_times else "measure" if estimate is None else _read(estimate)
-    with progress_bar(not json) as progress:
-        report, made = measure_sensitivity(model, config, patterns, times=times, goal=goal, progress=progress)
+    kept: list[SensitivityReport] = []
+    try:
+        with progress_bar(not json) as progress:
+            report, made = measure_sensitivity(
+                model, config, patterns, times=times, goal=goal, progress=progress, measured=kept.append
+            )
+    except SparsityError:
+        if kept:  # nothing reaches the goal, but measuring may have taken long
+            _give(kept[0], None, output, None, picture, json)
+        raise
+    _give(report, made, output, plan, picture, json)
+    if made is not None and not made.holds:
+        raise typer.Exit(1)
+
+
+def _give(
+    report: SensitivityReport,
+    made: PrunePlan | None,
+    output: Path | None,
+    plan: Path | None,
+    picture: Path | None,
+    json: bool,
+) -> None:
+    """Write and show what was measured and planned."""
+    from tamis.files import replaced_file
+    from tamis.report import draw_sensitivity, sensitivity_report
+    from tamis.sparsity import plan_data, plan_json, report_data, report_json
+
     for path, text in ((output, report_json(report)), (plan, plan_json(made) if made else "")):
         if path is not None:
             with replaced_file(path) as file:
@@ -149,8 +178,6 @@ def command(
         show_json({"report": report_data(report), "plan": plan_data(made) if made else None})
     else:
         show(sensitivity_report(report, made))
-    if made is not None and not made.holds:
-        raise typer.Exit(1)
 
 
 def _read(path: Path) -> Estimate:

@@ -125,6 +125,7 @@ class BuildConfig:
         object.__setattr__(self, "precisions", self._known((DType.FLOAT32, *wanted)))
         by_layer = tuple((name, self._known(precisions)) for name, precisions in self.layer_precisions)
         object.__setattr__(self, "layer_precisions", by_layer)
+        self._take_texts()
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}", remedy="give a number of at least 1")
         if not 0 <= self.optimization_level < len(_REPETITIONS):
@@ -141,6 +142,16 @@ class BuildConfig:
             raise ConfigError(f"accuracy_cosine is {self.accuracy_cosine}", remedy="give a number from 0 to 1")
         if not self.accuracy_relative >= 0:
             raise ConfigError(f"accuracy_relative is {self.accuracy_relative}", remedy="give a number of at least 0")
+
+    def _take_texts(self) -> None:
+        """Texts for paths, and one for a tactic, as people write them in Python."""
+        excluded: Iterable[str] = self.exclude_tactics
+        if isinstance(excluded, str):
+            excluded = (excluded,)
+        object.__setattr__(self, "exclude_tactics", tuple(excluded))
+        for name in ("timing_cache", "dump"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))
 
     def _known(self, precisions: Iterable[DType | str]) -> tuple[DType, ...]:
         """Precisions in the device's order; ``ConfigError`` for one that it does not have."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -91,6 +91,7 @@ def measure_sensitivity(
     times: Estimate | Literal["measure"] | None = "measure",
     goal: Goal | None = None,
     progress: Progress | None = None,
+    measured: Callable[[SensitivityReport], None] | None = None,
 ) -> tuple[SensitivityReport, PrunePlan | None]:
     """What pruning each layer of a model costs and saves, and a plan.
 
@@ -102,6 +103,7 @@ def measure_sensitivity(
             losses without times.
         goal: what the plan is made for; None for no plan.
         progress: called with (stage, done, total, what is being done).
+        measured: called with the report before the plan is made, so that it is not lost when nothing reaches the goal.
 
     Returns:
         The report and the plan. The plan's layers were pruned together and the loss was measured, and so was the
@@ -117,6 +119,8 @@ def measure_sensitivity(
     if what_if is not None:
         estimate = estimate_of(what_if, weight_sources(model), start, tell)
     report = subject.report(estimate)
+    if measured is not None:
+        measured(report)
     if goal is None:
         return report, None
     plan = subject.measured(goal.plan(report))

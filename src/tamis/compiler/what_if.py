@@ -31,9 +31,10 @@ from tamis.compiler.tuner.cache import Measurement, digest_of, short_hash
 from tamis.compiler.tuner.race import LayerRace, Track
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, note_culprit, watch
-from tamis.compiler.tuner.timing import Clock, Contender, beats, summarise
+from tamis.compiler.tuner.timing import NOISE, Clock, Contender, beats, summarise
 from tamis.engine.estimate import Versus
 from tamis.engine.file import Engine
+from tamis.engine.inspect import is_sparse
 from tamis.engine.plan import to_json
 from tamis.errors import ConfigError, DeviceLost
 from tamis.formats import NM, TWO_FOUR, parse_pattern
@@ -109,7 +110,13 @@ class WhatIf:
             )
         assert dense.timing is not None and sparse.timing is not None and gain.numbers is not None
         low, middle, high = (gain.numbers[name] for name in ("p10", "p50", "p90"))
-        return Versus(dense.timing, sparse.timing, middle, low, high, beats(sparse.timing, dense.timing))
+        # Each side's own times can differ where those of one turn do not: when the machine is busy for a while.
+        pays = (
+            any(is_sparse(layer) for layer in engine.plan.layers)
+            and beats(sparse.timing, dense.timing)
+            and middle * (1.0 - NOISE) > 1.0
+        )
+        return Versus(dense.timing, sparse.timing, middle, low, high, pays)
 
     def _samples(self, engines: dict[str, Engine]) -> dict[str, list[float]]:
         inputs = self.track.reference.samples()

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from tamis.formats.dtype import DType
 
+_MOST_NAMES = 3
+
 
 def encode(value: Any) -> Any:
     """Dataclasses, mappings, sequences and element types as what ``json`` can write."""
@@ -27,12 +29,12 @@ def encode(value: Any) -> Any:
 def decode(kind: Any, data: Any) -> Any:
     """The inverse of ``encode`` for a type; ``ValueError``, ``TypeError`` or ``KeyError`` for what is not one."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         known = {f.name for f in dataclasses.fields(kind)}
         if set(data) != known:
-            raise ValueError(f"{kind} has fields {sorted(set(data) ^ known)} too many or too few")
-        return kind(**{name: decode(hints[name], data[name]) for name in known})  # type: ignore[operator]
+            raise ValueError(_wrong_fields(kind.__name__, known, set(data)))
+        return kind(**{name: decode(hints[name], data[name]) for name in known})
     if origin is tuple:
         return tuple(decode(arguments[0], item) for item in data)
     if origin in (typing.Union, types.UnionType):
@@ -48,3 +50,11 @@ def decode(kind: Any, data: Any) -> Any:
     if isinstance(kind, type) and origin is None and kind is not Any and not isinstance(data, kind):
         raise ValueError(f"{data!r} is not of type {kind.__name__}")
     return data
+
+
+def _wrong_fields(kind: str, known: set[str], given: set[str]) -> str:
+    """What is wrong, in words: as a rule the file is of another kind or version, and then many fields are."""
+    missing = sorted(known - given)
+    names = missing or sorted(given - known)
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{kind} {'lacks' if missing else 'has unknown fields:'} {', '.join(names[:_MOST_NAMES])}{more}"

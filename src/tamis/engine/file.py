@@ -72,6 +72,10 @@ class Engine:
     plan: Plan
     tensors: Mapping[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        plan = self.plan
+        return f"<Engine {plan.name!r} for {plan.device.name}, layers: {len(plan.layers)}, steps: {len(plan.steps)}>"
+
     def __post_init__(self) -> None:
         """Check that no constant is missing."""
         for step in self.plan.steps:
@@ -129,9 +133,10 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
     """Raise before long work what writing ``path`` would raise after it.
 
     ``OutputError`` when it cannot be written, ``ConfigError`` when it is one of ``inputs``, which it would replace.
+    These are not even looked at when there is nothing at ``path`` yet.
     """
-    for source in inputs:
-        if Path(source).exists() and Path(path).exists() and Path(path).samefile(source):
+    for source in inputs if Path(path).exists() else ():
+        if Path(source).exists() and Path(path).samefile(source):
             raise ConfigError(f"the output would replace {source}, which is read", remedy="choose another output path")
     with suppress(_OnlyATry), replaced_file(path):
         raise _OnlyATry

@@ -10,6 +10,7 @@ import onnx
 
 from tamis.errors import InvalidModel
 from tamis.onnx_files.mapped import without_weights
+from tamis.onnx_files.tensors import external_files
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -40,9 +41,24 @@ def load_model(source: Source, *, mapped: bool = False) -> tuple[onnx.ModelProto
         return source, None, source.graph.name or "model"
     if isinstance(source, bytes | bytearray | memoryview):
         return _parse(bytes(source), "the given bytes"), None, "model"
+    if not isinstance(source, str | os.PathLike):
+        raise InvalidModel(
+            f"the model is a {type(source).__name__}",
+            remedy="give the path of an .onnx file; a torch module is exported by tamis.sparsity.export_onnx",
+        )
     path = Path(source)
     data = _read(path, mapped)
     return _parse(data, f"'{path}'"), path.parent, path.stem
+
+
+def files_of(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The files that a model consists of: that at ``path``, then, read only when asked for, its external data.
+
+    Raises ``InvalidModel`` as ``load_model`` does.
+    """
+    yield Path(path)
+    model, folder, _ = load_model(path, mapped=True)
+    yield from ((folder or Path()) / name for name in sorted(external_files(model)))
 
 
 def _read(path: Path, mapped: bool) -> bytes:

@@ -107,7 +107,7 @@ def verdict(cells: Sequence[Cell], dense_only: Iterable[str] = ()) -> str:
     if not paying:
         return f"2:4 never pays ({_range(raced)}){rest}"
     if len(paying) == len(done):
-        return f"2:4 pays at every size ({_range(paying)}){rest}"
+        return f"2:4 pays at {_all_of(done, missing)} ({_range(paying)}){rest}"
     region = _region(done)
     if not region:
         return f"2:4 pays at {len(paying)} of {len(done)} sizes ({_range(paying)}), but not at the largest{rest}"
@@ -118,6 +118,13 @@ def verdict(cells: Sequence[Cell], dense_only: Iterable[str] = ()) -> str:
         return f"2:4 pays at {size}, the largest size ({_range(region)}){also}{rest}"
     start = min(_least(cell) for cell in region)
     return f"2:4 pays from {start} x {start} on ({_range(region)}){also}{rest}"
+
+
+def _all_of(done: Sequence[Cell], missing: int) -> str:
+    """All measured sizes, in words that claim nothing of the others."""
+    if not missing:
+        return "every size"
+    return f"all {len(done)} measured sizes" if len(done) > 1 else "the only measured size"
 
 
 def _region(cells: Sequence[Cell]) -> list[Cell]:

@@ -48,7 +48,7 @@ class ExportMismatch(SparsityError):
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written.
+    """What was written; printed, how many layers are sparse and why others are not.
 
     Attributes:
         path: the ONNX file.
@@ -62,6 +62,14 @@ class ExportReport:
     layers: tuple[LayerCheck, ...]
     unused: tuple[str, ...]
     max_error: float | None
+
+    def __str__(self) -> str:
+        able = [layer for layer in self.layers if layer.fits]
+        sparse = sum(layer.eligible for layer in able)
+        lines = [f"Wrote {self.path}: {sparse} of {len(able)} layers that can be sparse are"]
+        lines += [f"  {layer.name}: {layer.reason}" for layer in self.layers if layer.reason]
+        lines += [f"  {name}: pruned, but not used" for name in self.unused]
+        return "\n".join(lines)
 
 
 def export_onnx(

@@ -132,7 +132,7 @@ def _check_target(
         if not overwrite:
             raise ConfigError(
                 f"the output would replace {model}, which is read",
-                remedy="choose another output path, or allow it with overwrite",
+                remedy="choose another output path, or allow it with --overwrite (overwrite=True in Python)",
             )
         return  # the data that is replaced is the data that is read
     require_free(target, [Path(model), *files])

@@ -90,6 +90,10 @@ class SparseTraining:
             hook = register_optimizer_step_pre_hook(partial(_before_step, weakref.ref(self)))
             self._unhook = weakref.finalize(self, hook.remove)
 
+    def __repr__(self) -> str:
+        share = f"{len(self._layers)} layers, {self.zeros:.1%} of their weights masked"
+        return f"<SparseTraining to {self.pattern}: step {self.steps}, {share}>"
+
     @property
     def zeros(self) -> float:
         """The fraction of elements that are masked now, over all layers that follow the pattern."""

@@ -14,7 +14,7 @@ from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.select import live_values, port_format, select
 from tamis.compiler.tactics.base import Choice
 from tamis.engine.plan import Format
-from tamis.errors import BuildError
+from tamis.errors import BuildError, ModelError
 from tamis.formats.dtype import DType
 
 FORMATS = (
@@ -101,3 +101,12 @@ def test_live_values_cover_every_read() -> None:
     for position, node in enumerate(graph.nodes):
         assert set(node.inputs) <= set(live[position])
     assert graph.outputs[0] in live[-1]
+
+
+def test_a_constant_with_nan_is_the_model_s_fault() -> None:
+    node = Node("mean", Elementwise((Pointwise("add", operand=1),)), ("x", "bias"), ("y",))
+    for value, expected in ((np.nan, ModelError), (np.inf, ModelError), (1.0, BuildError)):
+        constants = {"bias": np.full((1, 8, 4, 4), value, np.float32)}
+        graph = Graph("g", ("x",), ("y",), (node,), dict.fromkeys(("x", "bias", "y"), TYPE), constants)
+        with pytest.raises(expected, match="layer 'mean'"):
+            select(graph, [], lambda *formats: 0.0)

@@ -68,6 +68,15 @@ def test_unreadable_file_is_one_clear_error(tmp_path: Path) -> None:
         TimingCache(path, DEVICE, 2)
 
 
+@pytest.mark.parametrize("text", ['{"version": 1, "layers": []}', "[]", '{"version": 1, "devices": 3}'])
+def test_json_of_another_kind_is_refused_and_kept(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "estimate.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="is not a timing cache"):
+        TimingCache(path, DEVICE, 2)
+    assert path.read_text() == text
+
+
 def test_unknown_version_is_skipped_with_a_word(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     path.write_text(json.dumps({"version": 99, "devices": {}}))

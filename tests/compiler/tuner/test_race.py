@@ -19,6 +19,7 @@ from tamis.compiler.tactics.ahead import Unit
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
 from tamis.compiler.tuner import open_track
+from tamis.compiler.tuner.prior import Roof
 from tamis.compiler.tuner.race import LayerRace, prepare, race_layer
 from tamis.devices.cpu.device import CpuDevice
 from tamis.engine.plan import DeviceInfo, Format
@@ -99,6 +100,16 @@ class Picky(Aten):
         return f"the others, at level {config.optimization_level}"
 
 
+class Coarse(Right):
+    """Says that it computes in bfloat16, in the formats of the others."""
+
+    name = "coarse"
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        for choice in super().choices(layer, device, config):
+            yield dataclasses.replace(choice, precision=DType.BFLOAT16)
+
+
 class Shy(Aten):
     name = "shy"
 
@@ -122,6 +133,23 @@ def race(graph: Graph, tactics: tuple[Aten, ...], **options: object) -> LayerRac
     result = race_layer(layer_of(graph, graph.nodes[0]), tactics, track)
     track.cache.save()
     return result
+
+
+@pytest.mark.parametrize(
+    ("float32_rate", "skipped"),
+    [
+        pytest.param(1e9, {"coarse"}, id="a bound that nobody beats"),
+        pytest.param(1e-6, set(), id="measured while the machine was busy"),
+    ],
+)
+def test_a_roof_rules_out_until_it_is_beaten(float32_rate: float, skipped: set[str]) -> None:
+    graph = linear_graph(sparse=False)
+    track = open_track(graph, CpuDevice(2), BuildConfig(repetitions=3))
+    roof = Roof({DType.FLOAT32: float32_rate, DType.BFLOAT16: 1e-6}, 1e9)
+    result = race_layer(
+        layer_of(graph, graph.nodes[0]), (Aten(), Same(), Coarse()), dataclasses.replace(track, roof=roof)
+    )
+    assert {entry.choice.tactic for entry in result.entries if "roofline" in entry.reason} == skipped
 
 
 @pytest.mark.parametrize("tactic", [Spoiled(), GivesNaN()])

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from tamis.compiler.ir.graph import Graph, TensorType
 from tamis.compiler.planner.options import Option
 from tamis.engine.plan import Format
-from tamis.errors import BuildError
+from tamis.errors import BuildError, ModelError
 
 BEAM = 96
 
@@ -39,7 +41,9 @@ class _Arrival:
 
 
 def select(graph: Graph, options: Iterable[Option], conversion: ConversionCost) -> Selection:
-    """The cheapest cover of the graph by options. Raises ``BuildError`` when a layer has none."""
+    """The cheapest cover of the graph by options. Raises ``BuildError`` when a layer has none, ``ModelError`` when
+    that is because of its constants.
+    """
     by_start: dict[int, list[Option]] = {}
     for option in options:
         by_start.setdefault(option.start, []).append(option)
@@ -71,9 +75,14 @@ def _walk_back(
     end = len(graph.nodes)
     if not frontier.get(end):
         stuck = max((p for p in frontier if frontier[p]), default=0)
-        raise BuildError(
-            "no tactic gives a correct result", layer=graph.nodes[stuck].name, remedy="please report this model"
-        )
+        node = graph.nodes[stuck]
+        if broken := next((name for name in node.inputs if _not_finite(graph.constants.get(name))), None):
+            raise ModelError(
+                f"'{broken}' holds NaN or infinity, so that no result can be checked",
+                layer=node.name,
+                remedy="mend the model and export it again",
+            )
+        raise BuildError("no tactic gives a correct result", layer=node.name, remedy="please report this model")
 
     def total(item: tuple[State, _Arrival]) -> float:
         wanted = {v: port_format(graph, v) for v in live[end]}
@@ -88,6 +97,10 @@ def _walk_back(
         position, state = arrival.previous
         arrival = frontier[position][state]
     return Selection(tuple(reversed(chosen)), cost)
+
+
+def _not_finite(constant: np.ndarray | None) -> bool:
+    return constant is not None and not bool(np.isfinite(constant).all())
 
 
 def live_values(graph: Graph) -> list[tuple[str, ...]]:

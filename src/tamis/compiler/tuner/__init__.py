@@ -18,6 +18,7 @@ from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, watch
 from tamis.compiler.tuner.timing import Clock
 from tamis.devices.base import Device
+from tamis.errors import ConfigError
 from tamis.formats.dtype import DType
 
 
@@ -25,6 +26,8 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     """The device, the clock, the cache and the reference that all races of a build share."""
     info = device.info()
     threads = config.threads or (info.cores if info.kind == "cpu" else 1)
+    if info.kind == "cpu" and threads > info.cores > 0:  # times of threads that share a core mislead the race
+        raise ConfigError(f"threads is {threads}, this machine has {info.cores} cores", remedy="give at most that")
     device.set_threads(threads)
     cache = TimingCache(config.timing_cache, info, threads)
     weights = sum(array.nbytes for array in graph.constants.values())

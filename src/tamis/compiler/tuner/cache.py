@@ -119,7 +119,10 @@ def _read(path: Path | None) -> dict[str, Any]:
         raise ConfigError(
             f"the timing cache {path} is not readable", remedy="delete it or name another file"
         ) from error
-    if not isinstance(content, dict) or content.get("version") != CACHE_VERSION:
+    if not isinstance(content, dict) or (content and not isinstance(content.get("devices"), dict)):
+        # JSON of another kind: saving would take its place
+        raise ConfigError(f"{path} is not a timing cache", remedy="name another file")
+    if content.get("version") != CACHE_VERSION:
         warnings.warn(f"timing cache {path} has another format version; its entries are skipped", stacklevel=2)
         return {}
     return content
