@@ -10,6 +10,7 @@
 // exist, and lie at a multiple of eight elements in the output and in the residual).
 #pragma once
 
+#define TAMIS_ROUNDED (sizeof(OUT_TYPE) < 4)
 #include "pointwise_steps.h"
 
 #define STEP(kind, ...) value = apply_##kind(__VA_ARGS__);
