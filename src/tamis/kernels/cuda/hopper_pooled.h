@@ -267,8 +267,8 @@ TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, 
 }
 #endif
 
-// A tile of a run: which one of its image, from the top.
-struct Spotted {
+// Where a run is: at which tile, which one of its image from the top.
+struct Position {
     int tile, image, top;
     __device__ __forceinline__ void next(int tops) {
         tile++;
@@ -298,17 +298,17 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
 #endif
     Lines halo = {base + LINES, line_barriers, (line_bytes + 1023) / 1024 * 1024, 0, 0};
     const int rows = (filters - 1) / FILTERS + 1, row = blockIdx.x % rows;  // tiles of filters
-    const long long tiles = (long long)images * tops;
+    const int runs = gridDim.x / rows * RUNS, tiles = images * tops, shortest = tiles / runs;
     struct Run {
         int from, begin, end;  // what is before `begin` is computed for the line above, and does not leave
     };
     const auto run_of = [&](int which) {
-        const int runs = gridDim.x / rows * RUNS, run = blockIdx.x / rows * RUNS + which;
-        const int begin = (int)(tiles * run / runs), end = (int)(tiles * (run + 1) / runs);
+        const int run = blockIdx.x / rows * RUNS + which, longer = tiles - shortest * runs;  // the first ones, by one
+        const int begin = run * shortest + (run < longer ? run : longer), end = begin + shortest + (run < longer);
         return Run{POOL == 3 && begin < end && begin % tops > 0 ? begin - 1 : begin, begin, end};
     };
     const auto [from, begin, end] = run_of(own);
-    Spotted at = {from, from / tops, from % tops};
+    Position at = {from, from / tops, from % tops};
     if (threadIdx.x == 0) {
         ring.make(SETS * 4);
         for (int i = 0; i < RUNS; i++) {
@@ -331,7 +331,7 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
                        to.full());
         };
         int filled = 0;  // the first weights need not wait for the kernel before
-        if (thread == 0 && begin < run_of(RUNS - 1).end)
+        if (thread == 0 && begin < end)
             for (Steps to = ring; filled < steps && filled < STAGES; to.next()) fill(to, filled++);
         previous_finished();
 #if SLIDING

@@ -85,8 +85,8 @@ class Pooling:
 class PooledTile:
     """What a block computes at a time: ``64 * blocks * groups`` filters of ``lines`` lines, ``line`` pixels apart.
 
-    If ``by_turns`` the groups have the same ``64 * blocks`` filters instead, and each a run of tiles and a ring of lines
-    of its own: one multiplies while the other one's results leave.
+    If ``by_turns`` the groups have the same ``64 * blocks`` filters instead, and each a run of tiles and a ring of
+    lines of its own: one multiplies while the other one's results leave.
 
     An instruction computes ``pixels``, of all lines or, if ``sliding``, of one of them: then ``line_stages`` single
     lines are a ring, in which those that the next tile sees stay. Else these are stages of all lines that a tile sees.
@@ -243,7 +243,7 @@ def tops(tile: PooledTile, pooling: Pooling) -> int:
 def runs_of_tiles(shape: Convolution, pooling: Pooling, tile: PooledTile, multiprocessors: int) -> int:
     """Into how many runs the tiles of pixels are divided: ``tile.runs`` for each block of a tile of filters.
 
-    None is empty but one of the last block's.
+    None is empty but the very last, where a block has two and tiles are fewer.
     """
     rows, most = ceil_divide(shape.filters, tile.filters), ceil_divide(shape.batch * tops(tile, pooling), tile.runs)
     return tile.runs * max(min(most, multiprocessors * tile.resident // rows), 1)
