@@ -267,11 +267,11 @@ TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, 
 }
 #endif
 
-// Where a run is: at which tile, which one of its image from the top.
+// Where a run is: how many tiles are left, and which one of which image this one is, from the top.
 struct Position {
-    int tile, image, top;
+    int left, image, top;
     __device__ __forceinline__ void next(int tops) {
-        tile++;
+        left--;
         if (++top == tops) top = 0, image++;
     }
 };
@@ -287,8 +287,10 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
     SHARED_MEMORY(memory);
     const unsigned base = shared_address(memory);
     Steps ring = {base + RING, base, STAGE_BYTES, 0, 0};
-    // The same for all threads of a warp, and the compiler may know it.
-    const int group = (int)__shfl_sync(0xffffffffu, threadIdx.x / THREADS, 0), thread = threadIdx.x % THREADS;
+    // By a shuffle the compiler knows that it is the same for a whole warp, and keeps operands of products in uniform
+    // registers. Where lines do not slide some tiles would spill then.
+    const int group = SLIDING ? (int)__shfl_sync(0xffffffffu, threadIdx.x / THREADS, 0) : (int)(threadIdx.x / THREADS);
+    const int thread = threadIdx.x % THREADS;
     // Which of the block's runs, rings of lines and sets of filters is this warp's; a warp that copies serves all sets.
     const int own = !BY_TURNS ? 0 : group < GROUPS ? group : (int)__shfl_sync(0xffffffffu, thread / 32, 0);
     const int set = BY_TURNS ? 0 : group;
@@ -308,7 +310,7 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
         return Run{POOL == 3 && begin < end && begin % tops > 0 ? begin - 1 : begin, begin, end};
     };
     const auto [from, begin, end] = run_of(own);
-    Position at = {from, from / tops, from % tops};
+    Position at = {end - from, from / tops, from % tops};
     if (threadIdx.x == 0) {
         ring.make(SETS * 4);
         for (int i = 0; i < RUNS; i++) {
@@ -335,9 +337,10 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
             for (Steps to = ring; filled < steps && filled < STAGES; to.next()) fill(to, filled++);
         previous_finished();
 #if SLIDING
-        for (; at.tile < end; at.next(tops)) {
-            const int line = first_line + at.top * TILE_LINES, kept = taps / across - 1;
-            for (int i = at.tile == from || at.top == 0 ? 0 : kept; i < TILE_LINES + kept; i++) {
+        const int kept = taps / across - 1;
+        for (bool begins = true; at.left > 0; at.next(tops), begins = false) {
+            const int line = first_line + at.top * TILE_LINES;
+            for (int i = begins || at.top == 0 ? 0 : kept; i < TILE_LINES + kept; i++) {
                 barrier_wait(slots.empty(0), slots.round ^ 1);
                 barrier_expect(slots.full(0), LINE * 128);
                 copy_lines(slots.at(0), map, 0, FIRST_COLUMN - pad_left, line - pad_top + i, at.image, slots.full(0));
@@ -345,10 +348,10 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
             }
         }
 #else
-        for (; at.tile < end; at.next(tops)) {
+        for (; at.left > 0; at.next(tops), filled = 0) {
             const int line = first_line + at.top * TILE_LINES;
             for (int step = 0; step < steps; step++) {
-                if (!WEIGHTS_STAY && (at.tile > from || step >= filled)) {
+                if (!WEIGHTS_STAY && step >= filled) {
                     barrier_wait(ring.empty(), ring.round ^ 1);
                     fill(ring, step);
                 }
@@ -380,13 +383,16 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
         const Run others = run_of(RUNS - 1 - own);
         const Turns turns = {turn_barriers, group, others.end - others.from};
 #endif
-        for (; at.tile < end; at.next(tops)) {
-            if (at.top == 0 || at.tile == from)
+        const auto forget = [&] {
 #pragma unroll
-                for (int i = 0; i < BLOCKS * OCTETS; i++) above[i / OCTETS][i % OCTETS] = LOWEST;
+            for (int i = 0; i < BLOCKS * OCTETS; i++) above[i / OCTETS][i % OCTETS] = LOWEST;
+        };
+        forget();
+        for (bool stores = from == begin; at.left > 0; at.next(tops), stores = true) {
+            if (at.top == 0) forget();
             Sums sums;
 #if SLIDING
-            turns.await(at.tile - from);
+            turns.await(end - from - at.left);
             multiply_sliding(sums, ring, slots, walk, turns, memory, set, thread, steps, at.top + 1 == tops);
 #else
             multiply(sums, ring, halo, walk, memory, group, thread, steps);
@@ -395,7 +401,7 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
             const PooledExit to = {first_line + at.top * TILE_LINES, height, first_pooled + at.top * (TILE_LINES / 2),
                                    pooled_height, at.image, pooled_width, first_x, filters, pitch, channel,
                                    out + offset + channel};
-            leave_pooled(sums, above, biases, strip, to, at.tile >= begin, group, thread);
+            leave_pooled(sums, above, biases, strip, to, stores, group, thread);
         }
     }
 }
