@@ -15,8 +15,8 @@
 //   channels.
 //   BY_TURNS: the two warpgroups of a block have the same filters, and each its own run of tiles and ring of lines, which
 //   a warp of its own fills. One multiplies while the other's results leave; each says so when its last products have
-//   begun. Blocks that share a multiprocessor, or warpgroups that do not take turns, begin at the same time and stay in
-//   step: all multiply, then all pool.
+//   begun. Blocks that share a multiprocessor, or warpgroups that do not take turns, begin at the same time and, as far as
+//   times tell, stay in step: all multiply, then all pool.
 //   Pooling needs no shared memory: LINE is a multiple of eight, so a column's pixels of all lines lie in the same thread,
 //   which has pairs of columns (2 c, 2 c + 1); the column before comes from the thread before, of the same quad. Results
 //   then turn as in hopper_leave.h, a quarter as many.

@@ -10,11 +10,11 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
 - the first products wait for the first copy, which with whole lines is of all that the tile sees;
 - a block alone cannot start a step more often than every 250 clocks;
 - results leave at 0.17 clocks each and warpgroup, with a residual at 0.3, while no product of the block runs;
-- results that are pooled leave at 0.075 by the instructions of a thread, in registers but for a quarter of them (twice
-  that was measured of an older form, which had twice the instructions); weights that stay in shared memory come once,
-  and of lines that slide those that the tile before did not see. Blocks that share a multiprocessor begin at the same
-  time and stay in step: all multiply, then all pool. Warpgroups that take turns do not, which is not measured yet
-  (docs/design/0016). Lines that do not slide are awaited where there is one stage of them;
+- results that are pooled leave at 0.075 by the instructions of a thread, in registers but for a quarter of them (from
+  the times of an older form, which had twice the instructions, twice that follows); weights that stay in shared memory
+  come once, and of lines that slide those that the tile before did not see. Blocks that share a multiprocessor begin at
+  the same time and, as far as times tell, stay in step: all multiply, then all pool. Warpgroups that take turns do not,
+  which is not measured yet (docs/design/0016). Lines that do not slide are awaited where there is one stage of them;
 - all tiles take turns on the multiprocessors, so that the last turn may be a waste;
 - blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup.
   Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
