@@ -130,6 +130,6 @@ def _median(entry: Entry | RegionTrial) -> float:
 
 def _tile(choice: Choice) -> str:
     """What of a choice's parameters tells its tile."""
-    names = ("blocks", "groups", "pixels", "lines", "resident", "line_stages")
+    names = ("blocks", "groups", "pixels", "lines", "resident", "line_stages", "sliding", "by_turns")
     parts = [f"{name} {choice.parameters[name]}" for name in names if choice.parameters.get(name)]
     return " ".join([choice.tactic, *parts])

@@ -121,13 +121,14 @@ def grouped_kernels() -> list[Kernel]:
 
 
 def pooled_kernels() -> list[Kernel]:
-    """Pooling in registers: behind the stem of a ResNet, lines sliding and at once, and behind a VGG's layers."""
+    """Pooling in registers: behind the stem of a ResNet, lines sliding and at once, by turns, and behind a VGG's layers."""
     stem = Convolution(128, 115, 112, 64, 64, (4, 1), apart=(16, 1840, 211600))
     block = Convolution(32, 112, 112, 128, 128, (3, 3), pads=(1, 1, 1, 1))
     small = Convolution(32, 56, 56, 64, 128, (3, 3), pads=(1, 1, 1, 1))
     windows, halves = Pooling(3, 1, 1, (56, 56)), Pooling(2, 0, 0, (56, 56))
     fused = replace(FUSED, steps=FUSED.steps[1:], residual=False)
-    chosen = [(stem, windows, tile, False) for tile in pooled_tiles(stem, windows, sparse=False) if tile.resident == 2]
+    tiles = pooled_tiles(stem, windows, sparse=False)
+    chosen = [(stem, windows, tile, False) for tile in tiles if tile.resident == 2 or tile.by_turns]
     chosen += [(block, halves, tile, True) for tile in pooled_tiles(block, halves, sparse=True)]
     quarter = Pooling(3, 1, 1, (28, 28))
     chosen += [(small, quarter, tile, tile.groups > 1) for tile in pooled_tiles(small, quarter, sparse=True)[::2]]

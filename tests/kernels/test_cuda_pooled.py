@@ -145,15 +145,40 @@ def test_first_layers(name: str, dtype: DType) -> None:
     check(given, shape, STEM, tiles[0], dtype)
 
 
-@pytest.mark.parametrize("wide", [30, 65], ids=["at once", "sliding"])
+@pytest.mark.parametrize("form", ["at once", "sliding", "by turns"])
 @pytest.mark.parametrize("name", POOLINGS)
-def test_windows_and_padding(name: str, wide: int) -> None:
+def test_windows_and_padding(name: str, form: str) -> None:
     """Without an activation, so that pixels which do not exist would be larger than some that do."""
-    window = POOLINGS[name]
+    window, wide = POOLINGS[name], 30 if form == "at once" else 65
     given, shape = stem((2, 3, 25 + wide % 2, wide), 16, 3)
-    tile = pooled_tiles(shape, window.behind(shape), sparse=False)[0]
+    tiles = pooled_tiles(shape, window.behind(shape), sparse=False)
+    tile = next(tile for tile in tiles if tile.by_turns == (form == "by turns"))
     assert tile.sliding == (wide == 65)
     check(given, shape, window, tile, steps=())
+
+
+SLIDING = [name for name in STEMS if "slide" in name]
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 3, 40])
+@pytest.mark.parametrize("name", SLIDING)
+def test_warpgroups_take_turns(name: str, multiprocessors: int) -> None:
+    """Runs of a block that are as long as each other, or not, and one tile a run."""
+    dtype = BF16 if multiprocessors == 3 else F16
+    given, shape = stem(*STEMS[name], dtype)
+    pooling = STEM.behind(shape)
+    tile = next(tile for tile in pooled_tiles(shape, pooling, sparse=False) if tile.by_turns)
+    assert (tile.filters, tile.runs, tile.resident) == (64, 2, 1)
+    check(given, shape, STEM, tile, dtype, multiprocessors=multiprocessors)
+
+
+@pytest.mark.parametrize("lines", [2, 4, 6])
+def test_a_warpgroup_may_have_no_turn(lines: int) -> None:
+    """One tile for a block of two runs, or two, or three for two blocks: one run is empty, or shorter."""
+    given, shape = stem((1, 3, 2 * lines, 80), 8, 3)
+    tile = next(tile for tile in pooled_tiles(shape, STEM.behind(shape), sparse=False) if tile.by_turns)
+    assert tops(tile, STEM.behind(shape)) == lines // 2
+    check(given, shape, STEM, tile, multiprocessors=2)
 
 
 @pytest.mark.parametrize("name", ["even", "lines that slide"])
@@ -164,7 +189,7 @@ def test_runs_begin_within_images_and_blocks_may_have_none(name: str, multiproce
     pooling = STEM.behind(shape)
     tile = min(pooled_tiles(shape, pooling, sparse=False), key=lambda tile: tile.lines)
     tiles, runs = shape.batch * tops(tile, pooling), runs_of_tiles(shape, pooling, tile, multiprocessors)
-    assert runs <= tiles
+    assert runs <= tiles and tile.runs == 1
     check(given, shape, STEM, tile, multiprocessors=multiprocessors)
     kernel = implicit_gemm_pooled(shape, pooling, tile, F16, multiprocessors, Epilogue((RELU,), True), sparse=False)
     assert kernel.grid == (runs * -(-shape.filters // tile.filters), 1, 1)
@@ -190,17 +215,19 @@ def test_activations_come_before_the_pooling(steps: tuple[PointwiseStep, ...]) -
     check(given, shape, HALVES, pooled_tiles(shape, HALVES.behind(shape), sparse=False)[0], steps=steps)
 
 
+@pytest.mark.parametrize("by_turns", [False, True], ids=["at once", "by turns"])
 @pytest.mark.parametrize("window", [STEM, HALVES], ids=["3x3", "2x2"])
-def test_no_number_reaches_as_far_as_its_windows(window: Window) -> None:
-    shape = Convolution(2, 11, 13, 64, 64, (3, 3), pads=(1, 1, 1, 1))
+def test_no_number_reaches_as_far_as_its_windows(window: Window, by_turns: bool) -> None:
+    shape = Convolution(2, 11, 33 if by_turns else 13, 64, 64, (3, 3), pads=(1, 1, 1, 1))
     given = data(shape, F16, sparse=False)
     for place in ((0, 0, 0, 3), (1, 10, 12, 0), (0, 6, 5, 63)):
         given.image[place] = np.nan
     given.image[1, 3, 3, 7] = -np.inf
     with np.errstate(invalid="ignore"):
         sums = convolved(given.image, given.weight, shape)
-    result = check(replace(given, sums=sums), shape, window,
-                   pooled_tiles(shape, window.behind(shape), sparse=False)[0])  # fmt: skip
+    tiles = pooled_tiles(shape, window.behind(shape), sparse=False)
+    tile = next(tile for tile in tiles if tile.by_turns == by_turns)
+    result = check(replace(given, sums=sums), shape, window, tile)
     assert 0 < np.isnan(result.astype(np.float32)).mean() < 0.9
 
 
@@ -235,7 +262,7 @@ def test_plain_convolutions(name: str, sparse: bool) -> None:
     window = HALVES if sparse else STEM
     tiles = pooled_tiles(shape, window.behind(shape), sparse=sparse)
     assert any(tile.sliding for tile in tiles) == (shape.width > 30)
-    forms = {(tile.sliding, tile.weights_stay, tile.groups): tile for tile in tiles}
+    forms = {(tile.sliding, tile.weights_stay, tile.groups, tile.by_turns): tile for tile in tiles}
     for tile in forms.values() if name == "one run of channels" else tiles[:1]:
         check(given, shape, window, tile, sparse=sparse, multiprocessors=2)
 
@@ -252,7 +279,7 @@ def test_tiles_fit_into_shared_memory(sparse: bool) -> None:
             pooling = window.behind(shape)
             for tile in pooled_tiles(shape, pooling, sparse=sparse):
                 assert tile.shared_bytes(pooling, sparse=sparse) <= 232448 // tile.resident - (tile.resident > 1) * 512
-                assert (tile.stages + tile.line_stages) * 16 <= 1024
+                assert (tile.stages + tile.runs * tile.line_stages + 1) * 16 <= 1024
                 assert tile.stages >= 2 or tile.weights_stay
                 assert tile.lines % 2 == tile.line % 8 == 0
 

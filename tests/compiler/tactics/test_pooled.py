@@ -66,17 +66,18 @@ def choices(graph: Graph, config: BuildConfig = HALF) -> tuple[Choice, ...]:
 
 
 def test_the_stem_of_a_resnet() -> None:
-    """Two lines a tile, two blocks a multiprocessor, all weights in shared memory: it fits exactly."""
+    """Two lines a tile, two runs of them a multiprocessor, all weights in shared memory: two blocks fit exactly."""
     graph = resnet()
     found = choices(graph)
     assert {str(choice.inputs[0]) for choice in found} == {"float32", "float16", "float16 channels_last"}
-    told = [[c.parameters[name] for name in ("pixels", "lines", "line", "resident", "stages")] for c in found[:2]]
-    assert told == [[112, 2, 112, 2, 4], [224, 2, 112, 2, 4]], "lines that slide, and all at once"
-    assert [c.parameters["sliding"] for c in found[:2]] == [True, False]
-    assert all(c.parameters["weights_stay"] for c in found)
+    told = [[c.parameters[name] for name in ("pixels", "lines", "line", "groups", "resident")] for c in found[:2]]
+    assert told == [[112, 2, 112, 2, 1], [112, 2, 112, 1, 2]], "warpgroups by turns, and two blocks"
+    assert [c.parameters["by_turns"] for c in found[:3]] == [True, False, False]
+    assert all(c.parameters["weights_stay"] and c.parameters["sliding"] for c in found)
     (region,) = regions(graph)
-    lowered = TACTIC.lower(graph, region, found[0])
-    blocks, product = lowered.steps
+    blocks, by_turns = TACTIC.lower(graph, region, found[0]).steps
+    assert by_turns.attributes["grid"] == [132, 1, 1] and by_turns.attributes["shared_bytes"] <= 232448
+    blocks, product = TACTIC.lower(graph, region, found[1]).steps
     assert (blocks.kernel, product.kernel) == ("cuda.space_to_depth", "cuda.implicit_gemm_hopper")
     assert (product.name, product.layers) == ("layer .. pool", ("layer", "pool"))
     assert (product.inputs, product.outputs) == (blocks.outputs, ("z",))

@@ -41,6 +41,13 @@ template <class To, class From> inline To emulated_bits(From from) {
 inline float __uint_as_float(unsigned bits) { return emulated_bits<float>(bits); }
 inline float __int_as_float(int bits) { return emulated_bits<float>(bits); }
 inline unsigned __float_as_uint(float x) { return emulated_bits<unsigned>(x); }
+// Four bytes of eight, each named by a nibble of the selector.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    const unsigned long long bytes = (unsigned long long)b << 32 | a;
+    unsigned word = 0;
+    for (int i = 0; i < 4; i++) word |= (unsigned)(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+    return word;
+}
 
 extern float emulated_halves[1 << 16];  // the values of all bit patterns
 inline float emulated_half_to_float(unsigned short bits) { return emulated_halves[bits]; }

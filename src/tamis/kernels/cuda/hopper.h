@@ -393,3 +393,7 @@ TAMIS_DEVICE unsigned long long operand(unsigned address, unsigned leading, unsi
     return (unsigned long long)(address >> 4 & 0x3fff) | (unsigned long long)(leading >> 4) << 16 |
            (unsigned long long)(stride >> 4) << 32 | (unsigned long long)swizzle << 62;
 }
+// The same operand so many bytes further, within shared memory.
+TAMIS_DEVICE unsigned long long further(unsigned long long operand, unsigned bytes) {
+    return (operand & 0xffffffff00000000ull) | ((unsigned)operand + (bytes >> 4));
+}

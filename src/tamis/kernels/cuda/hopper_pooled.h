@@ -13,23 +13,31 @@
 //   With SLIDING so do lines of pixels: they lie in a ring of LINE_STAGES lines, those that the next tile sees stay, and
 //   each line of a tile has instructions of its own, of PIXELS columns. That takes weights that stay, and one run of
 //   channels.
+//   BY_TURNS: the two warpgroups of a block have the same filters, and each its own run of tiles and ring of lines, which
+//   a warp of its own fills. One multiplies while the other's results leave; each says so when its last products have
+//   begun. Blocks that share a multiprocessor, or warpgroups that do not take turns, begin at the same time and, as far as
+//   times tell, stay in step: all multiply, then all pool.
 //   Pooling needs no shared memory: LINE is a multiple of eight, so a column's pixels of all lines lie in the same thread,
 //   which has pairs of columns (2 c, 2 c + 1); the column before comes from the thread before, of the same quad. Results
 //   then turn as in hopper_leave.h, a quarter as many.
 // Limits: those of HALO; no residual, no groups, 16 bits, filters a multiple of eight (VECTORS). COLUMNS / 8 registers hold
 //   a line for every 64 filters.
 // Roof: products, or what the copy engine brings from L2 at 35 bytes a clock: TILE_LINES lines a tile, and if not SLIDING
-//   those that taps see below these once more. The stem of a ResNet
-//   (H200) reaches 45 % of the tensor cores: docs/design/0016-pooling-in-the-epilogue.md.
+//   those that taps see below these once more. The stem of a ResNet (H200) reached 45 % of the tensor cores before
+//   warpgroups took turns, which is not measured yet: docs/design/0016-pooling-in-the-epilogue.md.
 //
 // Constants: those of implicit_gemm_hopper.cu; POOL, TILE_LINES, LINE, COLUMNS (of a tile, a multiple of eight), WIDE (of
-// the convolution), FIRST_COLUMN (of the convolution's, where a tile's begin), WEIGHTS_STAY, SLIDING.
+// the convolution), FIRST_COLUMN (of the convolution's, where a tile's begin), ALL_LINES (1: those of every tile are the
+// convolution's), WEIGHTS_STAY, SLIDING, BY_TURNS.
 #pragma once
 
 static_assert(HALO && !RESIDUAL && !GROUPED && CLUSTER == 1 && sizeof(OUT_TYPE) == 2 && VECTORS && !EIGHT_BITS, "pooling");
 static_assert(LINE % 8 == 0 && COLUMNS % 8 == 0 && COLUMNS <= LINE && TILE_LINES % 2 == 0, "columns meet in a thread");
 static_assert((SLIDING ? 0 : TILE_LINES - 1) * LINE + COLUMNS <= PIXELS, "all lines are computed");
 static_assert(!SLIDING || WEIGHTS_STAY, "steps go through the lines, not through stages");
+static_assert(!BY_TURNS || (SLIDING && GROUPS == 2 && GIVES), "two warpgroups, and one whose warps copy for one each");
+constexpr int RUNS = BY_TURNS ? GROUPS : 1;  // of tiles, that a block has
+static_assert((STAGES + RUNS * LINE_STAGES + 1) * 16 <= STRIPS, "barriers");
 constexpr int OCTETS = COLUMNS / 8;       // a thread has two columns of each
 constexpr int POOLED_COLUMNS = COLUMNS / 2;
 constexpr int PRODUCTS = SLIDING ? BLOCKS * TILE_LINES : BLOCKS;  // of a warpgroup in a step, each with its sums
@@ -50,13 +58,18 @@ TAMIS_DEVICE unsigned larger(unsigned a, unsigned b) {
 #endif
 }
 
+// Two words' halves: the lower ones, and the upper ones.
+TAMIS_DEVICE unsigned lower_halves(unsigned a, unsigned b) { return __byte_perm(a, b, 0x5410); }
+TAMIS_DEVICE unsigned upper_halves(unsigned a, unsigned b) { return __byte_perm(a, b, 0x7632); }
+
 // Where the pooled lines of a tile go.
 struct PooledExit {
-    int line, height;            // of the convolution: the tile's first one, and how many there are
-    int pooled, pooled_height;   // the same of the result
-    int image, width, first;     // of the result: its columns, and which of them is a tile's first one
-    int filter, filters, pitch, offset;
-    OUT_TYPE *out;
+    int line, height;           // of the convolution: the tile's first one, and how many there are
+    int pooled, pooled_height;  // the same of the result
+    int image, width, first;    // of the result: its columns, and which of them is a tile's first one
+    int filters, pitch;
+    int channel;    // this thread's first one
+    OUT_TYPE *out;  // of this channel
 };
 
 // A line of a block of 64 filters, pooled along itself, eight columns at a time from the left. A word has filters q and
@@ -95,12 +108,15 @@ TAMIS_DEVICE void leave_pooled(const Sums &sums, unsigned (&above)[BLOCKS][OCTET
     // thread's values of two octets are neighbours in its word, four pooled columns apart.
     const unsigned mine = shared_address(strip) + (lane / 16 * 8 + lane % 2 * 4 + lane % 8 / 2) * ROW_BYTES +
                           (warp * 16 + lane / 8 % 2 * 8) * 2;
-    const int channel = to.filter + thread % CHUNKS * 8;
+    constexpr int PASSES = (POOLED_COLUMNS + ROWS - 1) / ROWS;
+    const unsigned char *leaving = strip + thread / CHUNKS * ROW_BYTES + thread % CHUNKS * 16;
+    const int x = to.first + thread / CHUNKS;
 #pragma unroll
     for (int half = 0; half < TILE_LINES / 2; half++) {
         const int line = to.line + half * 2, pooled = to.pooled + half;
-        const bool exist[2] = {line >= 0 && line < to.height, line + 1 >= 0 && line + 1 < to.height};
-        const bool leaves = stores && pooled >= 0 && pooled < to.pooled_height;
+        const bool exist[2] = {ALL_LINES || (line >= 0 && line < to.height),
+                               ALL_LINES || (line + 1 >= 0 && line + 1 < to.height)};
+        const bool leaves = stores && pooled >= 0 && pooled < to.pooled_height && to.channel < to.filters;
         threads_meet(group + 1, THREADS);  // the pooled line before has been read
 #pragma unroll
         for (int block = 0; block < BLOCKS; block++) {
@@ -126,20 +142,24 @@ TAMIS_DEVICE void leave_pooled(const Sums &sums, unsigned (&above)[BLOCKS][OCTET
                 unsigned words[4];
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    words[2 * i] = (largest[2 * i] & 0xffff) | largest[2 * i + 1] << 16;
-                    words[2 * i + 1] = largest[2 * i] >> 16 | (largest[2 * i + 1] & 0xffff0000u);
+                    words[2 * i] = lower_halves(largest[2 * i], largest[2 * i + 1]);
+                    words[2 * i + 1] = upper_halves(largest[2 * i], largest[2 * i + 1]);
                 }
                 store_turned(mine + octet * 4 * ROW_BYTES + block * 128, words);
             }
         }
         threads_meet(group + 1, THREADS);
+        if (!leaves) continue;
+        const int pixel = (to.image * to.pooled_height + pooled) * to.width + x;
+        unsigned words[PASSES][4];
 #pragma unroll
-        for (int pass = 0; pass < (POOLED_COLUMNS + ROWS - 1) / ROWS; pass++) {
-            const int p = pass * ROWS + thread / CHUNKS, x = p + to.first;
-            if (!leaves || channel >= to.filters || p >= POOLED_COLUMNS || x < 0 || x >= to.width) continue;
-            const int pixel = (to.image * to.pooled_height + pooled) * to.width + x;
-            *reinterpret_cast<FourWords *>(to.out + (long long)pixel * to.pitch + to.offset + channel) =
-                *reinterpret_cast<const FourWords *>(strip + p * ROW_BYTES + thread % CHUNKS * 16);
+        for (int pass = 0; pass < PASSES; pass++)
+            load_words<4>(reinterpret_cast<const unsigned *>(leaving + pass * ROWS * ROW_BYTES), words[pass]);
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) {
+            OUT_TYPE *at = to.out + (long long)(pixel + pass * ROWS) * to.pitch;
+            const bool exists = pass * ROWS + thread / CHUNKS < POOLED_COLUMNS && x + pass * ROWS >= 0;
+            if (exists && x + pass * ROWS < to.width) store_words<4>(reinterpret_cast<unsigned *>(at), words[pass]);
         }
     }
 }
@@ -163,9 +183,24 @@ struct Slots {
     }
 };
 
-// All products of a tile. The lines that the next tile does not see are given back, all of them if there is none.
-TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, Walk &walk, const unsigned char *memory,
-                                   int group, int thread, int steps, bool last) {
+// Whose turn it is to multiply: the first warpgroup's, then the second one's, tile by tile, as far as both have any. Of
+// each there is a barrier whose phases are its tiles, over when their last products have begun.
+struct Turns {
+    unsigned barriers;
+    int group, others;  // how many tiles the other warpgroup has
+    __device__ __forceinline__ void await(int tile) const {
+        const int before = group == 0 ? tile - 1 : tile;
+        if (BY_TURNS && before >= 0 && before < others) barrier_wait(barriers + (1 - group) * 8, before & 1);
+    }
+    __device__ __forceinline__ void pass(int thread) const {
+        if (BY_TURNS && thread % 32 == 0) barrier_arrive(barriers + group * 8);
+    }
+};
+
+// All products of a tile, of a set of filters. The lines that the next tile does not see are given back, all of them if
+// there is none.
+TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, Walk &walk, const Turns &turns,
+                                   const unsigned char *memory, int set, int thread, int steps, bool last) {
     unsigned even[BLOCKS * WORDS] = {}, odd[BLOCKS * WORDS] = {};
     unsigned used = 0;  // the barrier of a line that nothing but running products reads
     const auto start_step = [&](unsigned(&places)[BLOCKS * WORDS], int step) {
@@ -177,8 +212,8 @@ TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, 
         barrier_wait(full, 0);
 #pragma unroll
         for (int block = 0; block < BLOCKS; block++) {
-            const int at = RING + step * STAGE_BYTES + GROUPS * BLOCKS * MATRIX_BYTES +
-                           (group * BLOCKS + block) * PLACES_BYTES + thread * 4 * WORDS;
+            const int at = RING + step * STAGE_BYTES + SETS * BLOCKS * MATRIX_BYTES +
+                           (set * BLOCKS + block) * PLACES_BYTES + thread * 4 * WORDS;
             if constexpr (SPARSE)
                 load_words<WORDS>(reinterpret_cast<const unsigned *>(memory + at), places + block * WORDS);
         }
@@ -187,10 +222,11 @@ TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, 
         for (int number = 0; number < PRODUCTS; number++) {
             const int block = number / TILE_LINES, line = number % TILE_LINES;
             const unsigned pixels = slots.at(walk.y + line) + walk.x * walk.dilation_w * 128;
+            const auto rows = operand(weights + (set * BLOCKS + block) * MATRIX_BYTES, 128, 256, PLAIN);
+            const auto columns = operand(pixels, 16, 1024, SWIZZLE_128);
 #pragma unroll
             for (int part = 0; part < (SPARSE ? 2 : 4); part++) {
-                const auto a = operand(weights + (group * BLOCKS + block) * MATRIX_BYTES + part * 2048, 128, 256, PLAIN);
-                const auto b = operand(pixels + part * (SPARSE ? 64 : 32), 16, 1024, SWIZZLE_128);
+                const auto a = further(rows, part * 2048), b = further(columns, part * (SPARSE ? 64 : 32));
                 const int keep = step > 0 || part > 0;
                 if constexpr (!SPARSE)
                     Product<PIXELS>::dense(sums[number], a, b, keep);
@@ -219,6 +255,7 @@ TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, 
             started();
         }
     }
+    turns.pass(thread);
     products_wait<0>();
     hold_registers(even);
     hold_registers(odd);
@@ -229,6 +266,15 @@ TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, 
     slots.advance(lines);
 }
 #endif
+
+// Where a run is: how many tiles are left, and which one of which image this one is, from the top.
+struct Position {
+    int left, image, top;
+    __device__ __forceinline__ void next(int tops) {
+        left--;
+        if (++top == tops) top = 0, image++;
+    }
+};
 
 // `tops` tiles lie below each other in an image, from line `first_line` of the convolution and `first_pooled` of the result
 // on, which may begin outside; `first_x` is where a tile's columns begin in the result.
@@ -241,19 +287,36 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
     SHARED_MEMORY(memory);
     const unsigned base = shared_address(memory);
     Steps ring = {base + RING, base, STAGE_BYTES, 0, 0};
+    // By a shuffle the compiler knows that it is the same for a whole warp, and keeps operands of products in uniform
+    // registers. Where lines do not slide some tiles would spill then.
+    const int group = SLIDING ? (int)__shfl_sync(0xffffffffu, threadIdx.x / THREADS, 0) : (int)(threadIdx.x / THREADS);
+    const int thread = threadIdx.x % THREADS;
+    // Which of the block's runs, rings of lines and sets of filters is this warp's; a warp that copies serves all sets.
+    const int own = !BY_TURNS ? 0 : group < GROUPS ? group : (int)__shfl_sync(0xffffffffu, thread / 32, 0);
+    const int set = BY_TURNS ? 0 : group;
+    const unsigned line_barriers = base + STAGES * 16, turn_barriers = line_barriers + RUNS * LINE_STAGES * 16;
 #if SLIDING
-    Slots slots = {base + LINES, base + STAGES * 16, 0, 0};
+    Slots slots = {base + LINES + own * (LINE_STAGES * LINE * 128), line_barriers + own * (LINE_STAGES * 16), 0, 0};
 #endif
-    Lines halo = {base + LINES, base + STAGES * 16, (line_bytes + 1023) / 1024 * 1024, 0, 0};
-    const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
+    Lines halo = {base + LINES, line_barriers, (line_bytes + 1023) / 1024 * 1024, 0, 0};
     const int rows = (filters - 1) / FILTERS + 1, row = blockIdx.x % rows;  // tiles of filters
-    const int runs = gridDim.x / rows, run = blockIdx.x / rows;
-    const long long tiles = (long long)images * tops;
-    const int begin = (int)(tiles * run / runs), end = (int)(tiles * (run + 1) / runs);
-    const int from = POOL == 3 && begin < end && begin % tops > 0 ? begin - 1 : begin;
+    const int runs = gridDim.x / rows * RUNS, tiles = images * tops, shortest = tiles / runs;
+    struct Run {
+        int from, begin, end;  // what is before `begin` is computed for the line above, and does not leave
+    };
+    const auto run_of = [&](int which) {
+        const int run = blockIdx.x / rows * RUNS + which, longer = tiles - shortest * runs;  // the first ones, by one
+        const int begin = run * shortest + (run < longer ? run : longer), end = begin + shortest + (run < longer);
+        return Run{POOL == 3 && begin < end && begin % tops > 0 ? begin - 1 : begin, begin, end};
+    };
+    const auto [from, begin, end] = run_of(own);
+    Position at = {end - from, from / tops, from % tops};
     if (threadIdx.x == 0) {
-        ring.make(GROUPS * 4);
-        halo.make(GROUPS * 4);
+        ring.make(SETS * 4);
+        for (int i = 0; i < RUNS; i++) {
+            Lines{0, line_barriers + i * (LINE_STAGES * 16), 0, 0, 0}.make(SETS * 4);
+            if (BY_TURNS) barrier_make(turn_barriers + i * 8, 4);
+        }
         barriers_made();
         fetch_map(map);
     }
@@ -261,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
 
     if (group == GROUPS) {
         if constexpr (GIVES) give_registers<COPIERS_KEEP>();
-        if (thread > 0) return;
+        if (thread % 32 > 0 || thread / 32 >= RUNS) return;
         const unsigned char *packed = weights + (long long)row * steps * WEIGHT_BYTES;
         const int taps = steps / chunks;
         const auto fill = [&](const Steps &to, int step) {
@@ -270,43 +333,45 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
                        to.full());
         };
         int filled = 0;  // the first weights need not wait for the kernel before
-        for (Steps to = ring; from < end && filled < steps && filled < STAGES; to.next()) fill(to, filled++);
+        if (thread == 0 && begin < end)
+            for (Steps to = ring; filled < steps && filled < STAGES; to.next()) fill(to, filled++);
         previous_finished();
 #if SLIDING
-        for (int tile = from; tile < end; tile++) {
-            const int line = first_line + tile % tops * TILE_LINES, kept = taps / across - 1;
-            for (int i = tile == from || tile % tops == 0 ? 0 : kept; i < TILE_LINES + kept; i++) {
+        const int kept = taps / across - 1;
+        for (bool begins = true; at.left > 0; at.next(tops), begins = false) {
+            const int line = first_line + at.top * TILE_LINES;
+            for (int i = begins || at.top == 0 ? 0 : kept; i < TILE_LINES + kept; i++) {
                 barrier_wait(slots.empty(0), slots.round ^ 1);
                 barrier_expect(slots.full(0), LINE * 128);
-                copy_lines(slots.at(0), map, 0, FIRST_COLUMN - pad_left, line - pad_top + i, tile / tops, slots.full(0));
+                copy_lines(slots.at(0), map, 0, FIRST_COLUMN - pad_left, line - pad_top + i, at.image, slots.full(0));
                 slots.advance(1);
             }
         }
-        return;
-#endif
-        for (int tile = from; tile < end; tile++) {
-            const int line = first_line + tile % tops * TILE_LINES;
+#else
+        for (; at.left > 0; at.next(tops), filled = 0) {
+            const int line = first_line + at.top * TILE_LINES;
             for (int step = 0; step < steps; step++) {
-                if (!WEIGHTS_STAY && (tile > from || step >= filled)) {
+                if (!WEIGHTS_STAY && step >= filled) {
                     barrier_wait(ring.empty(), ring.round ^ 1);
                     fill(ring, step);
                 }
                 if (step % taps == 0) {
                     barrier_wait(halo.empty(), halo.round ^ 1);
                     barrier_expect(halo.full(), line_bytes);
-                    copy_lines(halo.at(), map, step / taps * CHANNELS, FIRST_COLUMN - pad_left, line - pad_top, tile / tops,
+                    copy_lines(halo.at(), map, step / taps * CHANNELS, FIRST_COLUMN - pad_left, line - pad_top, at.image,
                                halo.full());
                     halo.next();
                 }
                 ring.next();
             }
         }
+#endif
     } else {
         if constexpr (GIVES) take_registers<(504 - COPIERS_KEEP) / 2>();
         previous_finished();
         unsigned char *strip = memory + STRIPS + group * LEAVING_BYTES;
         Walk walk = {LINE, across, steps / chunks / across, dilation_w, dilation_h, 0, 0};
-        const int filter = row * FILTERS + group * BLOCKS * 64;
+        const int filter = row * FILTERS + set * BLOCKS * 64, channel = filter + thread % CHUNKS * 8;
         float biases[BLOCKS][2];
         unsigned above[BLOCKS][OCTETS];
 #pragma unroll
@@ -314,21 +379,29 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
             const int at = filter + i / 2 * 64 + thread / 32 * 16 + thread % 32 / 4 + i % 2 * 8;
             biases[i / 2][i % 2] = BIAS && at < filters ? bias[at] : 0.0f;
         }
-        for (int tile = from; tile < end; tile++) {
-            const int top = tile % tops;
-            if (top == 0 || tile == from)
+#if SLIDING
+        const Run others = run_of(RUNS - 1 - own);
+        const Turns turns = {turn_barriers, group, others.end - others.from};
+#endif
+        const auto forget = [&] {
 #pragma unroll
-                for (int i = 0; i < BLOCKS * OCTETS; i++) above[i / OCTETS][i % OCTETS] = LOWEST;
+            for (int i = 0; i < BLOCKS * OCTETS; i++) above[i / OCTETS][i % OCTETS] = LOWEST;
+        };
+        forget();
+        for (bool stores = from == begin; at.left > 0; at.next(tops), stores = true) {
+            if (at.top == 0) forget();
             Sums sums;
 #if SLIDING
-            multiply_sliding(sums, ring, slots, walk, memory, group, thread, steps, top + 1 == tops);
+            turns.await(end - from - at.left);
+            multiply_sliding(sums, ring, slots, walk, turns, memory, set, thread, steps, at.top + 1 == tops);
 #else
             multiply(sums, ring, halo, walk, memory, group, thread, steps);
             if constexpr (WEIGHTS_STAY) ring.round = 0;  // each stage is full for good
 #endif
-            const PooledExit to = {first_line + top * TILE_LINES, height, first_pooled + top * (TILE_LINES / 2),
-                                   pooled_height, tile / tops, pooled_width, first_x, filter, filters, pitch, offset, out};
-            leave_pooled(sums, above, biases, strip, to, tile >= begin, group, thread);
+            const PooledExit to = {first_line + at.top * TILE_LINES, height, first_pooled + at.top * (TILE_LINES / 2),
+                                   pooled_height, at.image, pooled_width, first_x, filters, pitch, channel,
+                                   out + offset + channel};
+            leave_pooled(sums, above, biases, strip, to, stores, group, thread);
         }
     }
 }

@@ -38,20 +38,21 @@
 
 constexpr int CHANNELS = EIGHT_BITS ? 128 : 64;  // of a step
 constexpr int WORDS = EIGHT_BITS ? 2 : 1;        // of metadata that a thread has for both products of 64 filters
-constexpr int FILTERS = GROUPS * BLOCKS * 64;
 constexpr int MATRIX_BYTES = SPARSE ? 64 * 64 : 64 * 128;  // of 64 filters in one step
 constexpr int PLACES_BYTES = SPARSE ? 512 * WORDS : 0;
-constexpr int WEIGHT_BYTES = GROUPS * BLOCKS * (MATRIX_BYTES + PLACES_BYTES);
+#if POOL
+constexpr int SETS = BY_TURNS ? 1 : GROUPS;                             // of BLOCKS times 64 filters, in a block
+constexpr int LEAVING_BYTES = (COLUMNS / 2 + 15) / 16 * 16 * ROW_BYTES;  // a pooled line
+#else
+constexpr int SETS = GROUPS, LEAVING_BYTES = STRIP_BYTES;
+#endif
+constexpr int FILTERS = SETS * BLOCKS * 64;
+constexpr int WEIGHT_BYTES = SETS * BLOCKS * (MATRIX_BYTES + PLACES_BYTES);
 constexpr int PIXEL_BYTES = HALO ? 0 : PIXELS * 128;  // of one step
 constexpr int ABREAST = SPLIT ? 1 : CLUSTER;          // tiles of a cluster
 constexpr int SHARE = PIXELS / ABREAST;               // of the pixels, that a block copies
 constexpr int STAGE_BYTES = (PIXEL_BYTES + (STATIONARY ? 0 : WEIGHT_BYTES) + 1023) / 1024 * 1024;
 // Shared memory: barriers, strips of results, the stages of steps, those of lines.
-#if POOL
-constexpr int LEAVING_BYTES = (COLUMNS / 2 + 15) / 16 * 16 * ROW_BYTES;  // a pooled line
-#else
-constexpr int LEAVING_BYTES = STRIP_BYTES;
-#endif
 constexpr int STRIPS = 1024, RING = (STRIPS + GROUPS * LEAVING_BYTES + 1023) / 1024 * 1024;
 constexpr int LINES = RING + STAGES * STAGE_BYTES;
 static_assert((STAGES + LINE_STAGES) * 16 <= STRIPS, "barriers");

@@ -34,9 +34,9 @@ POOLED_TILES = (
     (1, 1, 232, 2, 1), (1, 1, 128, 2, 2), (1, 1, 128, 2, 1), (1, 1, 256, 1, 2), (1, 2, 256, 1, 2), (1, 2, 128, 1, 2),
     (2, 2, 128, 1, 2),
 )  # fmt: skip
-# Blocks of 64 filters, groups and resident blocks of tiles whose lines slide, and columns for which there is an
-# instruction.
-SLIDING_TILES = ((1, 1, 2), (1, 2, 1), (1, 1, 1))
+# Blocks of 64 filters, groups, resident blocks of tiles whose lines slide, whether groups take turns, and columns for
+# which there is an instruction.
+SLIDING_TILES = ((1, 1, 2, False), (1, 2, 1, False), (1, 1, 1, False), (1, 2, 1, True))
 LINE_WIDTHS = (64, 96, 112, 120, 128)
 # Pixels whose sums fit into registers where two blocks share a multiprocessor, beside a line: more spill (nvcc 13.0).
 _MOST_SUMMED = 240
@@ -85,6 +85,9 @@ class Pooling:
 class PooledTile:
     """What a block computes at a time: ``64 * blocks * groups`` filters of ``lines`` lines, ``line`` pixels apart.
 
+    If ``by_turns`` the groups have the same ``64 * blocks`` filters instead, and each a run of tiles and a ring of
+    lines of its own: one multiplies while the other one's results leave.
+
     An instruction computes ``pixels``, of all lines or, if ``sliding``, of one of them: then ``line_stages`` single
     lines are a ring, in which those that the next tile sees stay. Else these are stages of all lines that a tile sees.
     There are ``stages`` of weights; if ``weights_stay`` each step has one of its own, and weights come once.
@@ -103,11 +106,17 @@ class PooledTile:
     line_stages: int
     weights_stay: bool
     sliding: bool = False
+    by_turns: bool = False
 
     @property
     def filters(self) -> int:
         """Filters of a tile."""
-        return ROWS * self.blocks * self.groups
+        return ROWS * self.blocks * (1 if self.by_turns else self.groups)
+
+    @property
+    def runs(self) -> int:
+        """Runs of tiles that a block has at a time."""
+        return self.groups if self.by_turns else 1
 
     @property
     def computed(self) -> int:
@@ -136,7 +145,7 @@ def _columns(pooling: Pooling) -> int:
 
 def _shared_bytes(tile: PooledTile, pooling: Pooling, stages: int, *, sparse: bool) -> int:
     strip = ceil_divide(_columns(pooling) // STRIDE, 16) * 16 * (tile.blocks * ROWS * 2 + 16)
-    lines = tile.line_stages * whole(tile.line_bytes) + tile.line_spare
+    lines = tile.runs * tile.line_stages * whole(tile.line_bytes) + tile.line_spare
     weights = stages * whole(rows_bytes(tile.filters, sparse=sparse))
     return whole(BARRIER_BYTES + tile.groups * strip) + weights + lines
 
@@ -150,9 +159,11 @@ def pooled_tiles(shape: Convolution, pooling: Pooling, *, sparse: bool) -> list[
     return list(dict.fromkeys(tile for tile in tiles if tile is not None))
 
 
-def _sliding(shape: Convolution, pooling: Pooling, sizes: tuple[int, int, int], *, sparse: bool) -> PooledTile | None:
+def _sliding(
+    shape: Convolution, pooling: Pooling, sizes: tuple[int, int, int, bool], *, sparse: bool
+) -> PooledTile | None:
     """The tile of two lines whose pixels come once, as many lines ahead as fit, beside all weights."""
-    blocks, groups, resident = sizes
+    blocks, groups, resident, by_turns = sizes
     columns, (down, across) = _columns(pooling), shape.kernel
     reach = (across - 1) * shape.dilations[1]
     line = ceil_divide(pooling.columns + reach, 8) * 8
@@ -166,7 +177,7 @@ def _sliding(shape: Convolution, pooling: Pooling, sizes: tuple[int, int, int], 
 
     def tile(slots: int) -> PooledTile:
         return PooledTile(blocks, groups, pixels, resident, shape.steps, STRIDE, line, line * STEP_BYTES, spare, slots,
-                          weights_stay=True, sliding=True)  # fmt: skip
+                          weights_stay=True, sliding=True, by_turns=by_turns)  # fmt: skip
 
     least = STRIDE + down - 1
     for slots in range(least + 2 * STRIDE, least - 1, -1):
@@ -230,9 +241,12 @@ def tops(tile: PooledTile, pooling: Pooling) -> int:
 
 
 def runs_of_tiles(shape: Convolution, pooling: Pooling, tile: PooledTile, multiprocessors: int) -> int:
-    """Into how many runs the tiles of pixels are divided: one for each block of a tile of filters, none empty."""
-    rows = ceil_divide(shape.filters, tile.filters)
-    return max(min(shape.batch * tops(tile, pooling), multiprocessors * tile.resident // rows), 1)
+    """Into how many runs the tiles of pixels are divided: ``tile.runs`` for each block of a tile of filters.
+
+    None is empty but the very last, where a block has two and tiles are fewer.
+    """
+    rows, most = ceil_divide(shape.filters, tile.filters), ceil_divide(shape.batch * tops(tile, pooling), tile.runs)
+    return tile.runs * max(min(most, multiprocessors * tile.resident // rows), 1)
 
 
 def implicit_gemm_pooled(
@@ -260,7 +274,7 @@ def implicit_gemm_pooled(
     if tile not in pooled_tiles(shape, pooling, sparse=sparse):
         raise ValueError("a tile of another shape")
     (high, wide), (down, across) = shape.output, shape.kernel
-    top, left, _, _ = shape.pads
+    (top, left, _, _), begins = shape.pads, pooling.start(pooling.top)
     chunks, steps = ceil_divide(shape.channels * 2, STEP_BYTES), shape.steps
     lines = 1 if tile.sliding else tile.lines + (down - 1) * shape.dilations[0]
     map_ = TensorMap("lines", 0, dtype, shape.channels, (shape.batch, shape.height, shape.width), tile.line,
@@ -272,16 +286,17 @@ def implicit_gemm_pooled(
         "SPLIT": 0, "HALO": 1, "RESIDENT": tile.resident, "LINE_STAGES": tile.line_stages, "STRIP_COUNT": 2,
         "WINDOWS": 0, "STATIONARY": 0, "POOL": pooling.size, "TILE_LINES": tile.lines, "LINE": tile.line,
         "COLUMNS": _columns(pooling), "WIDE": wide, "FIRST_COLUMN": pooling.start(pooling.left),
-        "WEIGHTS_STAY": int(tile.weights_stay), "SLIDING": int(tile.sliding),
+        "ALL_LINES": int(begins >= 0 and begins + tops(tile, pooling) * tile.lines <= high),
+        "WEIGHTS_STAY": int(tile.weights_stay), "SLIDING": int(tile.sliding), "BY_TURNS": int(tile.by_turns),
     }  # fmt: skip
     pitch, offset, _ = epilogue.places(shape.filters)
     numbers = (
         shape.filters, shape.batch, steps, chunks, across, high, left, top, shape.dilations[1], shape.dilations[0],
-        tile.line_bytes, tops(tile, pooling), pooling.start(pooling.top), pooling.first(pooling.top),
+        tile.line_bytes, tops(tile, pooling), begins, pooling.first(pooling.top),
         pooling.first(pooling.left), pooling.output[1], pooling.output[0], pitch, offset,
     )  # fmt: skip
     rows = ceil_divide(shape.filters, tile.filters)
-    blocks = rows * runs_of_tiles(shape, pooling, tile, multiprocessors)
+    blocks = rows * runs_of_tiles(shape, pooling, tile, multiprocessors) // tile.runs
     return Kernel(
         "implicit_gemm_hopper", defines, (blocks, 1, 1), (tile.threads, 1, 1),
         common_arguments(Argument("map", 0), numbers, epilogue), tile.shared_bytes(pooling, sparse=sparse), (map_,),

@@ -10,9 +10,11 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
 - the first products wait for the first copy, which with whole lines is of all that the tile sees;
 - a block alone cannot start a step more often than every 250 clocks;
 - results leave at 0.17 clocks each and warpgroup, with a residual at 0.3, while no product of the block runs;
-- results that are pooled leave at 0.06, in registers but for a quarter of them; weights that stay in shared memory
-  come once, and of lines that slide those that the tile before did not see. None of it has been compared with
-  measurements yet;
+- results that are pooled leave at 0.075 by the instructions of a thread, in registers but for a quarter of them (from
+  the times of an older form, which had twice the instructions, twice that follows); weights that stay in shared memory
+  come once, and of lines that slide those that the tile before did not see. Blocks that share a multiprocessor begin at
+  the same time and, as far as times tell, stay in step: all multiply, then all pool. Warpgroups that take turns do not,
+  which is not measured yet (docs/design/0016). Lines that do not slide are awaited where there is one stage of them;
 - all tiles take turns on the multiprocessors, so that the last turn may be a waste;
 - blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup.
   Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
@@ -43,7 +45,8 @@ _MEMORY_BYTES = 3e6  # a microsecond
 _UNDER_POWER = 0.85
 _SHORTEST_STEP = 250.0
 _LEAVE, _LEAVE_WITH_RESIDUAL = 0.17, 0.3
-_LEAVE_POOLED = 0.06  # by the instructions of a thread; not measured yet
+_LEAVE_POOLED = 0.075  # by the instructions of a thread; not measured yet
+_COPY_AGAIN = 700.0  # clocks until what is copied into the only stage begins to come
 _START_US, _FIRST_COPY = 4.0, 1500.0
 _EXCHANGE_US, _EXCHANGE_US_EACH = 2.0, 0.15
 _FIT_IN_CLUSTERS = 0.9  # of the multiprocessors, where more than two blocks must lie in one group of them
@@ -91,12 +94,18 @@ def predicted_pooled_us(
     operands = blocks * (tile.computed * _PIXEL_BYTES + products * (4096 if sparse else 8192))
     step = _step_clocks(tile.filters * tile.computed, operands, copied, copied, sparse=sparse)
     leave = _LEAVE_POOLED * 64 * tile.blocks * tile.computed
-    together = max(tile.resident * shape.steps * step, shape.steps * max(step, _SHORTEST_STEP) + leave)
+    multiply = shape.steps * step
+    if tile.by_turns:
+        together = max(tile.runs * multiply, shape.steps * max(step, _SHORTEST_STEP) + leave)
+    else:
+        if tile.line_stages == 1:
+            leave = max(leave, _COPY_AGAIN + tile.line_bytes / _L2_BYTES)
+        together = max(tile.resident * multiply, shape.steps * _SHORTEST_STEP) + leave
     rows, runs = ceil_divide(shape.filters, tile.filters), runs_of_tiles(shape, pooling, tile, multiprocessors)
     # A run that begins within an image computes the tile above once more.
     longest = ceil_divide(shape.batch * tops(tile, pooling), runs) + int(pooling.size > 2 and shape.batch % runs > 0)
-    turns = ceil_divide(rows * runs, multiprocessors * tile.resident) * longest
-    first = _FIRST_COPY + tile.line_bytes / _L2_BYTES
+    turns = ceil_divide(rows * runs, multiprocessors * tile.resident * tile.runs) * longest
+    first = _FIRST_COPY + tile.runs * tile.line_bytes / _L2_BYTES
     if tile.weights_stay:
         first += tile.resident * shape.steps * packed / _L2_BYTES
     image = shape.apart[2] if shape.apart else shape.height * shape.width * shape.channels
