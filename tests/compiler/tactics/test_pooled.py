@@ -73,7 +73,8 @@ def test_the_stem_of_a_resnet() -> None:
     told = [[c.parameters[name] for name in ("pixels", "lines", "line", "groups", "resident")] for c in found[:2]]
     assert told == [[112, 2, 112, 2, 1], [112, 2, 112, 1, 2]], "warpgroups by turns, and two blocks"
     assert [c.parameters["by_turns"] for c in found[:3]] == [True, False, False]
-    assert all(c.parameters["weights_stay"] and c.parameters["sliding"] for c in found)
+    assert [c.parameters["sliding"] for c in found[:4]] == [True, True, True, False]
+    assert all(c.parameters["weights_stay"] for c in found)
     (region,) = regions(graph)
     blocks, by_turns = TACTIC.lower(graph, region, found[0]).steps
     assert by_turns.attributes["grid"] == [132, 1, 1] and by_turns.attributes["shared_bytes"] <= 232448

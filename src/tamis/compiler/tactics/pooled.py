@@ -56,7 +56,7 @@ from tamis.kernels.cuda.specification import MOST_ELEMENTS
 from tamis.kernels.cuda.tile_prior import predicted_pooled_us
 
 # How many tiles race, dense and 2:4 each; above the last level all do.
-_TILES_BY_LEVEL = (1, 1, 1, 3, 4)
+_TILES_BY_LEVEL = (1, 1, 1, 4, 5)
 _STEM, _PLAIN = HopperStem(), ImplicitGemm(sparse=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from dataclasses import replace
 
@@ -26,8 +27,9 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     """The device, the clock, the cache and the reference that all races of a build share."""
     info = device.info()
     threads = config.threads or (info.cores if info.kind == "cpu" else 1)
-    if info.kind == "cpu" and threads > info.cores > 0:  # times of threads that share a core mislead the race
-        raise ConfigError(f"threads is {threads}, this machine has {info.cores} cores", remedy="give at most that")
+    cores = os.cpu_count() or threads  # all of the machine's; a process that is kept to fewer gets a warning later
+    if info.kind == "cpu" and threads > cores:  # times of threads that share a core mislead the race
+        raise ConfigError(f"threads is {threads}, this machine has {cores} cores", remedy="give at most that")
     device.set_threads(threads)
     cache = TimingCache(config.timing_cache, info, threads)
     weights = sum(array.nbytes for array in graph.constants.values())

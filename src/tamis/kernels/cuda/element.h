@@ -38,12 +38,6 @@ TAMIS_DEVICE unsigned floats_to_e4m3(float high, float low) {
 TAMIS_DEVICE void e4m3_to_floats(unsigned short pair, float *values) {
     values[0] = emulated_e4m3_to_float(pair & 0xff), values[1] = emulated_e4m3_to_float(pair >> 8);
 }
-TAMIS_DEVICE unsigned positive_halves(float high, float low) {
-    return (high < 0.0f ? 0 : emulated_float_to_half(high)) << 16 | (low < 0.0f ? 0 : emulated_float_to_half(low));
-}
-TAMIS_DEVICE unsigned positive_bfloats(float high, float low) {
-    return (high < 0.0f ? 0 : emulated_float_to_bfloat(high)) << 16 | (low < 0.0f ? 0 : emulated_float_to_bfloat(low));
-}
 #else
 TAMIS_DEVICE float half_to_float(unsigned short bits) {
     float x;
@@ -83,17 +77,6 @@ TAMIS_DEVICE void e4m3_to_floats(unsigned short pair, float *values) {
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
     values[0] = half_to_float((unsigned short)halves), values[1] = half_to_float((unsigned short)(halves >> 16));
 }
-// Two floats in 16 bits each, negative ones as zero, NaN as NaN; sm_80 and newer.
-TAMIS_DEVICE unsigned positive_halves(float high, float low) {
-    unsigned word;
-    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-}
-TAMIS_DEVICE unsigned positive_bfloats(float high, float low) {
-    unsigned word;
-    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-}
 #endif
 
 TAMIS_DEVICE float to_float(float x) { return x; }
@@ -123,9 +106,6 @@ template <> struct Convert<float16> {
     static __device__ __forceinline__ unsigned pack(const float *values) {
         return float_to_half(values[0]) | (unsigned)float_to_half(values[1]) << 16;
     }
-    static __device__ __forceinline__ unsigned pack_positive(const float *values) {
-        return positive_halves(values[1], values[0]);
-    }
 };
 template <> struct Convert<bfloat16> {
     static constexpr int per_word = 2;
@@ -136,9 +116,6 @@ template <> struct Convert<bfloat16> {
     }
     static __device__ __forceinline__ unsigned pack(const float *values) {
         return float_to_bfloat(values[0]) | (unsigned)float_to_bfloat(values[1]) << 16;
-    }
-    static __device__ __forceinline__ unsigned pack_positive(const float *values) {
-        return positive_bfloats(values[1], values[0]);
     }
 };
 template <> struct Convert<int> {  // sums; nothing is stored as such

@@ -1,13 +1,12 @@
 // The end of a matrix product: eight neighbouring channels of one pixel, in float32, to the output's type.
 //
 //   value = sum [+ bias[channel]], then PROGRAM, a list of STEP(kind, arguments...) on `value` as in pointwise.cu;
-//   ARGUMENT(0) is the residual at that place. Rounded once. RELU_LAST: then a ReLU, in 16 bits alone, which the
-//   conversion to the output's type does by itself.
+//   ARGUMENT(0) is the residual at that place. Rounded once.
 //   SCALED: value = fma(float(sum), scale[channel], bias[channel] or 0) and ARGUMENT(0) = residual * residual_factor;
 //   if the output has 8 bits it is value * out_factor, rounded. These numbers come with the biases, so that layers of
 //   all scales share one binary: out_factor, residual_factor, two that are not used, then the scales, then the biases.
 //
-// Constants: OUT_TYPE, PROGRAM, RELU_LAST, BIAS, SCALED and RESIDUAL (0 or 1), VECTORS (1: every eight channels that are stored
+// Constants: OUT_TYPE, PROGRAM, BIAS, SCALED and RESIDUAL (0 or 1), VECTORS (1: every eight channels that are stored
 // exist, and lie at a multiple of eight elements in the output and in the residual).
 #pragma once
 
@@ -54,22 +53,13 @@ TAMIS_DEVICE void load_residual(const OUT_TYPE *from, int count, Eight &values) 
     }
 }
 
-// One value, of a sum with its bias; a ReLU at the end comes with `packed`.
+// One value, of a sum with its bias.
 TAMIS_DEVICE float finished(float value, float own) {
     const float residual[1] = {own};
     constexpr int j = 0;
     PROGRAM
     (void)residual, (void)j;
     return value;
-}
-
-// Two finished values in 16 bits.
-TAMIS_DEVICE unsigned packed(const float (&values)[2]) {
-#if RELU_LAST
-    return Convert<OUT_TYPE>::pack_positive(values);
-#else
-    return Convert<OUT_TYPE>::pack(values);
-#endif
 }
 
 TAMIS_DEVICE void finish(const float (&sums)[8], const Channels &channels, const Eight &residuals, int count,
@@ -84,7 +74,6 @@ TAMIS_DEVICE void finish(const float (&sums)[8], const Channels &channels, const
         float value = SCALED ? fmaf(sums[j], channels.scale[j], channels.bias[j]) : sums[j] + channels.bias[j];
         if constexpr (SCALED && RESIDUAL) residual[j] *= channels.residual_factor;
         PROGRAM
-        if constexpr (RELU_LAST) value = apply_relu(value);
         results[j] = SCALED && sizeof(OUT_TYPE) == 1 ? value * channels.out_factor : value;
     }
     if constexpr (VECTORS) {

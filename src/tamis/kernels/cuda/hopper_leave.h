@@ -177,7 +177,7 @@ TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned c
 #pragma unroll
                     for (int j = 0; j < 2; j++)
                         values[j] = finished(sums[block][at + j] + biases[block][i % 2], values[j]);
-                    words[i] = packed(values);
+                    words[i] = Convert<OUT_TYPE>::pack(values);
                 }
                 store_turned(there, words);
             }

@@ -82,7 +82,7 @@ struct Across {
         const float values[2] = {finished(sums[at + j] + biases[0], 0.0f), finished(sums[at + 2 + j] + biases[1], 0.0f)};
         const int place = FIRST_COLUMN + octet * 8 + lane % 4 * 2 + j;
         const bool all = FIRST_COLUMN + octet * 8 >= 0 && FIRST_COLUMN + octet * 8 + 8 <= WIDE;
-        return all || (place >= 0 && place < WIDE) ? packed(values) : LOWEST;
+        return all || (place >= 0 && place < WIDE) ? Convert<OUT_TYPE>::pack(values) : LOWEST;
     }
     __device__ __forceinline__ unsigned next(const Sums &sums, const float (&biases)[2], int block, int line, int octet) {
         const int at = ((SLIDING ? 0 : line * LINE) + octet * 8) / 2;

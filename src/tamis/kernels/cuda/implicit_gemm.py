@@ -54,11 +54,8 @@ class Epilogue:
 
     def defines(self, filters: int, product: DType) -> dict[str, str | int | float]:
         """The constants of ``gemm_epilogue.h``."""
-        out = self.dtype or product
-        relu_last = out in (DType.FLOAT16, DType.BFLOAT16) and self.steps[-1:] == (PointwiseStep("relu"),)
         return {
-            "OUT_TYPE": {**ELEMENTS, **EIGHT_BITS}[out],
-            "PROGRAM": program_text(self.steps[:-1] if relu_last else self.steps), "RELU_LAST": int(relu_last),
+            "OUT_TYPE": {**ELEMENTS, **EIGHT_BITS}[self.dtype or product], "PROGRAM": program_text(self.steps),
             "BIAS": int(self.bias), "SCALED": int(self.scaled), "RESIDUAL": int(self.residual),
             "VECTORS": int(not any(number % 8 for number in self.places(filters))),
         }  # fmt: skip

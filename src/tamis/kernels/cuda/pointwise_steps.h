@@ -38,14 +38,15 @@ TAMIS_DEVICE float apply_clip(float x, float low, float high) {
 }
 TAMIS_DEVICE float apply_clip(float x, float low) { return x < low ? low : x; }
 TAMIS_DEVICE float apply_clip(float x) { return x; }
-// One instruction where a comparison and a choice are two; of -0 it makes 0.
+// From Ampere on one instruction, which the conversion to 16 bits takes along; before, a comparison and a choice. Of -0
+// it makes 0.
 TAMIS_DEVICE float apply_relu(float x) {
-#ifdef TAMIS_EMULATED
-    return x > 0.0f || x != x ? x : 0.0f;
-#else
+#if !defined(TAMIS_EMULATED) && __CUDA_ARCH__ >= 800
     float result;
     asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
     return result;
+#else
+    return x > 0.0f || x != x ? x : 0.0f;
 #endif
 }
 
