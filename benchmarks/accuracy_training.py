@@ -217,6 +217,7 @@ class _Step:
 
     def _record(self, say: Callable[[str], None]) -> None:
         """Record the step; afterwards the model and the optimiser are as if no step had been taken."""
+        gc.collect()  # graphs of gradients that something still holds, on another stream, would break the recording
         before = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
