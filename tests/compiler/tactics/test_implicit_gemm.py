@@ -35,9 +35,9 @@ def with_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiles_for(shape: Convolution, cores: int, *, sparse: bool) -> list[Tile]:
-    """Of those that read their weights at every step."""
+    """Of those that read their weights at every step, with warpgroups that begin together."""
     tiles = HOPPER.tiles(shape, replace(H200, cores=cores), sparse=sparse)
-    return [tile for tile in tiles if not tile.stationary]
+    return [tile for tile in tiles if not tile.stationary and not tile.lead]
 
 
 def test_all_of_them_race() -> None:
@@ -107,6 +107,16 @@ def test_weights_that_stay_in_registers_race_from_level_3_on() -> None:
         names = {tactic._kernel(layer, choice).function for choice in tactic.choices(layer, H200, CONFIG)}
         form = "sparse" if tactic.sparse else "dense"
         assert names == {f"tamis_{form}_implicit_gemm", f"tamis_{form}_implicit_gemm_stationary"}
+
+
+def test_warpgroups_that_follow_race_from_level_4_on() -> None:
+    shape = Convolution(128, 14, 14, 256, 256, (3, 3), pads=(1, 1, 1, 1))
+    offered = [[t for t in HOPPER.tiles(shape, H200, sparse=True, level=level) if t.lead] for level in range(6)]
+    assert not any(offered[:4])
+    assert 0 < len(offered[4]) <= 2 < len(offered[5])
+    for tile in offered[5]:
+        assert replace(tile, lead=0) in HOPPER.tiles(shape, H200, sparse=True)
+        assert tile.groups == 2 and tile.lead <= tile.stages / 2
 
 
 def test_tiles_for_older_gpus() -> None:
