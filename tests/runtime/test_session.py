@@ -295,6 +295,10 @@ def test_threads() -> None:
     assert Session(make_engine(), device=device, threads=3).threads == device.threads == 3
     with pytest.raises(ConfigError, match="threads is 0"):
         Session(make_engine(), device=device, threads=0)
+    with pytest.raises(ConfigError, match="threads is '2'"):
+        Session(make_engine(), device=device, threads="2")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="the device is 'cuda'"):
+        Session(make_engine(), device="cuda")  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match="built for 64 threads, this machine has 4 cores"):
         assert Session(make_engine(threads=64), device=device).threads == 4
 

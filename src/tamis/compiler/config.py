@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -115,8 +116,27 @@ class BuildConfig:
                 return precisions
         return self.precisions
 
+    def _require_kinds(self) -> None:
+        """Numbers are numbers: from Python a text may come in their place."""
+        whole = ("threads", "optimization_level", "repetitions", "seed")
+        for names, kinds, what in (
+            (whole, Integral, "a whole number"),
+            (("budget_seconds", "accuracy_cosine", "accuracy_relative"), Real, "a number"),
+            (("shapes", "samples"), Mapping, "a mapping of input names"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not isinstance(value, kinds):
+                    raise ConfigError(f"{name} is {value!r}, not {what}", remedy=f"give {what}")
+        for name, shape in self.shapes.items():
+            if not all(isinstance(size, Integral) for size in shape):  # those of a text are texts
+                raise ConfigError(
+                    f"the shape of {name} is {shape!r}", remedy="give whole numbers, such as (1, 3, 224, 224)"
+                )
+
     def __post_init__(self) -> None:
         """Normalise and check; raises ``ConfigError``."""
+        self._require_kinds()
         if self.device not in PRECISIONS:
             raise ConfigError(f"there is no device '{self.device}'", remedy=f"choose {' or '.join(PRECISIONS)}")
         wanted: Iterable[DType | str] = self.precisions

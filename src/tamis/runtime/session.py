@@ -55,6 +55,8 @@ class Session:
         poison: bool = False,
         nvtx: bool = False,
     ) -> None:
+        if isinstance(device, str):
+            raise ConfigError(f"the device is {device!r}", remedy="leave it out: an engine knows its device")
         engine = engine if isinstance(engine, Engine) else read(engine)
         plan = engine.plan
         check_plan(plan)
@@ -271,8 +273,8 @@ def open_device(kind: str) -> Device:
 
 
 def _threads(plan: Plan, info: DeviceInfo, threads: int | None) -> int:
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}", remedy="give a number of at least 1")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ConfigError(f"threads is {threads!r}", remedy="give a number of at least 1")
     if threads is None and plan.threads > info.cores > 0:
         built = f"the engine was built for {plan.threads} threads"
         warnings.warn(f"{built}, this machine has {info.cores} cores", EngineWarning, stacklevel=3)
