@@ -55,9 +55,8 @@ def all_tiles(
         tiles = [deepest(*sizes, **options) for sizes in TILES]
         tiles = [tile for tile in tiles if shape.groups == 1 or tile.cluster == 1]
         tiles = [tile for tile in tiles if tile.split <= shape.part(tile.filters).steps]
-        tiles += line_tiles(shape, **options)
-        tiles += [tile for tile in (with_lead(shape, tile) for tile in tiles) if tile is not None]
-        return tiles + stationary_tiles(shape, **options)
+        tiles += line_tiles(shape, **options) + stationary_tiles(shape, **options)
+        return tiles + [tile for tile in (with_lead(shape, tile) for tile in tiles) if tile is not None]
     limits = [shared_bytes_on(number) for number in (generation_of(cuda_info()), 0)]
     return list(dict.fromkeys(deepest_ampere(*s, sparse=sparse, limit=limit) for limit in limits for s in AMPERE_TILES))
 

@@ -93,7 +93,8 @@ class Tile:
     them are read for pixels that have no place in the result. A warpgroup has ``strips`` of shared memory for results
     on their way out and residuals on their way in. ``stationary``: weights stay in registers, and stages are of pixels
     alone, or of lines (``tamis.kernels.cuda.stationary``). ``lead``: how many steps the second of two warpgroups begins
-    after the first, so that one's results leave while the other one multiplies.
+    after the first, so that one's results leave while the other one multiplies; 1 if blocks that share a multiprocessor
+    do so, each of them behind the products of a tile.
     """
 
     blocks: int
@@ -211,10 +212,12 @@ def deepest(
 
 
 def with_lead(shape: Convolution, tile: Tile) -> Tile | None:
-    """The tile whose second warpgroup follows the first; None where there are not two, or too few stages or steps.
+    """The tile whose second warpgroup follows the first, or whose blocks follow each other on a multiprocessor.
 
-    Half of the stages stay ahead of whoever comes first.
+    None where there are not two, or too few stages or steps. Half of the stages stay ahead of whoever comes first.
     """
+    if tile.groups == 1:
+        return dataclasses.replace(tile, lead=1) if tile.resident > 1 else None
     lead = min(tile.stages, shape.kernel[0] * shape.kernel[1] if tile.lines else tile.stages) // 4 * 2
     apart = tile.groups == 2 and tile.resident == 1 and tile.together == 1 and not tile.stationary
     return dataclasses.replace(tile, lead=lead) if apart and 0 < lead < shape.part(tile.filters).steps else None
@@ -304,10 +307,11 @@ def implicit_gemm_hopper(
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages,
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
         "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips, "WINDOWS": int(windows > 0),
-        "STATIONARY": int(tile.stationary), "POOL": 0, "LEAD": tile.lead,
+        "STATIONARY": int(tile.stationary), "POOL": 0,
+        "LEAD": tile.lead if tile.groups == 2 else 0, "LATE": int(tile.lead > 0 and tile.groups == 1),
     }  # fmt: skip
-    if tile.lead and (tile.groups, tile.together) != (2, 1):
-        raise ValueError("a lead of other than two warpgroups of one block")
+    if tile.lead and (tile.together > 1 or tile.groups == tile.resident == 1):
+        raise ValueError("a lead with no second warpgroup or block of its own to follow")
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")
     clusters = min(tile.count(shape), max(multiprocessors * tile.resident // tile.together, 1))

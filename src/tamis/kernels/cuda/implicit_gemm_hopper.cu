@@ -17,7 +17,8 @@
 //   steps ahead. Blocks stay, RESIDENT on each multiprocessor, and take every gridDim.x-th tile: `band` tiles of filters
 //   of the same pixels follow each other, then those of the next pixels, so that what runs at a time reads little twice.
 //   Two warpgroups that begin together also end together, and while both let their results leave no product runs. With
-//   LEAD the second one begins when the first one has started so many steps, and from then on they keep this distance.
+//   LEAD the second one begins when the first one has started so many steps, and from then on they keep this distance. So
+//   do blocks that share a multiprocessor, if LATE: each begins about when the one before has multiplied its first tile.
 //   The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of
 //   them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
 //   How results leave is in hopper_leave.h.
@@ -34,7 +35,7 @@
 //   128; all layers are in docs/design/0008-hopper-kernels.md.
 //
 // Constants: KERNEL (its name), SPARSE, IM2COL, HALO, GROUPED, WINDOWS, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES,
-// STRIP_COUNT, RESIDENT, LEAD (even), STATIONARY, POOL (0 or the size of a pooling window), and those of the headers.
+// STRIP_COUNT, RESIDENT, LEAD (even), LATE, STATIONARY, POOL (0 or the size of a pooling window), and those of the headers.
 #include "hopper_leave.h"
 #include "overlap.h"
 
@@ -189,6 +190,14 @@ TAMIS_DEVICE void multiply(Sum (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines &
     if constexpr (HALO) give_back(used_lines, thread);
 }
 
+// Blocks are given to the multiprocessors in turns, so those of one are as many numbers apart as there are others.
+TAMIS_DEVICE void begin_late(int steps) {
+    if constexpr (LATE) {
+        const int before = blockIdx.x * RESIDENT / gridDim.x;  // on the same multiprocessor
+        if (before > 0) pause(before * steps * BLOCKS * PIXELS * (SPARSE ? 1 : 2));
+    }
+}
+
 // Which pixels and which filters a tile has: numbers of tiles.
 struct Spot {
     int column, row;
@@ -335,6 +344,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
         fetch_first_residuals(exit_of(blockIdx.x / CLUSTER), true, strips, thread);
         unsigned leads = LEAD && group == 0 && thread == 0 ? base + LEAD_BARRIER : 0;
         if (LEAD && group > 0) barrier_wait(base + LEAD_BARRIER, 0);
+        begin_late(steps);
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += stride) {
             Sum sums[BLOCKS][PIXELS / 2];
             multiply(sums, ring, halo, walk, memory, group, thread, end - first, leads);
