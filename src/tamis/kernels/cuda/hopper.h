@@ -190,11 +190,8 @@ TAMIS_DEVICE void fetch_map(const TensorMap &map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-// 16 bytes, past the registers; a thread's copies since the last call are a group, and it waits until so many are left.
-TAMIS_DEVICE void copy(unsigned address, const void *from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
-}
-// The same where `exists`, and 16 bytes to far memory. Without a branch, around which nothing else could be arranged.
+// 16 bytes where they `exist`: past the registers into shared memory, and to far memory. Without a branch, around which
+// nothing else could be arranged. A thread's copies since the last commit are a group, and it waits until so many are left.
 TAMIS_DEVICE void copy_if(bool exists, unsigned address, const void *from) {
     asm volatile(
         "{\n"

@@ -225,15 +225,10 @@ TAMIS_DEVICE void multiply_sliding(Sums &sums, const Steps &ring, Slots &slots, 
             const auto rows = operand(weights + (set * BLOCKS + block) * MATRIX_BYTES, 128, 256, PLAIN);
             const auto columns = operand(pixels, 16, 1024, SWIZZLE_128);
 #pragma unroll
-            for (int part = 0; part < (SPARSE ? 2 : 4); part++) {
+            for (int part = 0; part < PARTS_OF_STEP; part++) {
                 const auto a = further(rows, part * 2048), b = further(columns, part * (SPARSE ? 64 : 32));
                 const int keep = step > 0 || part > 0;
-                if constexpr (!SPARSE)
-                    Product<PIXELS>::dense(sums[number], a, b, keep);
-                else if (part == 0)
-                    Product<PIXELS>::template sparse<0>(sums[number], a, b, places[block * WORDS], keep);
-                else
-                    Product<PIXELS>::template sparse<2 - WORDS>(sums[number], a, b, places[block * WORDS + WORDS - 1], keep);
+                start_product(sums[number], a, b, places + block * WORDS, part, keep);
             }
         }
         products_commit();

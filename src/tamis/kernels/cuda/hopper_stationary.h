@@ -18,7 +18,6 @@
 #pragma once
 
 static_assert(CLUSTER == 1, "each block copies its own pixels");
-constexpr int PARTS_OF_STEP = SPARSE ? 2 : 4;    // products
 constexpr int AT_ONCE = HALO ? TAPS : 1;         // steps whose pixels come together
 constexpr int RUNS = HELD_STEPS / AT_ONCE;       // of them, a tile
 constexpr int FRAGMENT_BYTES = 16 * THREADS;     // operand A of a product

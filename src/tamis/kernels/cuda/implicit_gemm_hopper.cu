@@ -103,6 +103,20 @@ struct Walk {
     }
 };
 
+constexpr int PARTS_OF_STEP = SPARSE ? 2 : 4;  // products
+
+// Starts a product of a step, the first one or another `part`, with operand A from shared memory. `places` are all of the
+// step's words of metadata for these 64 filters.
+TAMIS_DEVICE void start_product(Sum (&sums)[PIXELS / 2], unsigned long long a, unsigned long long b, const unsigned *places,
+                                int part, int keep) {
+    if constexpr (!SPARSE)
+        Product<PIXELS>::dense(sums, a, b, keep);
+    else if (part == 0)
+        Product<PIXELS>::template sparse<0>(sums, a, b, places[0], keep);
+    else
+        Product<PIXELS>::template sparse<2 - WORDS>(sums, a, b, places[WORDS - 1], keep);
+}
+
 // Starts one step's products of a warpgroup, once its operands are there. `places` is their metadata.
 TAMIS_DEVICE void start(Sum (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOCKS * WORDS], const Steps &ring,
                         unsigned pixels, const unsigned char *memory, int group, int thread, bool first) {
@@ -119,16 +133,11 @@ TAMIS_DEVICE void start(Sum (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOC
 #pragma unroll
     for (int block = 0; block < BLOCKS; block++) {
 #pragma unroll
-        for (int part = 0; part < (SPARSE ? 2 : 4); part++) {
+        for (int part = 0; part < PARTS_OF_STEP; part++) {
             const auto a = operand(weights + (group * BLOCKS + block) * MATRIX_BYTES + part * 2048, 128, 256, PLAIN);
             const auto b = operand(pixels + part * (SPARSE ? 64 : 32), 16, 1024, SWIZZLE_128);
             const int keep = !first || part > 0;
-            if constexpr (!SPARSE)
-                Product<PIXELS>::dense(sums[block], a, b, keep);
-            else if (part == 0)
-                Product<PIXELS>::template sparse<0>(sums[block], a, b, places[block * WORDS], keep);
-            else
-                Product<PIXELS>::template sparse<2 - WORDS>(sums[block], a, b, places[block * WORDS + WORDS - 1], keep);
+            start_product(sums[block], a, b, places + block * WORDS, part, keep);
         }
     }
     products_commit();
