@@ -114,7 +114,7 @@ def make_up_measurements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces every measurement, and kernels by made-up ones; the list notes which layers were measured."""
     layers: list[str] = []
 
-    def race(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Any) -> list[Measurement]:
+    def race(layer: Layer, choices: list[tuple[Tactic, Choice]], suspects: Any, track: Any) -> list[Measurement]:
         layers.append(layer.name)
         for tactic, choice in choices:
             tactic.lower(layer, choice)  # every choice that is offered can be lowered

@@ -37,6 +37,7 @@ from tamis.compiler.tactics.base import Choice, Layer, Tactic
 from tamis.compiler.tuner import race as race_module
 from tamis.compiler.tuner.cache import Measurement
 from tamis.compiler.tuner.race import Track
+from tamis.compiler.tuner.suspect import Suspect
 from tamis.engine import DeviceState, Engine, Plan
 from tamis.engine.encoding import decode
 from tamis.engine.plan import DeviceInfo, from_json, to_json
@@ -125,11 +126,12 @@ def built_with_gaps(folder: Path, name: str, place: Path, monkeypatch: pytest.Mo
     made_up_layers = make_up_measurements(monkeypatch)
     made_up_race = race_module._race_now
 
-    def race(layer: Layer, choices: list[tuple[Tactic, Choice]], track: Track) -> list[Measurement]:
-        suspects = race_module.race_suspects(layer, [choice for _, choice in choices], track)
+    def race(
+        layer: Layer, choices: list[tuple[Tactic, Choice]], suspects: list[Suspect], track: Track
+    ) -> list[Measurement]:
         known = [track.cache.get(suspect.key) for suspect in suspects]
         if not any(known):
-            return made_up_race(layer, choices, track)
+            return made_up_race(layer, choices, suspects, track)
         return [found or Measurement(failure="skipped: not recorded") for found in known]
 
     monkeypatch.setattr(race_module, "_race_now", race)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,7 +100,7 @@ def prepare(
     work: list[tuple[Layer, Offers]] = []
     for layer in layers if any(isinstance(tactic, Compiles) for tactic in tactics) else ():
         offers, _ = _offers(layer, tactics, track)
-        if not all(_found(layer, offers, track)):
+        if not all(_known(race_suspects(layer, [choice for _, choice in offers], track), track)):
             work.append((layer, offers))
     return compile_ahead(in_order(work), (time.monotonic() + track.deadline) / 2, progress)
 
@@ -139,15 +139,14 @@ def _left_out(layer: Layer, offers: Offers, track: Track) -> tuple[tuple[str, st
     return tuple((name, reason) for name, reason in reasons if reason is not None)
 
 
-def _found(layer: Layer, offers: Offers, track: Track) -> list[Measurement | None]:
+def _known(suspects: Iterable[Suspect], track: Track) -> list[Measurement | None]:
     """What the cache knows of each."""
-    suspects = race_suspects(layer, [choice for _, choice in offers], track)
     return [_still_valid(track.cache.get(suspect.key), track) for suspect in suspects]
 
 
 def _measure(layer: Layer, choices: Offers, track: Track, late: frozenset[Unit]) -> tuple[Entry, ...]:
-    keys = [suspect.key for suspect in race_suspects(layer, [choice for _, choice in choices], track)]
-    found = _found(layer, choices, track)
+    suspects = race_suspects(layer, [choice for _, choice in choices], track)
+    found = _known(suspects, track)
     if all(found):
         return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
     # Times count beside those taken in turns with them, so a race is run as a whole; only what broke the GPU stays out,
@@ -156,13 +155,13 @@ def _measure(layer: Layer, choices: Offers, track: Track, late: frozenset[Unit])
     for index, (tactic, choice) in enumerate(choices):
         if late and not late.isdisjoint(units_of(tactic, layer, choice)):
             spent = f"{_SPENT}{track.config.budget_seconds:g} s was spent before its kernel was compiled"
-            found[index] = found[index] or track.cache.put(keys[index], Measurement(failure=spent))
+            found[index] = found[index] or track.cache.put(suspects[index].key, Measurement(failure=spent))
         elif not broke_device(found[index]):
             fit.append(index)
     with torch.inference_mode():
-        measured = _race_now(layer, [choices[index] for index in fit], track)
+        measured = _race_now(layer, [choices[index] for index in fit], [suspects[index] for index in fit], track)
     for index, measurement in zip(fit, measured, strict=True):
-        found[index] = track.cache.put(keys[index], measurement)
+        found[index] = track.cache.put(suspects[index].key, measurement)
     return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
 
 
@@ -195,7 +194,7 @@ def _entry(choice: Choice, measurement: Measurement, track: Track) -> Entry:
     )
 
 
-def _race_now(layer: Layer, choices: Offers, track: Track) -> list[Measurement]:
+def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track: Track) -> list[Measurement]:
     results: dict[int, Measurement] = {}
     trials: dict[int, Trial] = {}
     best: dict[object, float] = {}
@@ -203,7 +202,6 @@ def _race_now(layer: Layer, choices: Offers, track: Track) -> list[Measurement]:
     accuracies: dict[int, Accuracy] = {}
     flops = flops_of(layer)
     roof_holds = True
-    suspects = race_suspects(layer, [choice for _, choice in choices], track)
     memory = SharedMemory()
     for index, (tactic, choice) in enumerate(choices):
         formats = (choice.inputs, choice.outputs)
