@@ -28,9 +28,10 @@ from tamis.compiler.tuner.duel import duel, fastest, runner_of
 from tamis.compiler.tuner.race import LayerRace, Track, prepare, race_layer
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, note_culprit, watch
-from tamis.compiler.tuner.timing import Clock, beats
+from tamis.compiler.tuner.timing import Clock
 from tamis.devices.base import Device
 from tamis.engine.crossover import CROSSOVER_VERSION, LAYER_KINDS, Cell, CrossoverMap, LayerKind, Reason
+from tamis.engine.noise import beats
 from tamis.errors import ConfigError, DeviceLost, TamisError
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType

@@ -20,10 +20,10 @@ from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tuner.describe import description_of, kind_of
 from tamis.compiler.tuner.duel import duel, fastest, runner_of
 from tamis.compiler.tuner.race import LayerRace
-from tamis.compiler.tuner.timing import beats
 from tamis.compiler.what_if import WhatIf, hardware_pattern, naming_culprits, open_what_if
 from tamis.engine.estimate import ESTIMATE_VERSION, Estimate, LayerEstimate, Versus
 from tamis.engine.inspect import is_sparse
+from tamis.engine.noise import beats
 from tamis.engine.plan import LayerRecord
 
 _MOST_REASONS = 2

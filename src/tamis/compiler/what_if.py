@@ -31,10 +31,11 @@ from tamis.compiler.tuner.cache import Measurement, digest_of, short_hash
 from tamis.compiler.tuner.race import LayerRace, Track
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, note_culprit, watch
-from tamis.compiler.tuner.timing import NOISE, Clock, Contender, beats, summarise
+from tamis.compiler.tuner.timing import Clock, Contender, summarise
 from tamis.engine.estimate import Versus
 from tamis.engine.file import Engine
 from tamis.engine.inspect import is_sparse
+from tamis.engine.noise import NOISE, beats
 from tamis.engine.plan import to_json
 from tamis.errors import ConfigError, DeviceLost
 from tamis.formats import NM, TWO_FOUR, parse_pattern

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from tamis.engine.file import Engine
 from tamis.engine.inspect import is_sparse
-from tamis.engine.plan import EngineRecord, LayerRecord, Plan, Timing
+from tamis.engine.noise import beats
+from tamis.engine.plan import EngineRecord, LayerRecord, Plan
 from tamis.report.sparsity import best, why_no_sparse
 from tamis.report.units import counted, microseconds
 
-_NOISE = 0.03  # a smaller difference is none, as for the contest of a build
 _MOST_REASONS = 3
 
 
@@ -72,7 +72,7 @@ def verdict(engine: Engine) -> Verdict:
     timings = [record.timing for record in plan.engines if _is_dense(record)]
     dense = min(timings, key=lambda timing: timing.median_us, default=None)
     return Verdict(
-        faster=False if not sparse else _beats(chosen, dense) if chosen and dense else None,
+        faster=False if not sparse else beats(chosen, dense) if chosen and dense else None,
         gain=dense.median_us / chosen.median_us if dense and chosen else None,
         dense_us=dense.median_us if dense else None,
         chosen_us=chosen.median_us if chosen else None,
@@ -85,12 +85,6 @@ def verdict(engine: Engine) -> Verdict:
 def _is_dense(record: EngineRecord) -> bool:
     """Whether an engine's name, up to the words on views and streams, says that it may hold dense tactics only."""
     return record.name.partition(",")[0].split()[-1:] == ["dense"]
-
-
-def _beats(one: Timing, other: Timing) -> bool:
-    """Whether the median and the fast end are both lower by more than the noise."""
-    limit = 1.0 - _NOISE
-    return one.median_us < limit * other.median_us and one.p10_us < limit * other.p10_us
 
 
 def _reasons(plan: Plan, layers: Sequence[LayerRecord]) -> tuple[tuple[str, int], ...]:
@@ -107,6 +101,6 @@ def _reason(plan: Plan, layer: LayerRecord) -> str:
     dense, sparse = best(layer, sparse=False), best(layer, sparse=True)
     if sparse is None or sparse.timing is None:
         return why_no_sparse(layer)
-    if dense is not None and dense.timing is not None and not _beats(sparse.timing, dense.timing):
+    if dense is not None and dense.timing is not None and not beats(sparse.timing, dense.timing):
         return "the best dense tactic is as fast or faster"
     return sparse.reason or "sparse is faster by itself, but not in the whole engine"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tamis.compiler.tuner.timing import Clock, Contender, beats, summarise
+from tamis.compiler.tuner.timing import Clock, Contender, summarise
 from tamis.devices.cpu import stopwatch
 from tamis.devices.cpu.device import CpuDevice
+from tamis.engine.noise import beats
 from tamis.engine.plan import Timing
 
 

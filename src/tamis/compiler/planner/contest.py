@@ -23,9 +23,10 @@ from tamis.compiler.tuner.accuracy import compare, objection, worst
 from tamis.compiler.tuner.cache import Measurement, TimingCache, digest_of, short_hash
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, broke_device, watch
-from tamis.compiler.tuner.timing import Clock, Contender, beats
+from tamis.compiler.tuner.timing import Clock, Contender
 from tamis.devices.base import Device
 from tamis.engine.file import Engine
+from tamis.engine.noise import beats
 from tamis.engine.plan import Accuracy, EngineRecord, Timing, to_json
 from tamis.errors import DeviceLost, TamisError
 from tamis.formats.dtype import DType

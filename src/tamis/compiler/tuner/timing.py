@@ -88,17 +88,3 @@ def summarise(samples_us: Sequence[float]) -> Timing:
         return round(ordered[low] + (ordered[high] - ordered[low]) * (position - low), 3)
 
     return Timing(at(0.5), at(0.1), at(0.9), len(ordered))
-
-
-# Differences below this fraction mean nothing, however quiet the machine.
-NOISE = 0.03
-
-
-def beats(challenger: Timing, holder: Timing) -> bool:
-    """Whether the challenger is faster by more than the noise.
-
-    Both the median and the tenth percentile must be lower: the median alone is at the mercy of a machine that
-    was busy for half of the turns, the fast end alone at that of a few lucky calls.
-    """
-    limit = 1.0 - NOISE
-    return challenger.median_us < limit * holder.median_us and challenger.p10_us < limit * holder.p10_us
