@@ -37,6 +37,7 @@ from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import flops_of, layer_of, moved_bytes_of
 from tamis.compiler.tactics.generations import AMPERE
+from tamis.compiler.tactics.pooled import pooled_layer
 from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.race import Entry, LayerRace, Track, prepare, race_layer
 from tamis.compiler.tuner.timing import Clock
@@ -206,12 +207,11 @@ def rows_of_pair(case: Case, graph: Graph, track: Track) -> list[Row]:
     rows = []
     flops = flops_of(conv) + flops_of(pool)
     for each in found:
-        ends = replace(conv, node=replace(conv.node, outputs=pool.node.outputs), types={**conv.types, **pool.types})
         border = replace(each.choices[0], outputs=each.choices[-1].outputs)
         rows.append(
             Row("kernels", case.name, each.name, str(each.choices[0].precision), each.choices[0].sparsity, case.batch,
                 each.timing.median_us, each.timing.p10_us, each.timing.p90_us, each.timing.n, flops,
-                moved_bytes_of(ends, border), each.accuracy.max_relative_error, each.note)
+                moved_bytes_of(pooled_layer(conv, pool), border), each.accuracy.max_relative_error, each.note)
         )  # fmt: skip
     return rows
 

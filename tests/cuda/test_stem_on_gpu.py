@@ -21,9 +21,10 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Pool
 from tamis.compiler.tactics.base import Layer, layer_of
 from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm
-from tamis.compiler.tactics.pooled import HopperPooled
+from tamis.compiler.tactics.pooled import HopperPooled, pooled_layer
 from tamis.compiler.tactics.stem import HopperStem
 from tamis.compiler.tuner.accuracy import compare, objection
+from tamis.devices.base import Runner
 from tamis.devices.cuda.info import cuda_info
 
 CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS)
@@ -58,6 +59,15 @@ def reference(layer, arrays) -> torch.Tensor:
     return result
 
 
+def run_poisoned(runners: list[Runner], slots: list[torch.Tensor], layer: Layer) -> None:
+    """Runs on results that hold NaN before."""
+    for made in slots[len(layer.values) :]:
+        made.fill_(float("nan"))
+    for run in runners:
+        run(slots)
+    torch.cuda.synchronize()
+
+
 @pytest.mark.parametrize("case", SMALL + LARGE, ids=lambda case: case.name)
 def test_first_layers(case: StemCase) -> None:
     """Every value holds NaN before, and a second run gives the same bits."""
@@ -73,11 +83,7 @@ def test_first_layers(case: StemCase) -> None:
         runners, slots, (output,) = bound_steps(layer, choice, tactic.lower(layer, choice), arrays, "cuda")
         results = []
         for _ in range(2):
-            for made in slots[len(layer.values) :]:
-                made.fill_(float("nan"))
-            for run in runners:
-                run(slots)
-            torch.cuda.synchronize()
+            run_poisoned(runners, slots, layer)
             results.append(output.clone())
         assert torch.equal(results[0], results[1]), choice
         assert objection(compare(results[0], expected), choice.precision, cosine=0.9999, relative=1e-5) is None, choice
@@ -97,8 +103,8 @@ def check_pooled(layer: Layer, arrays: dict[str, np.ndarray], pool: Pool) -> Non
     if any(reasons):
         pytest.skip("; ".join(reason for reason in reasons if reason))
     (region,) = tactic.regions(graph, frozenset(node.name for node in graph.nodes))
-    conv = layer_of(graph, graph.nodes[0])
-    both = replace(conv, node=replace(conv.node, outputs=("z",)), types=graph.types)
+    conv, pooling = (layer_of(graph, node) for node in graph.nodes)
+    both = pooled_layer(conv, pooling)
     found = tactic.choices(graph, region, device, config)
     assert {choice.precision for choice in found} == set(PRECISIONS)
     assert ("2:4" in {choice.sparsity for choice in found}) == conv.eligible
@@ -118,11 +124,7 @@ def check_pooled(layer: Layer, arrays: dict[str, np.ndarray], pool: Pool) -> Non
         expected = functional.max_pool2d(padded.float(), pool.kernel, pool.strides, ceil_mode=pool.ceil)
         runners, slots, (output,) = bound_steps(both, choice, made_steps, arrays, "cuda")
         for _ in range(2):
-            for made in slots[len(conv.values) :]:
-                made.fill_(float("nan"))
-            for run in runners:
-                run(slots)
-            torch.cuda.synchronize()
+            run_poisoned(runners, slots, conv)
             assert torch.equal(output.float(), expected), choice
 
 

@@ -23,12 +23,12 @@ from stem_layers import StemCase, max_pool, pooled_graph
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.tactics import cuda_kernels, cuda_steps, implicit_gemm
-from tamis.compiler.tactics.base import Choice
+from tamis.compiler.tactics.base import Choice, layer_of
 from tamis.compiler.tactics.conversion import conversion_step
 from tamis.compiler.tactics.cuda_kernels import TamisCuda
 from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
 from tamis.compiler.tactics.implicit_gemm import ImplicitGemm
-from tamis.compiler.tactics.pooled import HopperPooled
+from tamis.compiler.tactics.pooled import HopperPooled, pooled_layer
 from tamis.compiler.tactics.stem import HopperStem
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.base import BoundShape
@@ -250,7 +250,7 @@ def test_pooling_behind_convolutions(driver, number: int):
     graph, tactic = pooled_graph(layer, pool), HopperPooled()
     assert [tactic.refuses(graph, node, H200, CONFIG) for node in graph.nodes] == [None, None]
     (region,) = tactic.regions(graph, frozenset(node.name for node in graph.nodes))
-    both = replace(layer, node=replace(layer.node, outputs=("z",)), types=graph.types)
+    both = pooled_layer(layer, layer_of(graph, graph.nodes[1]))
     exact = evaluate(pool, [expected(layer, arrays)])[0]
     found = tactic.choices(graph, region, H200, CONFIG)
     assert {choice.sparsity for choice in found} == ({"dense", "2:4"} if "2:4" in str(graph.sparsity) else {"dense"})

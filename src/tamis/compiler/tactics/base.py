@@ -95,6 +95,14 @@ class Lowered:
     constants: Mapping[str, np.ndarray]
     temporaries: Mapping[str, tuple[tuple[int, ...], Format]] = field(default_factory=dict)
 
+    def before(self, after: Lowered) -> Lowered:
+        """These steps and then those of ``after``."""
+        return Lowered(
+            (*self.steps, *after.steps),
+            {**self.constants, **after.constants},
+            {**self.temporaries, **after.temporaries},
+        )
+
 
 class Tactic(Protocol):
     """A family of implementations that can run single layers; ``sparse``: it makes use of 2:4 weights."""

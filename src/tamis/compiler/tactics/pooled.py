@@ -36,12 +36,11 @@ from tamis.compiler.tactics.implicit_gemm import (
     packed_weight,
     shape_of,
 )
-from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
+from tamis.compiler.tactics.precision import SameArray, runs_in
 from tamis.compiler.tactics.product import refuses_two_of_four
 from tamis.compiler.tactics.region import Region, region_of
-from tamis.compiler.tactics.space_to_depth import rearranging_step
-from tamis.compiler.tactics.stem import HopperStem, windows_of, windows_weight
-from tamis.engine.plan import DeviceInfo, Format, Sparsity, Step
+from tamis.compiler.tactics.stem import HopperStem, lower_windows, refuses_windows, windows_of
+from tamis.engine.plan import DeviceInfo, Format, Sparsity
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.convolution import Convolution
 from tamis.kernels.cuda.pooled import (
@@ -89,7 +88,7 @@ class HopperPooled:
         if not isinstance(node.op, Conv):
             return f"{type(node.op).__name__} is neither a convolution nor a pooling"
         layer = layer_of(graph, node)
-        alone = _STEM if _STEM.refuses_geometry(layer) is None else _PLAIN
+        alone = _STEM if refuses_windows(layer) is None else _PLAIN
         reason = alone.refuses(layer, device, config)
         if reason is None and epilogue_alone(layer) is None:
             return "its epilogue reads other values or has steps that the kernel cannot fuse"
@@ -144,27 +143,20 @@ class HopperPooled:
         kernel = implicit_gemm_pooled(
             pair.shape, pair.pooling, tile, choice.precision, multiprocessors, epilogue, sparse=sparse
         )
-        image, steps = region.inputs[0], list[Step]()
-        binary, temporaries = dict[str, np.ndarray](), dict[str, tuple[tuple[int, ...], Format]]()
         if pair.windows:
-            made, _ = windows_of(layer)
-            image = f"{layer.node.output}/windows"
-            step, binary = rearranging_step(layer, choice, made, image)
-            steps.append(step)
-            kept = (layer.type(0).shape[0], made.channels, *made.size)
-            temporaries = {image: (kept, Format(choice.precision.storage, "channels_last"))}
-            matrix = to_precision(windows_weight(layer, made), choice.precision)
-            packed = HOPPER.packed(matrix, tile.filters, sparse=False)
+            image, front, packed = lower_windows(layer, choice, tile.filters)
         else:
+            image, front = region.inputs[0], Lowered((), {})
             weight = SameArray(layer.constants[layer.node.inputs[1]])
             bundles = pair.shape.bundles(tile.filters)
             packed = packed_weight(weight, choice.precision, HOPPER, bundles, tile.filters, False, sparse)
         step, constants = kernel_step(
             kernel, choice, name=region.name, layers=tuple(node.name for node in region.nodes), inputs=(image,),
             outputs=region.outputs, constants={f"{layer.name}.weight": packed, **bias_constant(layer)},
-            moved_bytes=moved_bytes_of(_as_one(pair), choice), flops=flops_of(layer) + flops_of(pair.pool),
+            flops=flops_of(layer) + flops_of(pair.pool),
+            moved_bytes=moved_bytes_of(pooled_layer(layer, pair.pool), choice),
         )  # fmt: skip
-        return Lowered((*steps, step), {**binary, **constants}, temporaries)
+        return front.before(Lowered((step,), constants))
 
     def profile(
         self, graph: Graph, region: Region, choice: Choice, inputs: Sequence[np.ndarray], threads: int
@@ -176,14 +168,14 @@ class HopperPooled:
 def _pair_of(graph: Graph, region: Region) -> _Pair:
     conv, pool = (layer_of(graph, node) for node in region.nodes)
     # As the tactics for single layers: those of few channels take windows where a layer has them.
-    windows = _STEM.refuses_geometry(conv) is None
+    windows = refuses_windows(conv) is None
     return _Pair(conv, pool, windows_of(conv)[1] if windows else shape_of(conv), windows)
 
 
-def _as_one(pair: _Pair) -> Layer:
-    """The convolution as a layer whose result is the pooled one, for what moves."""
-    types = {**pair.conv.types, **pair.pool.types}
-    return replace(pair.conv, node=replace(pair.conv.node, outputs=pair.pool.node.outputs), types=types)
+def pooled_layer(conv: Layer, pool: Layer) -> Layer:
+    """The convolution as a layer whose result is the pooled one: what goes into the pair and what comes out."""
+    types = {**conv.types, **pool.types}
+    return replace(conv, node=replace(conv.node, outputs=pool.node.outputs), types=types)
 
 
 def _tiles(pair: _Pair, device: DeviceInfo, level: int, *, sparse: bool) -> list[PooledTile]:

@@ -65,13 +65,9 @@ class HopperStem:
         """Anything but plain 2-D convolutions of few channels, and other devices than Hopper."""
         if device.kind != "cuda":
             return "runs on CUDA devices only"
-        reason = self.refuses_geometry(layer)
+        reason = refuses_windows(layer)
         reason = reason or HOPPER.refuses(windows_of(layer)[1], device, config)
         return refuses_kernel(layer, device, config) if reason is None else reason
-
-    def refuses_geometry(self, layer: Layer) -> str | None:
-        """Why a layer has no windows, whatever the device."""
-        return _refuses_layer(layer)
 
     def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
         """Each allowed 16-bit precision, the image as the network's inputs come or as other layers leave it, tiles."""
@@ -96,16 +92,10 @@ class HopperStem:
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """The step that makes blocks of the image and pads it, the product over its windows, and what that leaves."""
-        made, shape = windows_of(layer)
-        image = f"{layer.node.output}/windows"
-        step, binary = rearranging_step(layer, choice, made, image)
-        matrix = to_precision(windows_weight(layer, made), choice.precision)
         tile = HOPPER.tile(choice.parameters)
-        packed = HOPPER.packed(matrix, tile.filters, sparse=False, stationary=tile.stationary)
-        behind = lower_kernel(layer, choice, kernel_of(HOPPER, layer, choice, shape), image, packed)
-        kept = (layer.type(0).shape[0], made.channels, *made.size)
-        temporaries = {image: (kept, Format(choice.precision.storage, "channels_last")), **behind.temporaries}
-        return Lowered((step, *behind.steps), {**binary, **behind.constants}, temporaries)
+        image, front, packed = lower_windows(layer, choice, tile.filters, stationary=tile.stationary)
+        behind = lower_kernel(layer, choice, kernel_of(HOPPER, layer, choice, windows_of(layer)[1]), image, packed)
+        return front.before(behind)
 
 
 def _tiles(layer: Layer, device: DeviceInfo, level: int) -> Sequence[Tile]:
@@ -130,13 +120,30 @@ def windows_of(layer: Layer) -> tuple[Rearranged, Convolution]:
     return made, windows
 
 
+def lower_windows(
+    layer: Layer, choice: Choice, filters: int, *, stationary: bool = False
+) -> tuple[str, Lowered, np.ndarray]:
+    """The padded image's name, the step that makes it, and the weight as the kernel over windows reads it.
+
+    ``filters``: of the tile; ``stationary``: whether it keeps its filters.
+    """
+    made, _ = windows_of(layer)
+    image = f"{layer.node.output}/windows"
+    step, binary = rearranging_step(layer, choice, made, image)
+    matrix = to_precision(windows_weight(layer, made), choice.precision)
+    kept = (layer.type(0).shape[0], made.channels, *made.size)
+    front = Lowered((step,), binary, {image: (kept, Format(choice.precision.storage, "channels_last"))})
+    return image, front, HOPPER.packed(matrix, filters, sparse=False, stationary=stationary)
+
+
 def windows_weight(layer: Layer, made: Rearranged) -> np.ndarray:
     """The weight [K,C,R,S] over windows: [K, rows of taps, channels of a window]."""
     blocks = rearranged_weight(layer.constants[layer.node.inputs[1]], layer.op.pads, made)
     return np.ascontiguousarray(blocks.reshape(*blocks.shape[:2], -1))
 
 
-def _refuses_layer(layer: Layer) -> str | None:
+def refuses_windows(layer: Layer) -> str | None:
+    """Why a layer has no windows, whatever the device."""
     op = layer.op
     if not isinstance(op, Conv):
         return f"{type(op).__name__} is not a convolution"
