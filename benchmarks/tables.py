@@ -100,8 +100,12 @@ def gpu_table(results: Path) -> str:
     parts = []
     for path in sorted(results.glob("cuda-models-*.json")):
         content = json.loads(path.read_text())
-        rows = [row for row in content["rows"] if row["bench"] == "cuda-models" and usable(row)]
-        parts += [gpu_caption(content["meta"]), "", markdown(*without_empty_columns(GPU_HEADER, gpu_lines(rows))), ""]
+        parts += [
+            gpu_caption(content["meta"]),
+            "",
+            markdown(*without_empty_columns(GPU_HEADER, gpu_lines(content))),
+            "",
+        ]
     return "\n".join(parts or ["No results yet: run `make bench-gpu`.", ""])
 
 
@@ -112,7 +116,7 @@ def newest_gpu_table(results: Path) -> str:
     for content in sorted(contents, key=lambda content: content["meta"]["date"]):
         gpu = content["meta"].get("gpu", "GPU").removeprefix("NVIDIA ")
         captions.append(gpu_caption(content["meta"]))
-        for line in gpu_lines([row for row in content["rows"] if row["bench"] == "cuda-models" and usable(row)]):
+        for line in gpu_lines(content):
             lines[line[:2]] = (line[0], gpu, *line[1:])
     header = (GPU_HEADER[0], "GPU", *GPU_HEADER[1:])
     if not lines:
@@ -120,8 +124,9 @@ def newest_gpu_table(results: Path) -> str:
     return "\n".join([*captions, "", markdown(*without_empty_columns(header, lines.values())), ""])
 
 
-def gpu_lines(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
+def gpu_lines(content: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     """A line for each case and precision that Tamis ran; a ratio over 1 speaks for what it is divided by."""
+    rows = [row for row in content["rows"] if row["bench"] == "cuda-models" and usable(row)]
     for case, precision in dict.fromkeys((row["case"], row["precision"]) for row in rows):
         found = {r["impl"]: r for r in rows if (r["case"], r["precision"]) == (case, precision)}
         us = {impl: float(row["median_us"]) for impl, row in found.items()}

@@ -10,7 +10,7 @@ import onnx
 
 from tamis.errors import InvalidModel
 from tamis.onnx_files.mapped import without_weights
-from tamis.onnx_files.tensors import external_files
+from tamis.onnx_files.tensors import bodies_of, external_files
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -132,5 +132,5 @@ def _names_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, obje
             yield where, text
         for attribute in node.attribute:
             yield where, attribute.name
-            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+            for body in bodies_of(attribute):
                 yield from _names_of_graph(body)

@@ -201,8 +201,13 @@ def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+            for body in bodies_of(attribute):
                 yield from _tensors_of_graph(body)
+
+
+def bodies_of(attribute: onnx.AttributeProto) -> tuple[onnx.GraphProto, ...]:
+    """The graphs that an attribute holds: branches of an If, the body of a Loop."""
+    return (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ()))
 
 
 def external_files(model: onnx.ModelProto) -> set[str]:

@@ -21,6 +21,7 @@ PACKED = (torch.float4_e2m1fn_x2,) if hasattr(torch, "float4_e2m1fn_x2") else ()
 _SMALL = 0.1  # of the norm; the two smallest of four Gaussian weights hold 0.3
 NOT_FINITE = "it holds NaN or infinity"
 RUN_TIME = "its zeros come from {} when the model runs, the stored weight is dense; {}"
+PRUNED = RUN_TIME.format("torch.nn.utils.prune", "call torch.nn.utils.prune.remove")
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _run_time(choice: LayerChoice) -> str | None:
     """What makes the zeros of a weight at run time, other than a mask that `finalize` bakes in."""
     module, parameter = choice.module, choice.parameter
     if hasattr(module, f"{parameter}_orig") and hasattr(module, f"{parameter}_mask"):
-        return RUN_TIME.format("torch.nn.utils.prune", "call torch.nn.utils.prune.remove")
+        return PRUNED
     if not parametrize.is_parametrized(module, parameter) or held_mask(module, parameter) is not None:
         return None
     weight = choice.weight

@@ -9,8 +9,8 @@ import torch
 
 from tamis.errors import InvalidModel
 from tamis.formats import NM
-from tamis.sparsity.check import PACKED, RUN_TIME, LayerCheck, Progress, judge, nonzeros
-from tamis.sparsity.masks import NO_ELEMENTS, as_pattern, axis_misfit
+from tamis.sparsity.check import PACKED, PRUNED, LayerCheck, Progress, judge, nonzeros
+from tamis.sparsity.masks import NO_ELEMENTS, as_pattern, axis_misfit, unlike
 
 _PARAMETRISED = ".parametrizations."
 _UNKNOWN = (
@@ -18,7 +18,6 @@ _UNKNOWN = (
     "before it is saved, or check the module"
 )
 _SPECTRAL = {"_u", "_v"}  # what a spectral norm keeps; it only scales
-_PRUNED = RUN_TIME.format("torch.nn.utils.prune", "call torch.nn.utils.prune.remove")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _weight(key: str, state: Mapping[str, torch.Tensor]) -> _Weight:
     if key == f"{name}_v":
         return _Weight(name, _normed(name, tensor, state[f"{name}_g"]))
     if f"{name}_mask" in state:
-        return _Weight(name, _masked(name, tensor, state[f"{name}_mask"]), run_time=_PRUNED)
+        return _Weight(name, _masked(name, tensor, state[f"{name}_mask"]), run_time=PRUNED)
     return _Weight(name, tensor)  # a spectral norm: up to a scale
 
 
@@ -145,12 +144,8 @@ def _normed(name: str, direction: torch.Tensor, lengths: torch.Tensor) -> torch.
 
 
 def _masked(name: str, tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    if mask.shape != tensor.shape:
-        raise InvalidModel(
-            f"its mask has shape {list(mask.shape)}, its weight {list(tensor.shape)}",
-            layer=name,
-            remedy="the two are not of one model: save the state dict again",
-        )
+    if misfit := unlike(mask, tensor):
+        raise InvalidModel(misfit, layer=name, remedy="the two are not of one model: save the state dict again")
     return torch.where(mask != 0, tensor, 0)
 
 

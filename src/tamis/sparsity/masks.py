@@ -163,6 +163,13 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, int]]:
                 yield parameter, 1
 
 
+def unlike(tensor: torch.Tensor, weight: torch.Tensor, what: str = "mask") -> str | None:
+    """Why a mask, or what else has one value for each element, does not belong to a weight; None if it may."""
+    if tensor.shape == weight.shape:
+        return None
+    return f"its {what} has shape {list(tensor.shape)}, its weight {list(weight.shape)}"
+
+
 def shape_misfit(layer: LayerChoice, pattern: NM) -> str | None:
     """Why the shape of a weight does not fit the pattern; None if it does.
 

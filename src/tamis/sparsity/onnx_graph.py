@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.errors import InvalidModel, first_line
-from tamis.onnx_files import Source, load_model, sparse_to_array, to_array
+from tamis.onnx_files import Source, bodies_of, load_model, sparse_to_array, to_array
 
 if TYPE_CHECKING:
     import onnx
@@ -112,7 +112,7 @@ class OnnxGraph:
             OnnxGraph(body, opsets, folder, self)
             for node in self.nodes
             for attribute in node.attribute
-            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ()))
+            for body in bodies_of(attribute)
         ]
 
     def graphs(self) -> Iterator[OnnxGraph]:
@@ -250,7 +250,7 @@ def _different(value: NDArray[Any]) -> int:
 
 def has_body(node: onnx.NodeProto) -> bool:
     """Whether a node runs graphs of its own."""
-    return any(attribute.graphs or attribute.HasField("g") for attribute in node.attribute)
+    return any(bodies_of(attribute) for attribute in node.attribute)
 
 
 def _foldable(node: onnx.NodeProto) -> bool:

@@ -16,7 +16,16 @@ from tamis.sparsity.activations import channel_squares, from_matrices, hessian, 
 from tamis.sparsity.calibration import Calibration, Identity, as_calibration, gradients, measure, stages
 from tamis.sparsity.compensation import compensate, refit
 from tamis.sparsity.hold import PruneReport, describe, held_mask, hold_masks, require_unmasked
-from tamis.sparsity.masks import TRANSPOSED, LayerChoice, as_pattern, follows, nm_mask, prunable, require_values
+from tamis.sparsity.masks import (
+    TRANSPOSED,
+    LayerChoice,
+    as_pattern,
+    follows,
+    nm_mask,
+    prunable,
+    require_values,
+    unlike,
+)
 from tamis.sparsity.named_layers import planned_layers
 from tamis.sparsity.prune_plan import PrunePlan
 from tamis.sparsity.scores import Scores, channel_norms, magnitude_scores, taylor_scores, wanda_scores
@@ -250,12 +259,8 @@ def _require_shape(layer: LayerChoice, tensor: torch.Tensor, what: str) -> None:
         raise SparsityError(
             f"its {what} is a {type(tensor).__name__}", layer=layer.full_name, remedy="give a tensor of torch"
         )
-    if tensor.shape != layer.weight.shape:
-        raise SparsityError(
-            f"its {what} has shape {list(tensor.shape)}, its weight {list(layer.weight.shape)}",
-            layer=layer.full_name,
-            remedy=f"give one {what} for each element",
-        )
+    if misfit := unlike(tensor, layer.weight, what):
+        raise SparsityError(misfit, layer=layer.full_name, remedy=f"give one {what} for each element")
 
 
 def _taylor(

@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tamis.errors import ConfigError, SparsityError
 from tamis.formats import NM
 from tamis.sparsity.hold import HeldMask, PruneReport, finalize, held_mask, held_names, is_sharded, originals, placed_as
-from tamis.sparsity.masks import LayerChoice, as_pattern, follows, nm_mask, prunable
+from tamis.sparsity.masks import LayerChoice, as_pattern, follows, nm_mask, prunable, unlike
 from tamis.sparsity.pruning import Exclude, prune
 from tamis.sparsity.schedule import Schedule
 
@@ -286,11 +286,9 @@ def bake_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
             baked[key] = tensor
         else:
             mask = state[names[1]]
-            if mask.shape != tensor.shape:
+            if misfit := unlike(mask, tensor):
                 raise SparsityError(
-                    f"its mask has shape {list(mask.shape)}, its weight {list(tensor.shape)}",
-                    layer=names[0],
-                    remedy="the two are not of one model: save the state dict again",
+                    misfit, layer=names[0], remedy="the two are not of one model: save the state dict again"
                 )
             masks.add(names[1])
             baked[names[0]] = torch.where(placed_as(mask, tensor) != 0, tensor, 0.0)

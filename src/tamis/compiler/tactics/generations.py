@@ -44,7 +44,7 @@ _STATIONARY_BY_LEVEL = (0, 0, 0, 2, 4)
 _STATIONARY_SLOWEST = 1.5  # times as long as the best of the others, by the model
 # From this level on the best tiles race also with a second warpgroup or block that follows the first, so many of them.
 # What that brings has not been measured yet.
-LEAD_LEVEL, _LEADING = 4, 2
+_LEAD_LEVEL, _LEADING = 4, 2
 # A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
 _LEAST_USE = 0.6
 
@@ -151,7 +151,7 @@ class Hopper:
         longest = _STATIONARY_SLOWEST * predicted(best[0])
         held = [tile for tile in held if predicted(tile) <= longest]
         held = sorted(held, key=predicted)[: _STATIONARY_BY_LEVEL[level]]
-        if level < LEAD_LEVEL:
+        if level < _LEAD_LEVEL:
             return best + held
         return best + _leading(shape, best)[:_LEADING] + held + _leading(shape, held)[:_LEADING]
 
