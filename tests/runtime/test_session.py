@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from sample_engines import DEVICE, F32, FakeDevice, make_engine, make_plan, reference
+from tamis.devices.base import Runner, Slots
 from tamis.engine import Buffer, Engine, Format, Port, Step, save
 from tamis.errors import ConfigError, DeviceError, EngineMismatch, InputError
 from tamis.formats.dtype import DType
@@ -181,6 +184,42 @@ def test_poison_finds_a_value_never_written() -> None:
     broken = replace(plan, steps=(replace(plan.steps[0], kernel="fake.noop"), *plan.steps[1:]))
     session = Session(Engine(broken, make_engine().tensors), device=FakeDevice(), poison=True)
     assert np.isnan(session.run([X])["out"]).all()
+
+
+class EagerDevice(FakeDevice):
+    """A step that waits for another one runs the moment the other is done, before anything behind that."""
+
+    def ordered(self, steps: Sequence[Step], runners: Sequence[Runner]) -> list[Runner]:
+        def run(number: int, slots: Slots) -> None:
+            runners[number](slots)
+            for other, step in enumerate(steps):
+                if step.stream and step.waits == (number,):
+                    runners[other](slots)
+
+        return [
+            partial(run, number) if not step.stream else lambda slots: None for number, step in enumerate(steps)
+        ]  # fmt: skip
+
+
+def test_poison_spares_what_a_step_aside_writes_at_once() -> None:
+    """``c`` takes the memory of ``a`` as soon as ``b`` is there."""
+    lives = {"a": (0, 1, 0), "b": (1, 4, 64), "c": (2, 4, 0), "d": (3, 4, 128), "out": (4, 5, 192)}
+    plan = make_plan(
+        buffers=(
+            Buffer("x", (2, 4), F32, "input", 0, 0, 32),
+            *(Buffer(name, (2, 4), F32, "arena", first, last, 32, at) for name, (first, last, at) in lives.items()),
+        ),
+        steps=(
+            Step("one", "fake.scale", ("x",), ("a",), ("w",)),
+            Step("two", "fake.scale", ("a",), ("b",), ("w",)),
+            Step("short", "fake.scale", ("b",), ("c",), ("w",), stream=1, waits=(1,)),
+            Step("three", "fake.scale", ("b",), ("d",), ("w",)),
+            Step("add", "fake.add", ("c", "d"), ("out",), waits=(2,)),
+        ),
+        arena_bytes=256,
+    )
+    session = Session(Engine(plan, make_engine().tensors), device=EagerDevice(), poison=True)
+    np.testing.assert_array_equal(session.run([X])["out"], 16 * X)
 
 
 @pytest.mark.parametrize("place", ["arena", "device"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tamis.devices.base import Runner, Slots, Tensor
+from tamis.devices.base import Device, Runner, Slots, Tensor
 from tamis.engine.plan import Buffer, Plan
 from tamis.runtime.memory import Memory, fill_with_nan, owner
 
@@ -19,14 +19,31 @@ def parts_of(memory: Memory, runners: Sequence[Runner], *, drop: bool = True) ->
     ]
 
 
-def flat_loop(plan: Plan, memory: Memory, runners: Sequence[Runner], poison: bool) -> Part:
+def flat_loop(plan: Plan, memory: Memory, runners: Sequence[Runner], device: Device, poison: bool) -> Part:
     """Everything a run executes, in order; with ``poison``, NaN fills what holds no live value."""
-    parts = parts_of(memory, runners)
+    start: Part = ()
     if poison:
-        wipes = [_wiping(memory.arena, ranges) for ranges in dead_ranges(plan)]
-        parts = [(*part, *wipe) for part, wipe in zip(parts, wipes, strict=True)]
-        parts.insert(0, _wiping(memory.arena, [(0, plan.arena_bytes)]))
-    return (*memory.views[0], *(runner for part in parts for runner in part))
+        start = _wiping(memory.arena, [(0, plan.arena_bytes)])
+        runners = _poisoned(plan, memory, runners)
+    parts = parts_of(memory, device.ordered(plan.steps, runners))
+    return (*memory.views[0], *start, *(runner for part in parts for runner in part))
+
+
+def _poisoned(plan: Plan, memory: Memory, runners: Sequence[Runner]) -> list[Runner]:
+    """Each step with the filling behind it as one runner.
+
+    A step on another stream that waits for this one may write there at once, so it must wait for the filling too.
+    """
+
+    def together(runner: Runner, wipe: Runner) -> Runner:
+        def run(slots: Slots) -> None:
+            runner(slots)
+            wipe(slots)
+
+        return run
+
+    wipes = [_wiping(memory.arena, ranges) for ranges in dead_ranges(plan)]
+    return [together(runner, *wipe) if wipe else runner for runner, wipe in zip(runners, wipes, strict=True)]
 
 
 def dead_ranges(plan: Plan) -> list[list[tuple[int, int]]]:

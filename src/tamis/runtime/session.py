@@ -71,7 +71,7 @@ class Session:
         self._memory = lay_out(plan, self.device)
         self._slots: Slots = self._memory.slots
         self._runners = self._bind_steps(engine)
-        self._loop = flat_loop(plan, self._memory, self.device.ordered(plan.steps, self._runners), poison)
+        self._loop = flat_loop(plan, self._memory, self._runners, self.device, poison)
         self._recorded: Recording | None = None
         self._input_slots = [self._memory.index[name] for name in plan.input_values]
         self._output_slots = [self._memory.index[name] for name in plan.output_values]
