@@ -252,7 +252,7 @@ def described(entry: Entry) -> str:
     parameters: dict[str, Any] = dict(entry.choice.parameters)
     if "blocks" in parameters:
         filters = 64 * parameters["blocks"] * parameters["groups"]
-        usual = {"cluster": 1, "split": 1, "resident": 1, "lead": 0}
+        usual = {"cluster": 1, "split": 1, "resident": 1}
         more = [f"{name} {parameters[name]}" for name, value in usual.items() if parameters[name] > value]
         more += [f"{parameters['lines']} lines"] if parameters["lines"] else []
         more += ["stationary"] if parameters["stationary"] else []

@@ -21,7 +21,7 @@ from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
 from tamis.kernels.cuda.convolution import Convolution
-from tamis.kernels.cuda.implicit_gemm import TILES, Tile, deepest, with_lead
+from tamis.kernels.cuda.implicit_gemm import TILES, Tile, deepest
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, shared_bytes_on
 from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.stationary import most_steps, stationary_tiles
@@ -55,8 +55,7 @@ def all_tiles(
         tiles = [deepest(*sizes, **options) for sizes in TILES]
         tiles = [tile for tile in tiles if shape.groups == 1 or tile.cluster == 1]
         tiles = [tile for tile in tiles if tile.split <= shape.part(tile.filters).steps]
-        tiles += line_tiles(shape, **options) + stationary_tiles(shape, **options)
-        return tiles + [tile for tile in (with_lead(shape, tile) for tile in tiles) if tile is not None]
+        return tiles + line_tiles(shape, **options) + stationary_tiles(shape, **options)
     limits = [shared_bytes_on(number) for number in (generation_of(cuda_info()), 0)]
     return list(dict.fromkeys(deepest_ampere(*s, sparse=sparse, limit=limit) for limit in limits for s in AMPERE_TILES))
 

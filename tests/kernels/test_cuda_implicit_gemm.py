@@ -22,7 +22,6 @@ from tamis.kernels.cuda.implicit_gemm import (
     Tile,
     deepest,
     implicit_gemm_hopper,
-    with_lead,
 )
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.line_tiles import line_tiles
@@ -202,29 +201,6 @@ def test_float32_results(family: Family) -> None:
 @pytest.mark.parametrize("tile", [HOPPER.small, PAIR, SPLIT], ids=["alone", "pair", "split"])
 def test_many_tiles_on_one_multiprocessor(tile: Tile) -> None:
     check(HOPPER, Convolution(1, 1, 300, 192, 200), DType.FLOAT16, sparse=True, tile=tile, multiprocessors=1)
-
-
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_a_warpgroup_that_follows(steps: int, sparse: bool) -> None:
-    """Several tiles for each block; also where a tile has no more steps than the lead."""
-    tile = Tile(1, 2, 64, 1, 1, 4, lead=2)
-    fused = {"bias": True, "residual": True, "steps": (ADD, RELU)}
-    check(HOPPER, Convolution(1, 1, 300, 64 * steps, 200), DType.FLOAT16, sparse=sparse, tile=tile, multiprocessors=1,
-          **fused)  # fmt: skip
-
-
-def test_a_warpgroup_that_follows_over_lines() -> None:
-    shape = Convolution(3, 9, 11, 136, 136, (3, 3), pads=(1, 1, 1, 1))
-    tiles = [tile for tile in (with_lead(shape, tile) for tile in line_tiles(shape, sparse=True)) if tile]
-    assert {tile.groups for tile in tiles} == {1, 2}
-    assert all(tile.lead <= max(tile.stages // 2, 1) for tile in tiles)
-    for tile in tiles:
-        check(HOPPER, shape, DType.BFLOAT16, sparse=True, tile=tile, multiprocessors=1, bias=True)
-    assert with_lead(shape, Tile(1, 1, 64, 1, 1, 8)) is None, "there is one warpgroup, and one block"
-    assert with_lead(shape, Tile(1, 2, 64, 1, 1, 3)) is None, "nothing would be copied ahead"
-    with pytest.raises(ValueError, match="no second warpgroup or block of its own to follow"):
-        HOPPER.make(shape, Tile(1, 1, 64, 1, 1, 4, lead=2), DType.FLOAT16, Epilogue(), sparse=True)
 
 
 @pytest.mark.parametrize("split", [2, 4])

@@ -35,9 +35,9 @@ def with_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiles_for(shape: Convolution, cores: int, *, sparse: bool) -> list[Tile]:
-    """Of those that read their weights at every step, with warpgroups that begin together."""
+    """Of those that read their weights at every step."""
     tiles = HOPPER.tiles(shape, replace(H200, cores=cores), sparse=sparse)
-    return [tile for tile in tiles if not tile.stationary and not tile.lead]
+    return [tile for tile in tiles if not tile.stationary]
 
 
 def test_all_of_them_race() -> None:
@@ -94,7 +94,6 @@ def test_weights_that_stay_in_registers_race_from_level_3_on() -> None:
         for level in range(6):
             config = replace(CONFIG, optimization_level=level)
             tiles = [HOPPER.tile(choice.parameters) for choice in tactic.choices(layer, H200, config)]
-            tiles = [tile for tile in tiles if not tile.lead]
             held = [tile for tile in tiles if tile.stationary]
             offered.append(len(held))
             assert len(tiles) - len(held) >= min(level + 1, 4), "they take no other tile's place"
@@ -108,16 +107,6 @@ def test_weights_that_stay_in_registers_race_from_level_3_on() -> None:
         names = {tactic._kernel(layer, choice).function for choice in tactic.choices(layer, H200, CONFIG)}
         form = "sparse" if tactic.sparse else "dense"
         assert names == {f"tamis_{form}_implicit_gemm", f"tamis_{form}_implicit_gemm_stationary"}
-
-
-def test_warpgroups_that_follow_race_from_level_4_on() -> None:
-    shape = Convolution(128, 14, 14, 256, 256, (3, 3), pads=(1, 1, 1, 1))
-    offered = [[t for t in HOPPER.tiles(shape, H200, sparse=True, level=level) if t.lead] for level in range(6)]
-    assert not any(offered[:4])
-    assert 0 < len(offered[4]) <= 4 < len(offered[5])
-    for tile in offered[5]:
-        assert replace(tile, lead=0) in HOPPER.tiles(shape, H200, sparse=True)
-        assert tile.lead <= tile.stages / 2 if tile.groups == 2 else (tile.lead, tile.resident > 1) == (1, True)
 
 
 def test_tiles_for_older_gpus() -> None:

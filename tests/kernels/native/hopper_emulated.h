@@ -58,7 +58,6 @@ void store_turned(unsigned address, const unsigned (&words)[4]);
 
 template <int count> inline void take_registers() {}
 template <int count> inline void give_registers() {}
-inline void pause(int) {}  // no thread is faster than another here
 
 inline void products_begin() {}
 void products_commit();

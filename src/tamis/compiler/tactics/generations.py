@@ -14,7 +14,7 @@ from tamis.engine.plan import DeviceInfo
 from tamis.formats import ampere, hopper
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.convolution import Convolution
-from tamis.kernels.cuda.implicit_gemm import TILES, Epilogue, Tile, deepest, implicit_gemm_hopper, with_lead
+from tamis.kernels.cuda.implicit_gemm import TILES, Epilogue, Tile, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.implicit_gemm_ampere import (
     AMPERE_TILES,
     MOST_SIDE,
@@ -42,9 +42,6 @@ _TILES_BY_LEVEL = (1, 2, 3, 4, 8)
 STATIONARY_LEVEL = 3
 _STATIONARY_BY_LEVEL = (0, 0, 0, 2, 4)
 _STATIONARY_SLOWEST = 1.5  # times as long as the best of the others, by the model
-# From this level on the best tiles race also with a second warpgroup or block that follows the first, so many of them.
-# What that brings has not been measured yet.
-_LEAD_LEVEL, _LEADING = 4, 2
 # A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
 _LEAST_USE = 0.6
 
@@ -142,7 +139,7 @@ class Hopper:
             if (_line_use(shape, tile) >= _LEAST_USE if tile.lines else _is_of_use(shape, tile.filters, tile.pixels))
         ]
         if level >= len(_TILES_BY_LEVEL):
-            return found + _leading(shape, found) + held + _leading(shape, held)
+            return found + held
 
         def predicted(tile: Tile) -> float:
             return predicted_us(shape, tile, device.cores, sparse=sparse, residual=residual)
@@ -150,10 +147,7 @@ class Hopper:
         best = sorted(found, key=predicted)[: _TILES_BY_LEVEL[level]]
         longest = _STATIONARY_SLOWEST * predicted(best[0])
         held = [tile for tile in held if predicted(tile) <= longest]
-        held = sorted(held, key=predicted)[: _STATIONARY_BY_LEVEL[level]]
-        if level < _LEAD_LEVEL:
-            return best + held
-        return best + _leading(shape, best)[:_LEADING] + held + _leading(shape, held)[:_LEADING]
+        return best + sorted(held, key=predicted)[: _STATIONARY_BY_LEVEL[level]]
 
     def tile(self, parameters: Mapping[str, Any]) -> Tile:
         """From the parameters of a choice."""
@@ -229,11 +223,6 @@ class Ampere:
 
 
 HOPPER, AMPERE = Hopper(), Ampere()
-
-
-def _leading(shape: Convolution, tiles: Sequence[Tile]) -> list[Tile]:
-    """Those of them that have it with a second warpgroup, or block, that follows the first."""
-    return [tile for tile in (with_lead(shape, tile) for tile in tiles) if tile is not None]
 
 
 def _fits_copies(shape: Convolution) -> bool:

@@ -241,14 +241,6 @@ template <int count> TAMIS_DEVICE void give_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
 }
 
-// --- time ---
-
-// Lets so many clocks of the multiprocessor go by.
-TAMIS_DEVICE void pause(int clocks) {
-    const long long begin = clock64();
-    while (clock64() - begin < clocks) continue;
-}
-
 // --- wgmma ---
 
 // Before the first product, and whenever registers that products use were written.

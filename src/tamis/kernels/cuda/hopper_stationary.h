@@ -159,7 +159,6 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
         int turn = 0;
         if (ANNOUNCES && first < columns) announce(exit_of(first), thread);
         fetch_first_residuals(exit_of(first), first < columns, strips, thread);
-        begin_late(HELD_STEPS);
         for (int column = first; column < columns; column += stride) {
             Sum sums[BLOCKS][PIXELS / 2];
             multiply_held(sums, held, ring, walk, thread);

@@ -5,7 +5,6 @@ Geometry and epilogue are also those of ``implicit_gemm_ampere``.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,9 +91,7 @@ class Tile:
     at a time and ``line_stages`` of them ahead, instead of the pixels that each tap sees; ``line_spare`` bytes behind
     them are read for pixels that have no place in the result. A warpgroup has ``strips`` of shared memory for results
     on their way out and residuals on their way in. ``stationary``: weights stay in registers, and stages are of pixels
-    alone, or of lines (``tamis.kernels.cuda.stationary``). ``lead``: how many steps the second of two warpgroups begins
-    after the first, so that one's results leave while the other one multiplies; 1 if blocks that share a multiprocessor
-    do so, each of them behind the products of a tile.
+    alone, or of lines (``tamis.kernels.cuda.stationary``).
     """
 
     blocks: int
@@ -110,7 +107,6 @@ class Tile:
     line_stages: int = 0
     strips: int = 2
     stationary: bool = False
-    lead: int = 0
 
     @property
     def filters(self) -> int:
@@ -211,18 +207,6 @@ def deepest(
     return best
 
 
-def with_lead(shape: Convolution, tile: Tile) -> Tile | None:
-    """The tile whose second warpgroup follows the first, or whose blocks follow each other on a multiprocessor.
-
-    None where there are not two, or too few stages or steps. Half of the stages stay ahead of whoever comes first.
-    """
-    if tile.groups == 1:
-        return dataclasses.replace(tile, lead=1) if tile.resident > 1 else None
-    lead = min(tile.stages, shape.kernel[0] * shape.kernel[1] if tile.lines else tile.stages) // 4 * 2
-    apart = tile.groups == 2 and tile.resident == 1 and tile.together == 1 and not tile.stationary
-    return dataclasses.replace(tile, lead=lead) if apart and 0 < lead < shape.part(tile.filters).steps else None
-
-
 def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> int:
     """Up to how many stages, ``most`` at most, a block's shared memory keeps to ``limit`` bytes.
 
@@ -308,10 +292,7 @@ def implicit_gemm_hopper(
         "CLUSTER": tile.together, "SPLIT": int(tile.split > 1), "HALO": int(tile.lines > 0), "RESIDENT": tile.resident,
         "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips, "WINDOWS": int(windows > 0),
         "STATIONARY": int(tile.stationary), "POOL": 0,
-        "LEAD": tile.lead if tile.groups == 2 else 0, "LATE": int(tile.lead > 0 and tile.groups == 1),
     }  # fmt: skip
-    if tile.lead and (tile.together > 1 or tile.groups == tile.resident == 1):
-        raise ValueError("a lead with no second warpgroup or block of its own to follow")
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")
     clusters = min(tile.count(shape), max(multiprocessors * tile.resident // tile.together, 1))

@@ -16,9 +16,6 @@
 // Work: a block has GROUPS warpgroups that compute GROUPS * BLOCKS * 64 filters x PIXELS, and one that copies, STAGES
 //   steps ahead. Blocks stay, RESIDENT on each multiprocessor, and take every gridDim.x-th tile: `band` tiles of filters
 //   of the same pixels follow each other, then those of the next pixels, so that what runs at a time reads little twice.
-//   Two warpgroups that begin together also end together, and while both let their results leave no product runs. With
-//   LEAD the second one begins when the first one has started so many steps, and from then on they keep this distance. So
-//   do blocks that share a multiprocessor, if LATE: each begins about when the one before has multiplied its first tile.
 //   The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of
 //   them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
 //   How results leave is in hopper_leave.h.
@@ -35,7 +32,7 @@
 //   128; all layers are in docs/design/0008-hopper-kernels.md.
 //
 // Constants: KERNEL (its name), SPARSE, IM2COL, HALO, GROUPED, WINDOWS, BLOCKS, GROUPS, PIXELS, STAGES, LINE_STAGES,
-// STRIP_COUNT, RESIDENT, LEAD (even), LATE, STATIONARY, POOL (0 or the size of a pooling window), and those of the headers.
+// STRIP_COUNT, RESIDENT, STATIONARY, POOL (0 or the size of a pooling window), and those of the headers.
 #include "hopper_leave.h"
 #include "overlap.h"
 
@@ -58,9 +55,7 @@ constexpr int STAGE_BYTES = (PIXEL_BYTES + (STATIONARY ? 0 : WEIGHT_BYTES) + 102
 // Shared memory: barriers, strips of results, the stages of steps, those of lines.
 constexpr int STRIPS = 1024, RING = (STRIPS + GROUPS * LEAVING_BYTES + 1023) / 1024 * 1024;
 constexpr int LINES = RING + STAGES * STAGE_BYTES;
-constexpr int LEAD_BARRIER = (STAGES + LINE_STAGES) * 16;
-static_assert(LEAD_BARRIER + 16 <= STRIPS, "barriers");
-static_assert(LEAD == 0 || (GROUPS == 2 && CLUSTER == 1 && LEAD <= STAGES && LEAD % 2 == 0), "who leads needs stages");
+static_assert((STAGES + LINE_STAGES) * 16 <= STRIPS, "barriers");
 static_assert(!GROUPED || ABREAST == 1, "the tiles of a cluster share their pixels");
 // Two warpgroups that compute need more registers than an even share: the one that copies is then a whole warpgroup too,
 // since only such give registers away. Else one warp copies.
@@ -154,9 +149,8 @@ TAMIS_DEVICE void give_back(unsigned empty, int thread) {
 
 // All steps of a tile. One step's products run while the next one's operands are awaited; only then are its own given
 // back. Its metadata stays in registers of its own meanwhile, for which reason steps come in pairs.
-// `leads`: the barrier at which a thread arrives when LEAD steps have been started; 0: at none.
 TAMIS_DEVICE void multiply(Sum (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines &lines, Walk &walk,
-                           const unsigned char *memory, int group, int thread, int steps, unsigned leads = 0) {
+                           const unsigned char *memory, int group, int thread, int steps) {
     unsigned even[BLOCKS * WORDS] = {}, odd[BLOCKS * WORDS] = {};
     unsigned used = 0, used_lines = 0;  // the barriers of what running products may still read
     auto pixels = [&] {
@@ -177,7 +171,6 @@ TAMIS_DEVICE void multiply(Sum (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines &
         }
     };
     for (int step = 0; step < steps; step += 2) {
-        if (LEAD && step == LEAD && leads) barrier_arrive(leads);
         start(sums, even, ring, pixels(), memory, group, thread, step == 0);
         products_wait<1>();
         hold_registers(odd);
@@ -191,20 +184,11 @@ TAMIS_DEVICE void multiply(Sum (&sums)[BLOCKS][PIXELS / 2], Steps &ring, Lines &
             started();
         }
     }
-    if (LEAD && steps <= LEAD && leads) barrier_arrive(leads);
     products_wait<0>();
     hold_registers(even);
     hold_registers(odd);
     give_back(used, thread);
     if constexpr (HALO) give_back(used_lines, thread);
-}
-
-// Blocks are given to the multiprocessors in turns, so those of one are as many numbers apart as there are others.
-TAMIS_DEVICE void begin_late(int steps) {
-    if constexpr (LATE) {
-        const int before = blockIdx.x * RESIDENT / gridDim.x;  // on the same multiprocessor
-        if (before > 0) pause(before * steps * BLOCKS * PIXELS * (SPARSE ? 1 : 2));
-    }
 }
 
 // Which pixels and which filters a tile has: numbers of tiles.
@@ -250,7 +234,6 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     if (threadIdx.x == 0) {
         ring.make(GROUPS * 4 * ABREAST);
         if constexpr (HALO) halo.make(GROUPS * 4);
-        if constexpr (LEAD > 0) barrier_make(base + LEAD_BARRIER, 1);
         barriers_made();
         fetch_map(map);
     }
@@ -351,13 +334,9 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
         int turn = 0;
         if (ANNOUNCES) announce(exit_of(blockIdx.x / CLUSTER), thread);
         fetch_first_residuals(exit_of(blockIdx.x / CLUSTER), true, strips, thread);
-        unsigned leads = LEAD && group == 0 && thread == 0 ? base + LEAD_BARRIER : 0;
-        if (LEAD && group > 0) barrier_wait(base + LEAD_BARRIER, 0);
-        begin_late(steps);
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += stride) {
             Sum sums[BLOCKS][PIXELS / 2];
-            multiply(sums, ring, halo, walk, memory, group, thread, end - first, leads);
-            leads = 0;
+            multiply(sums, ring, halo, walk, memory, group, thread, end - first);
             const bool more = tile + stride < tiles;
             if (ANNOUNCES && more) announce(exit_of(tile + stride), thread);
             if constexpr (PACKED)

@@ -284,7 +284,7 @@ def implicit_gemm_pooled(
         "KERNEL": f"tamis_{'sparse' if sparse else 'dense'}_implicit_gemm_pooled",
         "BLOCKS": tile.blocks, "GROUPS": tile.groups, "PIXELS": tile.pixels, "STAGES": tile.stages, "CLUSTER": 1,
         "SPLIT": 0, "HALO": 1, "RESIDENT": tile.resident, "LINE_STAGES": tile.line_stages, "STRIP_COUNT": 2,
-        "WINDOWS": 0, "STATIONARY": 0, "LEAD": 0, "LATE": 0, "POOL": pooling.size,
+        "WINDOWS": 0, "STATIONARY": 0, "POOL": pooling.size,
         "TILE_LINES": tile.lines, "LINE": tile.line,
         "COLUMNS": _columns(pooling), "WIDE": wide, "FIRST_COLUMN": pooling.start(pooling.left),
         "ALL_LINES": int(begins >= 0 and begins + tops(tile, pooling) * tile.lines <= high),
