@@ -50,11 +50,6 @@ void threads_meet(int number, int threads) { emulated_meet(number, threads); }
 
 unsigned rank_in_cluster() { return emulated_rank(); }
 void cluster_gathers() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
-void cluster_meets() { emulated_wait(EmulatedFibre::AT_CLUSTER); }
-void emulated_load_from(unsigned rank, unsigned address, void *values, unsigned bytes) {
-    if (address % 16) __builtin_trap();
-    memcpy(values, emulated_in(rank, address, bytes), bytes);
-}
 
 // --- copies ---
 
@@ -62,6 +57,11 @@ void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned bar
     if (address % 16 || bytes % 16 || (uintptr_t)from % 16) __builtin_trap();
     memcpy(emulated_at(address, bytes), from, bytes);
     emulated_came(emulated_rank(), barrier, bytes);
+}
+void copy_to(unsigned rank, unsigned address, unsigned from, unsigned bytes, unsigned barrier) {
+    if (address % 16 || bytes % 16 || from % 16) __builtin_trap();
+    memcpy(emulated_in(rank, address, bytes), emulated_at(from, bytes), bytes);
+    emulated_came(rank, barrier, bytes);
 }
 // 128 bytes of a pixel, whose element 0 is `pixel`, or zeros, as row `row` of a tile in the 128-byte swizzle.
 static void emulated_row(unsigned rank, unsigned address, int row, const TensorMap &map, int size, bool inside,

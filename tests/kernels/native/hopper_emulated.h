@@ -16,8 +16,8 @@ void barrier_wait(unsigned address, unsigned parity);
 void threads_meet(int number, int threads);
 unsigned rank_in_cluster();
 void cluster_gathers();
-void cluster_meets();
-void emulated_load_from(unsigned rank, unsigned address, void *values, unsigned bytes);
+inline void written_for_copies() {}
+void copy_to(unsigned rank, unsigned address, unsigned from, unsigned bytes, unsigned barrier);
 
 // What the tests give in place of the driver's map. `mode` 0: a matrix [rows, channels], 1: an image [n, h, w, channels],
 // whose taps' base pixels go from `low` to the last pixel plus `high`, by `step`; 2: an image of which `lines` lines of
@@ -83,9 +83,6 @@ inline void copy_if(bool exists, unsigned address, const void *from) {
 }
 inline void store_if(bool exists, void *to, const FourWords &words) {
     if (exists) *static_cast<FourWords *>(to) = words;
-}
-inline void load_from(unsigned rank, unsigned address, Sum (&values)[8]) {
-    emulated_load_from(rank, address, values, sizeof values);
 }
 static const EmulatedCopy emulated_copy = {*PRODUCT_TYPE, SPLIT};
 inline void copy_rows(unsigned address, const TensorMap &map, int channel, int row, unsigned barrier) {

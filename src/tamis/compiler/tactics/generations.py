@@ -125,14 +125,14 @@ class Hopper:
         for sizes in TILES:
             tile = deepest(*sizes, sparse=sparse, residual=residual)
             part = shape.part(tile.filters)
-            if tile.split > 1 and (2 * tile.count(shape) > device.cores or part.steps < 2 * tile.split):
+            if not _divides(shape, tile, device.cores):
                 continue
             if shape.groups > 1 and tile.cluster > 1:  # these share the pixels' channels, groups do not
                 continue
             if sizes == TILES[0] or _is_of_use(part, tile.filters * tile.cluster, tile.pixels):
                 found.append(tile)
         lines = line_tiles(shape, sparse=sparse, residual=residual)
-        found += [tile for tile in lines if _line_use(shape, tile) >= _LEAST_USE]
+        found += [t for t in lines if _line_use(shape, t) >= _LEAST_USE and _divides(shape, t, device.cores)]
         held = [
             tile
             for tile in stationary_tiles(shape, sparse=sparse, residual=residual)
@@ -223,6 +223,11 @@ class Ampere:
 
 
 HOPPER, AMPERE = Hopper(), Ampere()
+
+
+def _divides(shape: Convolution, tile: Tile, cores: int) -> bool:
+    """Whether a tile leaves its steps together, or there are idle multiprocessors and steps enough to divide them."""
+    return tile.split == 1 or (2 * tile.count(shape) <= cores and shape.part(tile.filters).steps >= 2 * tile.split)
 
 
 def _fits_copies(shape: Convolution) -> bool:

@@ -83,21 +83,18 @@ TAMIS_DEVICE unsigned rank_in_cluster() {
 TAMIS_DEVICE void cluster_gathers() {
     asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
 }
-// The same, and what they wrote is seen: a fence of the whole GPU each.
-TAMIS_DEVICE void cluster_meets() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-// Eight sums at this address in another block, a multiple of 16.
-TAMIS_DEVICE void load_from(unsigned rank, unsigned address, Sum (&values)[8]) {
+// What this thread wrote to shared memory may be copied from there, by whoever meets it.
+TAMIS_DEVICE void written_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Contiguous bytes, a multiple of 16, from here to this address in a block, which completes on its barrier of that address.
+TAMIS_DEVICE void copy_to(unsigned rank, unsigned address, unsigned from, unsigned bytes, unsigned barrier) {
     asm volatile(
         "{\n"
-        ".reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %8, %9;\n"
-        "ld.shared::cluster.v4." TAMIS_SUM " {%0, %1, %2, %3}, [there];\n"
-        "ld.shared::cluster.v4." TAMIS_SUM " {%4, %5, %6, %7}, [there + 16];\n"
-        "}\n"
-        : TAMIS_8("=" TAMIS_REGISTER, values, 0)
-        : "r"(address), "r"(rank)
+        ".reg .b32 there, done;\n"
+        "mapa.shared::cluster.u32 there, %0, %4;\n"
+        "mapa.shared::cluster.u32 done, %3, %4;\n"
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [there], [%1], %2, [done];\n"
+        "}\n" ::"r"(address),
+        "r"(from), "r"(bytes), "r"(barrier), "r"(rank)
         : "memory");
 }
 // Arrives at the barrier of this address in another block. Without a scope: `.cluster` costs a fence of the whole GPU,

@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS *GROUPS + COPIERS, RESIDENT
             if constexpr (PACKED)
                 leave_packed(sums, strips, turn, exit_of(column), exit_of(column + stride), more, group, thread);
             else
-                leave(sums, reinterpret_cast<Sum *>(strips), group, thread, 0, exit_of(column));
+                leave(sums, reinterpret_cast<Sum *>(strips), group, thread, {}, exit_of(column));
         }
     }
 }

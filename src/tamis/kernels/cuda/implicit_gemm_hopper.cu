@@ -17,15 +17,16 @@
 //   steps ahead. Blocks stay, RESIDENT on each multiprocessor, and take every gridDim.x-th tile: `band` tiles of filters
 //   of the same pixels follow each other, then those of the next pixels, so that what runs at a time reads little twice.
 //   The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of
-//   them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
+//   them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels;
+//   with HALO each has all taps of its channels.
 //   How results leave is in hopper_leave.h.
 // Groups (GROUPED): a tile has filters of one bundle of groups (tamis.formats.bundles), and its steps are those of the
 //   bundle's channels, whatever others a pixel has. Where these do not fill steps, the tensor map has windows of as many
 //   channels, and zeros behind them (WINDOWS). Within a bundle each filter has zeros for the channels of other groups,
 //   which are multiplied: where such a channel is infinite or no number, the result may be no number, but never another.
 // Limits: channels a multiple of 8, in 8 bits of 16 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels,
-//   filters and pixels past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, no
-//   cluster, lines of up to 256 pixels.
+//   filters and pixels past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, lines
+//   of up to 256 pixels, no cluster but one that divides the channels evenly, 64 at a time.
 // Accuracy: sums of int8 are exact up to 2^31. Inside the tensor cores those of e4m3 keep fewer bits than float32 has.
 // Roof: the instruction beside the copies that it needs, measured on an H100: 788 TFLOP/s dense, 1365 in 2:4, in int8 1634
 //   and 2715. Reached of it in 2:4: 77 % by large layers, 80 % in int8, 40 to 65 % by ResNet's 3x3 convolutions at batch
@@ -55,7 +56,8 @@ constexpr int STAGE_BYTES = (PIXEL_BYTES + (STATIONARY ? 0 : WEIGHT_BYTES) + 102
 // Shared memory: barriers, strips of results, the stages of steps, those of lines.
 constexpr int STRIPS = 1024, RING = (STRIPS + GROUPS * LEAVING_BYTES + 1023) / 1024 * 1024;
 constexpr int LINES = RING + STAGES * STAGE_BYTES;
-static_assert((STAGES + LINE_STAGES) * 16 <= STRIPS, "barriers");
+constexpr int INBOXES = (STAGES + LINE_STAGES) * 16;  // the barriers of the groups' inboxes, if SPLIT
+static_assert(INBOXES + GROUPS * 8 <= STRIPS, "barriers");
 static_assert(!GROUPED || ABREAST == 1, "the tiles of a cluster share their pixels");
 // Two warpgroups that compute need more registers than an even share: the one that copies is then a whole warpgroup too,
 // since only such give registers away. Else one warp copies.
@@ -234,6 +236,8 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
     if (threadIdx.x == 0) {
         ring.make(GROUPS * 4 * ABREAST);
         if constexpr (HALO) halo.make(GROUPS * 4);
+        if constexpr (SPLIT)
+            for (int i = 0; i < GROUPS; i++) barrier_make(base + INBOXES + i * 8, 1);
         barriers_made();
         fetch_map(map);
     }
@@ -304,11 +308,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
                     follow(step);
                 }
             }
-            // All threads of a cluster meet where its strips do.
-            if constexpr (SPLIT) {
-                cluster_meets();
-                cluster_gathers();
-            }
+            if (SPLIT && tile + (int)gridDim.x / CLUSTER < tiles) cluster_gathers();  // with those that compute
         }
     } else {
         if constexpr (GIVES) take_registers<(504 - COPIERS_KEEP) / 2>();
@@ -332,6 +332,7 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
         };
         const int stride = gridDim.x / CLUSTER;
         int turn = 0;
+        Exchange exchange = {rank, base + INBOXES + group * 8, 0, false};
         if (ANNOUNCES) announce(exit_of(blockIdx.x / CLUSTER), thread);
         fetch_first_residuals(exit_of(blockIdx.x / CLUSTER), true, strips, thread);
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += stride) {
@@ -339,10 +340,13 @@ extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS *GROUPS
             multiply(sums, ring, halo, walk, memory, group, thread, end - first);
             const bool more = tile + stride < tiles;
             if (ANNOUNCES && more) announce(exit_of(tile + stride), thread);
-            if constexpr (PACKED)
+            if constexpr (PACKED) {
                 leave_packed(sums, strips, turn, exit_of(tile), exit_of(more ? tile + stride : tile), more, group, thread);
-            else
-                leave(sums, reinterpret_cast<Sum *>(strips), group, thread, rank, exit_of(tile));
+            } else {
+                exchange.more = more;
+                leave(sums, reinterpret_cast<Sum *>(strips), group, thread, exchange, exit_of(tile));
+                exchange.round ^= 1;
+            }
         }
     }
     if constexpr (CLUSTER > 1) cluster_gathers();  // others may still copy to this block, and arrive at its barriers
