@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -203,25 +203,13 @@ def test_many_tiles_on_one_multiprocessor(tile: Tile) -> None:
     check(HOPPER, Convolution(1, 1, 300, 192, 200), DType.FLOAT16, sparse=True, tile=tile, multiprocessors=1)
 
 
-@pytest.mark.parametrize("split", [2, 4])
-def test_blocks_divide_the_steps_of_a_tile(split: int) -> None:
-    shape = Convolution(1, 5, 7, 72, 70, (3, 3), pads=(1, 1, 1, 1))
+@pytest.mark.parametrize("multiprocessors", [2, 8], ids=["by turns", "at once"])
+@pytest.mark.parametrize(("groups", "split"), [(1, 2), (1, 4), (2, 2)])
+def test_blocks_divide_the_steps_of_a_tile(groups: int, split: int, multiprocessors: int) -> None:
+    shape = Convolution(2, 9, 7, 72, 70, (3, 3), pads=(1, 1, 1, 1))
     fused = {"bias": True, "residual": True, "steps": (ADD, RELU)}
-    check(HOPPER, shape, DType.FLOAT16, sparse=True, tile=Tile(1, 1, 64, 1, split, 2), multiprocessors=8, **fused)
-
-
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
-@pytest.mark.parametrize("multiprocessors", [8, 128], ids=["by turns", "at once"])
-def test_blocks_divide_the_channels_of_whole_lines(multiprocessors: int, sparse: bool) -> None:
-    shape = Convolution(2, 9, 11, 248, 70, (3, 3), pads=(1, 1, 1, 1))
-    tiles = [tile for tile in line_tiles(shape, sparse=sparse) if tile.split > 1]
-    assert [tile.split for tile in tiles] == [2, 4]
-    fused = {"bias": True, "residual": True, "steps": (ADD, RELU)}
-    for tile in tiles:
-        assert tile.stages >= 9, "all weights of 64 channels are on their way at once"
-        check(HOPPER, shape, DType.FLOAT16, sparse=sparse, tile=tile, multiprocessors=multiprocessors, **fused)
-    with pytest.raises(ValueError, match="3 times 64 channels cannot be split evenly among 2"):
-        HOPPER.make(replace(shape, channels=192), tiles[0], DType.FLOAT16, Epilogue(), sparse=sparse)
+    tile = Tile(1, groups, 64, 1, split, 2)
+    check(HOPPER, shape, DType.FLOAT16, sparse=True, tile=tile, multiprocessors=multiprocessors, **fused)
 
 
 @pytest.mark.parametrize("filters", [64, 128, 130], ids=["one is idle", "both", "two pairs"])

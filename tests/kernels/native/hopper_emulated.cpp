@@ -59,7 +59,7 @@ void copy_bytes(unsigned address, const void *from, unsigned bytes, unsigned bar
     emulated_came(emulated_rank(), barrier, bytes);
 }
 void copy_to(unsigned rank, unsigned address, unsigned from, unsigned bytes, unsigned barrier) {
-    if (address % 16 || bytes % 16 || from % 16) __builtin_trap();
+    if (rank == emulated_rank() || address % 16 || bytes % 16 || from % 16) __builtin_trap();
     memcpy(emulated_in(rank, address, bytes), emulated_at(from, bytes), bytes);
     emulated_came(rank, barrier, bytes);
 }

@@ -37,8 +37,8 @@ _WIDEST_TAP, _WIDEST_CORNER, _WIDEST_STRIDE = 255, 127, 8
 _WIDEST_TAP_OF_GROUPS, _WIDEST_CORNER_OF_GROUPS = 31, 15
 # How many tiles race, dense and 2:4 each; above the last level all do.
 _TILES_BY_LEVEL = (1, 2, 3, 4, 8)
-# From this level on tiles whose weights stay in registers race too, so many. They take no other tile's place, since the
-# model's word on them has not been compared with measurements.
+# From this level on tiles whose weights stay in registers race too, so many. They take no other tile's place: the model
+# cannot tell the two kinds apart where memory binds.
 STATIONARY_LEVEL = 3
 _STATIONARY_BY_LEVEL = (0, 0, 0, 2, 4)
 _STATIONARY_SLOWEST = 1.5  # times as long as the best of the others, by the model
@@ -125,14 +125,14 @@ class Hopper:
         for sizes in TILES:
             tile = deepest(*sizes, sparse=sparse, residual=residual)
             part = shape.part(tile.filters)
-            if not _divides(shape, tile, device.cores):
+            if tile.split > 1 and (2 * tile.count(shape) > device.cores or part.steps < 2 * tile.split):
                 continue
             if shape.groups > 1 and tile.cluster > 1:  # these share the pixels' channels, groups do not
                 continue
             if sizes == TILES[0] or _is_of_use(part, tile.filters * tile.cluster, tile.pixels):
                 found.append(tile)
         lines = line_tiles(shape, sparse=sparse, residual=residual)
-        found += [t for t in lines if _line_use(shape, t) >= _LEAST_USE and _divides(shape, t, device.cores)]
+        found += [tile for tile in lines if _line_use(shape, tile) >= _LEAST_USE]
         held = [
             tile
             for tile in stationary_tiles(shape, sparse=sparse, residual=residual)
@@ -147,7 +147,9 @@ class Hopper:
         best = sorted(found, key=predicted)[: _TILES_BY_LEVEL[level]]
         longest = _STATIONARY_SLOWEST * predicted(best[0])
         held = [tile for tile in held if predicted(tile) <= longest]
-        return best + sorted(held, key=predicted)[: _STATIONARY_BY_LEVEL[level]]
+        # Where memory binds the model likes them all; those that read pixels the fewest times were the fastest.
+        held = sorted(held, key=lambda tile: (predicted(tile), -tile.filters, -tile.pixels))
+        return best + held[: _STATIONARY_BY_LEVEL[level]]
 
     def tile(self, parameters: Mapping[str, Any]) -> Tile:
         """From the parameters of a choice."""
@@ -223,11 +225,6 @@ class Ampere:
 
 
 HOPPER, AMPERE = Hopper(), Ampere()
-
-
-def _divides(shape: Convolution, tile: Tile, cores: int) -> bool:
-    """Whether a tile leaves its steps together, or there are idle multiprocessors and steps enough to divide them."""
-    return tile.split == 1 or (2 * tile.count(shape) <= cores and shape.part(tile.filters).steps >= 2 * tile.split)
 
 
 def _fits_copies(shape: Convolution) -> bool:

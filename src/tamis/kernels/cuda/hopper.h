@@ -85,7 +85,8 @@ TAMIS_DEVICE void cluster_gathers() {
 }
 // What this thread wrote to shared memory may be copied from there, by whoever meets it.
 TAMIS_DEVICE void written_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// Contiguous bytes, a multiple of 16, from here to this address in a block, which completes on its barrier of that address.
+// Contiguous bytes, a multiple of 16, from here to this address in another block, which completes on the barrier of that
+// address there.
 TAMIS_DEVICE void copy_to(unsigned rank, unsigned address, unsigned from, unsigned bytes, unsigned barrier) {
     asm volatile(
         "{\n"

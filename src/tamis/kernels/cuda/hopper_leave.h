@@ -6,7 +6,7 @@
 //   memory; residuals come into the same strips beforehand and turn the other way by ldmatrix. The strips are a ring:
 //   while one leaves, residuals of all others are on their way, those of the next tile behind those of this one.
 //   All others: sums turn in shared memory, and are finished behind it. So do those that blocks have divided (SPLIT): each
-//   block copies to every other one the pixels that this finishes, into an inbox behind the strip, and waits for its own.
+//   block copies to every other one the pixels that this finishes, into an inbox behind the strip, and waits for theirs.
 //   No block reads another one's memory, which would take a fence of the whole GPU on both sides, 0.7 us each.
 //
 // Limits: filters a multiple of eight for the first way (VECTORS).
@@ -66,14 +66,16 @@ struct Exchange {
 struct alignas(16) FourSums {
     Sum values[4];
 };
-// Eight sums of so many parts, `apart` sums from each other, always added in the same order.
-template <int PARTS> TAMIS_DEVICE void load_sums(const Sum *from, int apart, float (&values)[8]) {
+// Eight sums: those of this block, or with SPLIT of all in the order of their numbers. What others sent lies in the inbox,
+// `apart` sums from each other.
+TAMIS_DEVICE void load_sums(const Sum *own, const Sum *inbox, int apart, int rank, float (&values)[8]) {
     Sum sums[8];
 #pragma unroll
-    for (int part = 0; part < PARTS; part++) {
+    for (int part = 0; part < (SPLIT ? CLUSTER : 1); part++) {
+        const Sum *from = SPLIT && part != rank ? inbox + part * apart : own;
 #pragma unroll
         for (int j = 0; j < 8; j += 4) {
-            const FourSums four = *reinterpret_cast<const FourSums *>(from + part * apart + j);
+            const FourSums four = *reinterpret_cast<const FourSums *>(from + j);
 #pragma unroll
             for (int k = 0; k < 4; k++) sums[j + k] = part ? sums[j + k] + four.values[k] : four.values[k];
         }
@@ -234,8 +236,8 @@ TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int g
             written_for_copies();
             threads_meet(group + 1, THREADS);
             constexpr int BYTES = OWN * PITCH * 4;
-            if (thread == 0) barrier_expect(exchange.barrier, CLUSTER * BYTES);
-            if (thread < CLUSTER)
+            if (thread == 0) barrier_expect(exchange.barrier, (CLUSTER - 1) * BYTES);
+            if (thread < CLUSTER && thread != exchange.rank)
                 copy_to(thread, shared_address(inbox + exchange.rank * OWN * PITCH),
                         shared_address(strip + thread * OWN * PITCH), BYTES, exchange.barrier);
         }
@@ -258,8 +260,8 @@ TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int g
         for (int pass = 0; pass < PASSES; pass++) {
             if (places[pass] < 0) continue;
             float values[8];
-            const Sum *from = (SPLIT ? inbox : strip) + (pass * ROWS + thread / CHUNKS) * PITCH + thread % CHUNKS * 8;
-            load_sums<SPLIT ? CLUSTER : 1>(from, OWN * PITCH, values);
+            const int at = (pass * ROWS + thread / CHUNKS) * PITCH + thread % CHUNKS * 8;
+            load_sums(strip + own * PITCH + at, inbox + at, OWN * PITCH, exchange.rank, values);
             finish(values, factors, residuals[pass], count,
                    to.out + (long long)places[pass] * to.pitch + to.offset + channel);
         }

@@ -275,7 +275,7 @@ def implicit_gemm_hopper(
     line = wide + (across - 1) * dilation_w
     if tile.lines:
         lines = tile.lines + (down - 1) * dilation_h
-        if tile.line_bytes != lines * line * STEP_BYTES or shape.strides != (1, 1) or tile.cluster > 1:
+        if tile.line_bytes != lines * line * STEP_BYTES or shape.strides != (1, 1) or tile.together > 1:
             raise ValueError("a tile of other lines")
         map_ = TensorMap("lines", 0, dtype, channels, image, line, lines=lines, apart=apart,
                          windows=windows)  # fmt: skip
@@ -297,8 +297,6 @@ def implicit_gemm_hopper(
     }  # fmt: skip
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")
-    if tile.lines and chunks % tile.split:
-        raise ValueError(f"{chunks} times 64 channels cannot be split evenly among {tile.split} blocks")
     clusters = min(tile.count(shape), max(multiprocessors * tile.resident // tile.together, 1))
     numbers = (
         shape.filters, shape.pixels, steps, chunks, across, wide, high, stride_w, stride_h, left, top,

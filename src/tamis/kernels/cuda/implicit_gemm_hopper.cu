@@ -17,16 +17,15 @@
 //   steps ahead. Blocks stay, RESIDENT on each multiprocessor, and take every gridDim.x-th tile: `band` tiles of filters
 //   of the same pixels follow each other, then those of the next pixels, so that what runs at a time reads little twice.
 //   The blocks of a CLUSTER compute different filters of the same pixels: each copies its part of the pixels, to all of
-//   them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels;
-//   with HALO each has all taps of its channels.
+//   them. Or, if SPLIT, they divide the steps of one tile, and each adds up the sums of all for its part of the pixels.
 //   How results leave is in hopper_leave.h.
 // Groups (GROUPED): a tile has filters of one bundle of groups (tamis.formats.bundles), and its steps are those of the
 //   bundle's channels, whatever others a pixel has. Where these do not fill steps, the tensor map has windows of as many
 //   channels, and zeros behind them (WINDOWS). Within a bundle each filter has zeros for the channels of other groups,
 //   which are multiplied: where such a channel is infinite or no number, the result may be no number, but never another.
 // Limits: channels a multiple of 8, in 8 bits of 16 (16 bytes a pixel); up to 2^31 - 1 pixels and elements. Channels,
-//   filters and pixels past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, lines
-//   of up to 256 pixels, no cluster but one that divides the channels evenly, 64 at a time.
+//   filters and pixels past the end are zeros that the copy engine or the packing puts there. HALO: strides of 1, no
+//   cluster, lines of up to 256 pixels.
 // Accuracy: sums of int8 are exact up to 2^31. Inside the tensor cores those of e4m3 keep fewer bits than float32 has.
 // Roof: the instruction beside the copies that it needs, measured on an H100: 788 TFLOP/s dense, 1365 in 2:4, in int8 1634
 //   and 2715. Reached of it in 2:4: 77 % by large layers, 80 % in int8, 40 to 65 % by ResNet's 3x3 convolutions at batch

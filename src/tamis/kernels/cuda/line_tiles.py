@@ -11,31 +11,27 @@ from tamis.kernels.cuda.implicit_gemm import Tile, deepest
 from tamis.kernels.cuda.specification import ceil_divide
 
 _LONGEST_LINE = 256
-# Blocks of 64 filters, groups, most pixels, resident blocks, line stages and split of the tiles.
+# Blocks of 64 filters, groups, most pixels, resident blocks and line stages of the tiles.
 LINE_TILES = (
-    (1, 1, 128, 1, 2, 1), (1, 1, 256, 1, 2, 1), (1, 1, 128, 2, 2, 1), (1, 1, 256, 2, 1, 1), (2, 1, 128, 2, 1, 1),
-    (1, 2, 128, 1, 2, 1), (1, 2, 256, 1, 2, 1), (2, 2, 128, 1, 2, 1), (2, 2, 192, 1, 2, 1),
-    (1, 1, 64, 1, 2, 2), (1, 1, 64, 1, 2, 4), (1, 1, 64, 1, 2, 8),
+    (1, 1, 128, 1, 2), (1, 1, 256, 1, 2), (1, 1, 128, 2, 2), (1, 1, 256, 2, 1), (2, 1, 128, 2, 1), (1, 2, 128, 1, 2),
+    (1, 2, 256, 1, 2), (2, 2, 128, 1, 2), (2, 2, 192, 1, 2),
 )  # fmt: skip
-# A block that has few steps has all their weights on their way at once.
-_STAGES, _STAGES_OF_SPLIT = 8, 12
 WIDTHS = (64, 128, 192, 208, 224, 232, 256)  # pixels for which the kernel has its instruction
 
 
 def line_tiles(shape: Convolution, *, sparse: bool, itemsize: int = 2, residual: bool = False) -> list[Tile]:
     """The tiles of whole lines of a convolution that fit; none where a tap's pixels do not lie side by side."""
     found = []
-    for blocks, groups, most, resident, line_stages, split in LINE_TILES:
+    for blocks, groups, most, resident, line_stages in LINE_TILES:
         lines, taps = lines_of(shape, most, WIDTHS), shape.kernel[0] * shape.kernel[1]
         # A single stage is given back behind the last step of a tile only.
         steps = shape.part(ROWS * blocks * groups).steps_in(itemsize)
-        if lines is None or (line_stages == 1 and steps > taps) or steps // taps % split:
+        if lines is None or (line_stages == 1 and steps > taps):
             continue
         pixels, numbers = lines
         try:
-            tile = deepest(blocks, groups, pixels, 1, split, resident, sparse=sparse, itemsize=itemsize,
-                           most=_STAGES if split == 1 else _STAGES_OF_SPLIT, lines=(*numbers, line_stages),
-                           residual=residual)  # fmt: skip
+            tile = deepest(blocks, groups, pixels, 1, 1, resident, sparse=sparse, itemsize=itemsize,
+                           lines=(*numbers, line_stages), residual=residual)  # fmt: skip
         except ValueError:
             continue
         if tile not in found:

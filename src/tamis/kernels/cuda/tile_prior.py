@@ -13,8 +13,8 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
 - results that are pooled leave at 0.075 by the instructions of a thread, in registers but for a quarter of them (from
   the times of an older form, which had twice the instructions, twice that follows); weights that stay in shared memory
   come once, and of lines that slide those that the tile before did not see. Blocks that share a multiprocessor begin at
-  the same time and, as far as times tell, stay in step: all multiply, then all pool. Warpgroups that take turns do not,
-  which is not measured yet (docs/design/0016). Lines that do not slide are awaited where there is one stage of them;
+  the same time and are taken to stay in step: all multiply, then all pool. Warpgroups that take turns do not; they were
+  5 % faster, less than this says (docs/design/0016). Lines that do not slide are awaited where they have one stage;
 - all tiles take turns on the multiprocessors, so that the last turn may be a waste;
 - blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup.
   Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
@@ -45,7 +45,7 @@ _MEMORY_BYTES = 3e6  # a microsecond
 _UNDER_POWER = 0.85
 _SHORTEST_STEP = 250.0
 _LEAVE, _LEAVE_WITH_RESIDUAL = 0.17, 0.3
-_LEAVE_POOLED = 0.075  # by the instructions of a thread; not measured yet
+_LEAVE_POOLED = 0.075  # by the instructions of a thread
 _COPY_AGAIN = 700.0  # clocks until what is copied into the only stage begins to come
 _START_US, _FIRST_COPY = 4.0, 1500.0
 _EXCHANGE_US, _EXCHANGE_US_EACH = 2.0, 0.15
