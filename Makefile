@@ -47,7 +47,7 @@ docs: $(STAMP)
 
 # Whole models, then layers; a benchmark that fails does not keep the others from running.
 bench-gpu: $(if $(filter $(BIN)/python,$(BENCH_PYTHON)),$(STAMP))
-	@failed=; for script in benchmarks/bench_cuda.py benchmarks/bench_wgmma.py benchmarks/bench_kernels.py benchmarks/bench_kernels_8bit.py benchmarks/bench_launch.py benchmarks/bench_masks.py $(sort $(wildcard benchmarks/bench_cuda_*.py)); do \
+	@failed=; for script in benchmarks/bench_cuda.py benchmarks/bench_wgmma.py benchmarks/bench_kernels.py benchmarks/bench_kernels_8bit.py benchmarks/bench_launch.py benchmarks/bench_masks.py benchmarks/bench_start.py $(sort $(wildcard benchmarks/bench_cuda_*.py)); do \
 		echo "$$script"; PYTHONPATH=src $(BENCH_PYTHON) $$script || failed="$$failed $$script"; \
 	done; \
 	$(BENCH_PYTHON) benchmarks/tables.py; \

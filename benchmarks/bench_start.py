@@ -57,12 +57,9 @@ def main() -> int:
         parser.error("--device cpu needs --output: trials do not belong to the results")
     for case in options.case or USUAL:
         rows, device = measured(case, options)
-        for row in rows:
+        for row in rows[1:]:
             seconds = [time_us / 1e6 for time_us in (row.median_us, row.p10_us, row.p90_us)]
-            print(
-                f"{case:20} {row.impl:7} {seconds[0]:7.2f} s [{seconds[1]:.2f}, {seconds[2]:.2f}] {row.note}",
-                flush=True,
-            )
+            print(f"{case:20} {row.impl:6} {seconds[0]:8.2f} s [{seconds[1]:.2f}, {seconds[2]:.2f}]", flush=True)
         output = options.output or Path(__file__).parent / "results" / f"start-{short_name(device)}.json"
         merge(output, rows, {"gpu": device, "command": command_line(sys.argv)})
     return 0
@@ -77,6 +74,7 @@ def measured(case: str, options: argparse.Namespace) -> tuple[list[Row], str]:
         np.savez(folder / "inputs.npz", **{key: tensor.numpy() for key, tensor in get(name).inputs(batch).items()})
         job = {"folder": text, "device": options.device, "budget": options.budget}
         first = run({**job, "build": True})
+        print(f"{case:20} build {first['seconds']:9.2f} s  {first['note']}", flush=True)
         cached = [run({**job, "build": True}) for _ in range(options.repeats)]
         if any(report["digest"] != first["digest"] for report in cached):
             raise SystemExit(f"{case}: builds with a timing cache gave another file")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +255,12 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], name: str) -
 def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert output_of(capsys, "--version").strip() == f"tamis {tamis.__version__}"
     assert "Commands:" in output_of(capsys)
+
+
+def test_the_package_is_the_command() -> None:
+    """``python -m tamis``, with its exit code."""
+    right = subprocess.run([sys.executable, "-m", "tamis", "--help"], capture_output=True, text=True, check=False)
+    assert right.returncode == 0
+    assert "Usage: tamis " in right.stdout
+    wrong = subprocess.run([sys.executable, "-m", "tamis", "nonsense"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stdout) == (2, "")

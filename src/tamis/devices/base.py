@@ -49,7 +49,8 @@ class Stopwatch(Protocol):
         Args:
             call: gives work to the device, as a bound step or a whole engine does.
             warm: tensors that the call finds in the caches in a real run; they matter where caches are evicted.
-            alone: the call makes up a whole engine: what else keeps the device busy must have come to rest.
+            alone: the call makes up a whole engine: what else keeps the device busy must have come to rest, and the
+                engine is timed as it runs, again and again.
             warmups: untimed calls just before.
         """
         ...
