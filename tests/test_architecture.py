@@ -23,6 +23,7 @@ MAY_SEE: dict[str, set[str]] = {
         *("tamis.compiler", "tamis.compiler.config", "tamis.engine", "tamis.onnx_files"),
         *("tamis.report", "tamis.runtime", "tamis.sparsity"),
     },
+    "tamis.__main__": {"tamis.cli"},
     "tamis.errors": set(),
     "tamis.files": {"tamis.errors"},
     "tamis.formats": set(),
