@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tamis.compiler import tuner
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Graph, Node, TensorType
 from tamis.compiler.ir.ops import Linear
@@ -18,9 +20,9 @@ from tamis.compiler.tactics import CPU_TACTICS, ahead
 from tamis.compiler.tactics.ahead import Unit
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
-from tamis.compiler.tuner import open_track
+from tamis.compiler.tuner import open_track, race_all
 from tamis.compiler.tuner.prior import Roof
-from tamis.compiler.tuner.race import LayerRace, prepare, race_layer
+from tamis.compiler.tuner.race import LayerRace, Track, prepare, race_layer, share_of
 from tamis.devices.cpu.device import CpuDevice
 from tamis.engine.plan import DeviceInfo, Format
 from tamis.errors import DeviceError
@@ -175,7 +177,7 @@ def prepared_race(cache: Path, seconds: float) -> LayerRace:
     config = BuildConfig(repetitions=3, timing_cache=cache, budget_seconds=seconds)
     track = open_track(graph, CpuDevice(2), config)
     layer = layer_of(graph, graph.nodes[0])
-    result = race_layer(layer, tactics, track, prepare([layer], tactics, track))
+    result = race_layer(layer, tactics, track, prepare([layer], tactics, track).late)
     track.cache.save()
     return result
 
@@ -282,3 +284,66 @@ def test_candidates_share_the_memory_of_inputs_and_results(monkeypatch: pytest.M
 
     monkeypatch.setattr(CpuDevice, "empty", counted)
     assert allocations((Aten(),)) == allocations((Aten(), Right(), Same()))
+
+
+class Several(Right):
+    """Offers each of its choices three times, the best one first."""
+
+    name = "several"
+
+    def choices(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> Iterator[Choice]:
+        for choice in super().choices(layer, device, config):
+            yield from (
+                dataclasses.replace(choice, parameters={**choice.parameters, "rank": rank}) for rank in range(3)
+            )
+
+    def lower(self, layer: Layer, choice: Choice) -> Lowered:
+        parameters = {name: value for name, value in choice.parameters.items() if name != "rank"}
+        asked.append((self.name, choice.parameters["rank"]))
+        return super().lower(layer, dataclasses.replace(choice, parameters=parameters))
+
+
+class More(Several):
+    name = "more"
+
+
+asked: list[tuple[str, int]] = []
+
+
+def test_the_best_of_each_tactic_is_timed_first() -> None:
+    asked.clear()
+    result = race(linear_graph(), (Aten(), Several(), More()))
+    assert asked == [("several", 0), ("more", 0), ("several", 1), ("more", 1), ("several", 2), ("more", 2)]
+    assert [e.choice.tactic for e in result.entries] == ["aten", *["several"] * 3, *["more"] * 3]
+    spent = race(linear_graph(), (Aten(), Several(), More()), budget_seconds=0.0)
+    assert [(e.choice.tactic, e.choice.parameters["rank"]) for e in spent.finishers] == [("several", 0)]
+
+
+def test_a_race_has_twice_its_share_of_the_time_that_is_left() -> None:
+    now = time.monotonic()
+    for waiting, others, share in ((1, 9, 20.0), (3, 1, 100.0), (5, 0, 100.0), (0, 4, 0.0), (0, 0, 0.0)):
+        assert share_of(now + 100.0, waiting, others) - now == pytest.approx(share, abs=0.5)
+    assert share_of(now - 1.0, 1, 1) - now == pytest.approx(0.0, abs=0.5)
+
+
+def test_no_layer_eats_up_the_time_of_those_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four layers of as many candidates, of which two are equal."""
+    sizes = (64, 48, 48, 48)
+    types = {"x0": TensorType((4, 64))}
+    constants, nodes = {}, []
+    for index, size in enumerate(sizes):
+        columns = types[f"x{index}"].shape[1]
+        constants[f"w{index}"] = np.ones((size, columns), np.float32)
+        types |= {f"w{index}": TensorType((size, columns)), f"x{index + 1}": TensorType((4, size))}
+        nodes.append(Node(f"fc{index}", Linear(), (f"x{index}", f"w{index}"), (f"x{index + 1}",)))
+    graph = Graph("g", ("x0",), ("x4",), tuple(nodes), types, constants)
+    track = open_track(graph, CpuDevice(2), BuildConfig(repetitions=3, budget_seconds=90.0))
+    shares = []
+
+    def noted(layer: Layer, tactics: object, track: Track, late: object) -> LayerRace:
+        shares.append(track.deadline - time.monotonic())
+        return LayerRace(layer, (), ())
+
+    monkeypatch.setattr(tuner, "race_layer", noted)
+    race_all(graph, track, lambda *_: None)
+    assert shares == pytest.approx([60.0, 90.0, 90.0], abs=3.0)

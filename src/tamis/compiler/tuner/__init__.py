@@ -14,7 +14,7 @@ from tamis.compiler.tactics.base import layer_of
 from tamis.compiler.tuner.cache import TimingCache
 from tamis.compiler.tuner.describe import signature_of
 from tamis.compiler.tuner.prior import measure_roof
-from tamis.compiler.tuner.race import LayerRace, Track, prepare, race_layer
+from tamis.compiler.tuner.race import LayerRace, Track, prepare, race_layer, share_of
 from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, watch
 from tamis.compiler.tuner.timing import Clock
@@ -59,13 +59,16 @@ def race_all(graph: Graph, track: Track, tell: Progress) -> tuple[LayerRace, ...
     first = dict(zip(reversed(keys), reversed(layers), strict=True))
     track.reference.expect(v for layer in first.values() for v in (*layer.values, *layer.node.outputs))
     tell("compile", 0, 0, "")
-    late = prepare(first.values(), tactics, track, functools.partial(tell, "compile"))
+    prepared = prepare(first.values(), tactics, track, functools.partial(tell, "compile"))
+    waiting = dict(zip(first, prepared.waiting, strict=True))
     races: dict[tuple[str, tuple[DType, ...]], LayerRace] = {}
     results = []
     for index, (layer, key) in enumerate(zip(layers, keys, strict=True)):
         tell("race", index, len(layers), layer.name)
         if key not in races:
-            races[key] = race_layer(layer, tactics, track, late)
+            mine = waiting.pop(key)
+            until = share_of(track.deadline, mine, sum(waiting.values()))
+            races[key] = race_layer(layer, tactics, replace(track, deadline=until), prepared.late)
         shared = races[key]
         results.append(replace(shared, layer=layer))
     tell("race", len(layers), len(layers), "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -87,22 +88,48 @@ class Track:
 Offers = list[tuple[Tactic, Choice]]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What stands before the races of some layers.
+
+    Attributes:
+        waiting: of each layer, how many candidates will be timed; 0 where all times are known.
+        late: the kernels that were not compiled in time.
+    """
+
+    waiting: tuple[int, ...]
+    late: frozenset[Unit]
+
+
 def prepare(
     layers: Iterable[Layer],
     tactics: tuple[Tactic, ...],
     track: Track,
     progress: Callable[[int, int, str], None] = lambda *_: None,
-) -> frozenset[Unit]:
+) -> Prepared:
     """Compile what the races of these layers will lower, as far as their times are not known yet.
 
-    It may take half of the time that is left. Returns the kernels that had not begun by then.
+    It may take half of the time that is left; what has not begun by then is late.
     """
     work: list[tuple[Layer, Offers]] = []
-    for layer in layers if any(isinstance(tactic, Compiles) for tactic in tactics) else ():
+    for layer in layers:
         offers, _ = _offers(layer, tactics, track)
-        if not all(_known(race_suspects(layer, [choice for _, choice in offers], track), track)):
-            work.append((layer, offers))
-    return compile_ahead(in_order(work), (time.monotonic() + track.deadline) / 2, progress)
+        known = all(_known(race_suspects(layer, [choice for _, choice in offers], track), track))
+        work.append((layer, [] if known else offers))
+    late: frozenset[Unit] = frozenset()
+    if any(isinstance(tactic, Compiles) for tactic in tactics):
+        late = compile_ahead(in_order(work), (time.monotonic() + track.deadline) / 2, progress)
+    return Prepared(tuple(len(offers) for _, offers in work), late)
+
+
+def share_of(deadline: float, waiting: int, others: int) -> float:
+    """Until when the race of a layer with so many candidates may last, of all that wait.
+
+    No layer may eat up the time of those behind it; but some need more than their share, and what others do not need is
+    left for them. So a layer has twice its share of the time that is left when its race begins.
+    """
+    now = time.monotonic()
+    return now + max(deadline - now, 0.0) * min(2 * waiting / max(waiting + others, 1), 1.0)
 
 
 def race_layer(
@@ -203,7 +230,8 @@ def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track:
     flops = flops_of(layer)
     roof_holds = True
     memory = SharedMemory()
-    for index, (tactic, choice) in enumerate(choices):
+    for index in _by_turns(choices):
+        tactic, choice = choices[index]
         formats = (choice.inputs, choice.outputs)
         bound = track.roof.bound_us(flops, moved_bytes_of(layer, choice), choice.precision)
         if roof_holds and bound > _BEHIND * best.get(formats, float("inf")):
@@ -245,6 +273,21 @@ def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track:
     for index, timing in timings.items():
         results[index] = Measurement(timing, accuracies[index])
     return [results[index] for index in range(len(choices))]
+
+
+def _by_turns(choices: Offers) -> list[int]:
+    """The first candidate of each tactic, precision, pattern and format, then the second of each, and so on.
+
+    Tactics give their best ones first, so these are timed even if the time does not suffice for more. PyTorch's own,
+    which is never missing and seldom the fastest, comes last in each turn.
+    """
+    seen = Counter[tuple[object, ...]]()
+    keys = []
+    for index, (tactic, choice) in enumerate(choices):
+        kind = (tactic.name, choice.precision, choice.sparsity, choice.inputs, choice.outputs)
+        keys.append((seen[kind], tactic.name == "aten", index))
+        seen[kind] += 1
+    return [index for *_, index in sorted(keys)]
 
 
 def _start(layer: Layer, lowered: Lowered, choice: Choice, track: Track, memory: SharedMemory) -> Trial:
