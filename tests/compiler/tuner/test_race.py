@@ -259,6 +259,34 @@ def test_what_was_left_out_for_want_of_time_is_measured_when_there_is_more(tmp_p
     assert left_out(0.0) == 0  # known by now
 
 
+def test_what_one_model_had_no_time_for_races_in_another(tmp_path: Path) -> None:
+    """The same model gives the same answer; another one has other layers to share its time with."""
+    alone = linear_graph()
+    types = alone.types | {"w2": TensorType((8, 64)), "z": TensorType((4, 8))}
+    nodes = (*alone.nodes, Node("more", Linear(), ("y", "w2"), ("z",)))
+    both = dataclasses.replace(
+        alone,
+        outputs=("z",),
+        nodes=nodes,
+        types=types,
+        constants=alone.constants | {"w2": np.ones((8, 64), np.float32)},
+    )
+
+    def left_out(graph: Graph, *, in_time: bool) -> int:
+        config = BuildConfig(repetitions=3, timing_cache=tmp_path / "times.json", budget_seconds=60.0)
+        track = open_track(graph, CpuDevice(2), config)
+        if not in_time:
+            track = dataclasses.replace(track, deadline=time.monotonic())
+        result = race_layer(layer_of(graph, graph.nodes[0]), CPU_TACTICS, track)
+        track.cache.save()
+        return sum("budget" in e.reason for e in result.entries)
+
+    assert left_out(alone, in_time=False) > 0
+    assert left_out(alone, in_time=True) > 0
+    assert left_out(both, in_time=True) == 0
+    assert left_out(alone, in_time=True) == 0  # known by now
+
+
 def test_what_found_no_memory_is_tried_again_by_the_next_build(tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
     Hungry.satisfied = False

@@ -11,7 +11,7 @@ from tamis.compiler.config import BuildConfig, Progress
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.tactics import tactics_of
 from tamis.compiler.tactics.base import layer_of
-from tamis.compiler.tuner.cache import TimingCache
+from tamis.compiler.tuner.cache import TimingCache, short_hash
 from tamis.compiler.tuner.describe import signature_of
 from tamis.compiler.tuner.prior import measure_roof
 from tamis.compiler.tuner.race import LayerRace, Track, prepare, race_layer, share_of
@@ -48,7 +48,15 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
         deadline=time.monotonic() + config.budget_seconds,
         threads=threads,
         state=state,
+        build=_identity(graph, config),
     )
+
+
+def _identity(graph: Graph, config: BuildConfig) -> str:
+    """Equal for builds that race the same candidates in the same layers."""
+    layers = sorted({signature_of(layer_of(graph, node)) for node in graph.nodes})
+    options = config.optimization_level, config.sparsity, config.raced_precisions, config.exclude_tactics
+    return short_hash(*layers, str(options), str(config.layer_precisions))
 
 
 def race_all(graph: Graph, track: Track, tell: Progress) -> tuple[LayerRace, ...]:

@@ -27,13 +27,17 @@ CACHE_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One entry: a timing, an accuracy, or a failure in words; ``number`` and ``numbers`` for other figures."""
+    """One entry: a timing, an accuracy, or a failure in words; ``number`` and ``numbers`` for other figures.
+
+    ``build``: of which build alone the failure speaks.
+    """
 
     timing: Timing | None = None
     accuracy: Accuracy | None = None
     failure: str = ""
     number: float | None = None
     numbers: Mapping[str, float] | None = None
+    build: str = ""
 
 
 class TimingCache:
@@ -140,4 +144,5 @@ def _decode(entry: dict[str, Any]) -> Measurement:
         entry.get("failure", ""),
         entry.get("number"),
         entry.get("numbers"),
+        entry.get("build", ""),
     )

@@ -72,7 +72,10 @@ class LayerRace:
 
 @dataclass(frozen=True)
 class Track:
-    """What every race needs; ``state`` is that of the device before the first one."""
+    """What every race needs.
+
+    ``state`` is that of the device before the first one; ``build`` tells builds of other layers or options apart.
+    """
 
     device: Device
     config: BuildConfig
@@ -83,6 +86,7 @@ class Track:
     deadline: float
     threads: int
     state: DeviceState | None
+    build: str
 
 
 Offers = list[tuple[Tactic, Choice]]
@@ -181,8 +185,8 @@ def _measure(layer: Layer, choices: Offers, track: Track, late: frozenset[Unit])
     fit = []
     for index, (tactic, choice) in enumerate(choices):
         if late and not late.isdisjoint(units_of(tactic, layer, choice)):
-            spent = f"{_SPENT}{track.config.budget_seconds:g} s was spent before its kernel was compiled"
-            found[index] = found[index] or track.cache.put(suspects[index].key, Measurement(failure=spent))
+            spent = " before its kernel was compiled"
+            found[index] = found[index] or track.cache.put(suspects[index].key, _skipped(spent, track))
         elif not broke_device(found[index]):
             fit.append(index)
     with torch.inference_mode():
@@ -199,13 +203,17 @@ def race_suspects(layer: Layer, choices: Iterable[Choice], track: Track) -> list
 
 
 def _still_valid(found: Measurement | None, track: Track) -> Measurement | None:
-    """What the cache holds, unless it failed for want of memory, or of time and there is more time now."""
+    """What the cache holds, unless it failed for want of memory, or of time.
+
+    The same build with the same time gives the same answer. With more time, or other layers to share it with, there may
+    be another one.
+    """
     if found is not None and found.failure.startswith(_NO_MEMORY):
         return None
     if found is None or not found.failure.startswith(_SPENT):
         return found
     spent = float(found.failure.removeprefix(_SPENT).split()[0])
-    return None if track.config.budget_seconds > spent else found
+    return found if found.build == track.build and track.config.budget_seconds <= spent else None
 
 
 def _entry(choice: Choice, measurement: Measurement, track: Track) -> Entry:
@@ -240,7 +248,7 @@ def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track:
             )
             continue
         if time.monotonic() > track.deadline and formats in best:
-            results[index] = Measurement(failure=f"{_SPENT}{track.config.budget_seconds:g} s was spent")
+            results[index] = _skipped("", track)
             continue
         try:
             with watch(track.device, suspects[index]):
@@ -273,6 +281,11 @@ def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track:
     for index, timing in timings.items():
         results[index] = Measurement(timing, accuracies[index])
     return [results[index] for index in range(len(choices))]
+
+
+def _skipped(when: str, track: Track) -> Measurement:
+    """That there was no time; ``when`` follows in words."""
+    return Measurement(failure=f"{_SPENT}{track.config.budget_seconds:g} s was spent{when}", build=track.build)
 
 
 def _by_turns(choices: Offers) -> list[int]:
