@@ -126,7 +126,10 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 def scaled(pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
     """As `normalised`, with the constants on the device already."""
-    return ((pixels.float() - mean) / deviation).permute(0, 3, 1, 2)
+    images = ((pixels.float() - mean) / deviation).permute(0, 3, 1, 2)
+    # A GPU likes channels innermost. On CPUs without AVX-512 PyTorch 2.13 corrupts memory there, in the backward pass
+    # of convolutions of few channels.
+    return images if images.is_cuda else images.contiguous()
 
 
 def padded(pixels: torch.Tensor) -> torch.Tensor:
