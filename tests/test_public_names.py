@@ -47,6 +47,8 @@ def test_reading_and_explaining_an_engine_loads_no_torch() -> None:
 def test_an_unknown_build_option_is_named() -> None:
     with pytest.raises(ConfigError, match="no build option 'sparcity'"):
         tamis.build("model.onnx", sparcity="off")
+    with pytest.raises(ConfigError, match=r"no build option 'budget'\. Did you mean 'budget_seconds'"):
+        tamis.build("model.onnx", budget=3.0)
 
 
 def test_the_version_is_that_of_the_project() -> None:

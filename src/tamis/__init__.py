@@ -88,7 +88,9 @@ def build(
 
     unknown = sorted(options.keys() - {field.name for field in fields(Config)})
     if unknown:
-        raise ConfigError(f"there is no build option '{unknown[0]}'", remedy="see tamis.BuildConfig")
+        alike = [field.name for field in fields(Config) if unknown[0] in field.name or field.name in unknown[0]]
+        meant = f"did you mean '{alike[0]}'? See" if alike else "see"
+        raise ConfigError(f"there is no build option '{unknown[0]}'", remedy=f"{meant} tamis.BuildConfig")
     model = Path(model) if isinstance(model, os.PathLike) else model
     if output is not None:
         check_output(output, files_of(model) if isinstance(model, str | Path) else ())

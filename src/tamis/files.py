@@ -97,11 +97,11 @@ def _install(files: Sequence[Path], folder: Path) -> None:
 
 
 def _unwritable(path: str | os.PathLike[str], error: OSError) -> OutputError:
-    return OutputError(f"cannot write {path}: {error.strerror or error}", remedy=_remedy(error))
+    return OutputError(f"cannot write {path}: {error.strerror or error}", remedy=_remedy(path, error))
 
 
-def _remedy(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
+def _remedy(path: str | os.PathLike[str], error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and not Path(path).resolve().parent.exists():
         return "create the folder first"
     if isinstance(error, PermissionError):
         return "choose a folder that you may write to"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -351,3 +352,11 @@ def test_an_engine_for_cuda_needs_a_gpu() -> None:
 def test_an_unknown_device_kind_is_refused() -> None:
     with pytest.raises(DeviceError, match="tpu"):
         open_device("tpu")
+
+
+def test_more_threads_than_cores_are_refused_on_a_cpu() -> None:
+    info = replace(DEVICE, kind="cpu")
+    session = Session(make_engine(device=info), device=FakeDevice(info), threads=os.cpu_count() or 1)
+    assert session.threads == (os.cpu_count() or 1)
+    with pytest.raises(ConfigError, match=r"threads is 9999, this machine has \d+ cores"):
+        Session(make_engine(device=info), device=FakeDevice(info), threads=9999)

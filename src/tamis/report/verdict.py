@@ -60,7 +60,8 @@ class Verdict:
             return ""
         named = [f"{counted(count, 'layer')}: {reason}" for reason, count in self.reasons[:_MOST_REASONS]]
         more = len(self.reasons) - len(named)
-        return f" Dense: {'; '.join(named)}{f'; {more} more reasons below' if more else ''}."
+        rest = f"; {counted(more, 'more reason')} below" if more else ""
+        return f" Dense: {'; '.join(named)}{rest}."
 
 
 def verdict(engine: Engine) -> Verdict:

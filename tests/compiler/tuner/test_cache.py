@@ -85,13 +85,15 @@ def test_unknown_version_is_skipped_with_a_word(tmp_path: Path) -> None:
 
 
 def test_unwritable_place_is_an_output_error(tmp_path: Path) -> None:
+    """At once, or at the end where the place was good at first."""
     blocker = tmp_path / "file"
-    blocker.write_text("")
     cache = TimingCache(blocker / "times.json", DEVICE, 2)
-    cache.get("a")
     cache.put("a", ENTRY)
-    with pytest.raises(OutputError, match="timing cache"):
+    blocker.write_text("")
+    with pytest.raises(OutputError, match="the timing cache is not kept: cannot write"):
         cache.save()
+    with pytest.raises(OutputError, match="the timing cache is not kept: cannot write"):
+        TimingCache(blocker / "times.json", DEVICE, 2)
 
 
 def test_short_hash_separates_its_parts() -> None:

@@ -25,7 +25,7 @@ from tamis.compiler.tuner.prior import Roof
 from tamis.compiler.tuner.race import LayerRace, Track, prepare, race_layer, share_of
 from tamis.devices.cpu.device import CpuDevice
 from tamis.engine.plan import DeviceInfo, Format
-from tamis.errors import DeviceError
+from tamis.errors import DeviceError, OutputError
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
 
@@ -375,3 +375,13 @@ def test_no_layer_eats_up_the_time_of_those_behind_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tuner, "race_layer", noted)
     race_all(graph, track, lambda *_: None)
     assert shares == pytest.approx([60.0, 90.0, 90.0], abs=3.0)
+
+
+def test_a_timing_cache_that_cannot_be_kept_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "times.json", Path("/proc/times.json")):
+        with pytest.raises(OutputError, match="the timing cache is not kept: cannot write"):
+            open_track(linear_graph(), CpuDevice(2), BuildConfig(timing_cache=place))
+    assert not list(tmp_path.glob("*.json"))
+    open_track(linear_graph(), CpuDevice(2), BuildConfig(timing_cache=tmp_path / "new" / "folder" / "times.json"))
+    assert not (tmp_path / "new").exists(), "made when there is something to keep"

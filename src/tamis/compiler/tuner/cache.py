@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,11 +44,14 @@ class Measurement:
 class TimingCache:
     """Measurements of one device, backed by a file or only by memory.
 
+    Raises ``OutputError`` for a file that cannot be written, before anything is measured for it.
     ``changed``: whether anything was measured since it was opened.
     """
 
     def __init__(self, path: Path | None, device: DeviceInfo, threads: int) -> None:
         self.path = path
+        if path is not None:
+            _check_place(path)
         self.changed = False
         self._device = fingerprint(device, threads)
         self._entries: dict[str, Measurement] = {}
@@ -82,10 +86,7 @@ class TimingCache:
             with replaced_file(path) as file:
                 file.write(text.encode())
         except (OSError, OutputError) as error:
-            cause = error.cause if isinstance(error, OutputError) else f"cannot write {path}: {error.strerror}"
-            raise OutputError(
-                f"the timing cache is not kept: {cause}", remedy="choose another file with --timing-cache"
-            ) from error
+            raise _not_kept(path, error) from error
 
 
 def fingerprint(device: DeviceInfo, threads: int) -> str:
@@ -112,6 +113,23 @@ def digest_of(array: np.ndarray) -> str:
     if content.size:
         digest.update(content.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _check_place(path: Path) -> None:
+    """Raise ``OutputError`` if nothing can be written where a file is, or will be once its folders are made."""
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _not_kept(path, error) from error
+
+
+def _not_kept(path: Path, error: OSError | OutputError) -> OutputError:
+    cause = error.cause if isinstance(error, OutputError) else f"cannot write {path}: {error.strerror}"
+    return OutputError(f"the timing cache is not kept: {cause}", remedy="choose another file with --timing-cache")
 
 
 def _read(path: Path | None) -> dict[str, Any]:
