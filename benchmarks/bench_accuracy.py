@@ -32,9 +32,8 @@ from accuracy_data import Augmentation, load
 from accuracy_rows import KEY, AccuracyRow, LayerRow
 from accuracy_stages import STAGES, Context, Network, Outcome, Stage
 from accuracy_training import OutOfTime, Recipe, Run
-from gpu_state import short_name
+from gpu_state import about_gpu, short_name
 from results import command_line, merge, meta
-from tamis.devices.cuda.nvml import name_and_driver
 from tamis.errors import ConfigError, TamisError
 from tamis.files import replaced_file
 from tamis.sparsity import Removal
@@ -132,8 +131,7 @@ def _machine(device: torch.device) -> dict[str, str]:
     """The GPU and its driver, where there is one, for the results."""
     if device.type == "cpu":
         return {}
-    _, driver = name_and_driver() or ("", "?")
-    return {"gpu": torch.cuda.get_device_name(), "driver": driver}
+    return about_gpu(torch.cuda.get_device_name())
 
 
 def _scaled(network: Network, options: argparse.Namespace) -> Network:

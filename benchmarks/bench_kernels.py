@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_state import gpu_state, short_name
+from gpu_state import about_gpu, gpu_state, short_name
 from pooled_pairs import race_pair
 from results import Row, command_line, conv_name, merge
 from tamis.compiler.config import BuildConfig
@@ -42,7 +42,6 @@ from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.race import Entry, LayerRace, Track, prepare, race_layer
 from tamis.compiler.tuner.timing import Clock
 from tamis.devices.base import Device
-from tamis.devices.cuda.nvml import name_and_driver
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
 from tamis.runtime import open_device
@@ -133,7 +132,6 @@ def main() -> int:
         parser.error("--device cpu needs --output: trials do not belong to the results")
     device = open_device(options.device)
     name = short_name(device.info().name)
-    driver = (name_and_driver() or ("", "?"))[1]
     output = options.output or Path(__file__).parent / "results" / f"kernels-{name}.json"
     wanted = [case for case in CASES if case.groups > 1 or not options.grouped]
     for case in [known[name] for name in options.case] if options.case else wanted:
@@ -142,7 +140,7 @@ def main() -> int:
         rows = rows_of_pair(case, graph, track) if case.pool else rows_of(case, raced(graph, track))
         rows = [replace(row, note=f"{row.note}; {before} -> {gpu_state()}") for row in rows] if before else rows
         show(rows)
-        merge(output, rows, {"gpu": device.info().name, "driver": driver, "command": command_line(sys.argv)},
+        merge(output, rows, about_gpu(device.info().name) | {"command": command_line(sys.argv)},
               key=("bench", "case", "impl", "sparsity", "precision"))  # fmt: skip
     print(f"wrote {output}")
     return 0

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from bench_kernels import Case
-from gpu_state import gpu_state, short_name
+from gpu_state import about_gpu, gpu_state, short_name
 from results import Row, command_line, merge, summarise
 from tamis.devices.base import BoundShape
 from tamis.devices.cuda import kernels
@@ -132,7 +132,7 @@ def main() -> int:
             times = race(list(errors), stopwatch)
             rows = rows_of(data, times, errors, f"{before} -> {gpu_state()}")
             show(rows)
-            merge(output, rows, {"gpu": name, "command": command_line(sys.argv)},
+            merge(output, rows, about_gpu(name) | {"command": command_line(sys.argv)},
                   key=("bench", "case", "impl", "sparsity", "precision"))  # fmt: skip
     print(f"wrote {output}")
     return 0

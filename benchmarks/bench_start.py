@@ -30,15 +30,17 @@ import torch
 import tamis
 import tamis.compiler
 import tamis.runtime
-from gpu_state import short_name
+from gpu_state import about_gpu, short_name
 from models import export, get
 from results import Row, command_line, error_of, merge, summarise
+from tamis.kernels import VARIABLE
 
 CASES = {
     "resnet50-b128": ("resnet50", 128), "resnet50-b1": ("resnet50", 1), "bert-large-b32-s384": ("bert-large-s384", 32),
     "small-mlp-b4": ("small-mlp", 4),
 }  # fmt: skip
 USUAL = ("resnet50-b128", "resnet50-b1")
+PRECISIONS = {"cuda": "float16", "cpu": "float32"}
 
 
 def main() -> int:
@@ -61,7 +63,7 @@ def main() -> int:
             seconds = [time_us / 1e6 for time_us in (row.median_us, row.p10_us, row.p90_us)]
             print(f"{case:20} {row.impl:6} {seconds[0]:8.2f} s [{seconds[1]:.2f}, {seconds[2]:.2f}]", flush=True)
         output = options.output or Path(__file__).parent / "results" / f"start-{short_name(device)}.json"
-        merge(output, rows, {"gpu": device, "command": command_line(sys.argv)})
+        merge(output, rows, about_gpu(device) | {"command": command_line(sys.argv)})
     return 0
 
 
@@ -84,8 +86,8 @@ def measured(case: str, options: argparse.Namespace) -> tuple[list[Row], str]:
     if not wrong <= 1e-6:
         raise SystemExit(f"{case}: a loaded engine differs from the built one by {wrong:.1e}")
     rows = [
-        Row("start", case, impl, "float16", "2:4", batch, *summarise([r["seconds"] * 1e6 for r in reports]), 0, size,
-            wrong, reports[0]["note"])
+        Row("start", case, impl, PRECISIONS[options.device], "2:4", batch,
+            *summarise([r["seconds"] * 1e6 for r in reports]), 0, size, wrong, reports[0]["note"])
         for impl, reports in (("build", [first]), ("cached", cached), ("load", loads))
     ]  # fmt: skip
     return rows, first["device"]
@@ -93,7 +95,7 @@ def measured(case: str, options: argparse.Namespace) -> tuple[list[Row], str]:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """What a process of this script reports on its last line."""
-    environment = {**os.environ, "TAMIS_KERNEL_CACHE": str(Path(job["folder"]) / "kernels")}
+    environment = {**os.environ, VARIABLE: str(Path(job["folder"]) / "kernels")}
     command = [sys.executable, __file__, "--process", json.dumps(job)]
     result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     report: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -110,9 +112,8 @@ def serve(job: dict[str, Any]) -> None:
     note = ""
     begin = time.perf_counter()
     if job["build"]:
-        precision = "fp16" if job["device"] == "cuda" else "fp32"
         engine = tamis.build(
-            folder / "model.onnx", output=path, device=job["device"], precisions=(precision,),
+            folder / "model.onnx", output=path, device=job["device"], precisions=(PRECISIONS[job["device"]],),
             budget_seconds=job["budget"], timing_cache=folder / "timings.json",
         )  # fmt: skip
         seconds = time.perf_counter() - begin

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tamis.devices.base import Device, Runner, Slots, Tensor
+from tamis.devices.cpu.info import require_cores
 from tamis.engine.check import check_plan
 from tamis.engine.file import Engine, read
 from tamis.engine.plan import DeviceInfo, Format, Plan
@@ -275,9 +276,8 @@ def open_device(kind: str) -> Device:
 def _threads(plan: Plan, info: DeviceInfo, threads: int | None) -> int:
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ConfigError(f"threads is {threads!r}", remedy="give a number of at least 1")
-    cores = max(info.cores, os.cpu_count() or 1)  # a process may be kept to fewer than the machine has
-    if threads is not None and info.kind == "cpu" and threads > cores:
-        raise ConfigError(f"threads is {threads}, this machine has {cores} cores", remedy="give at most that")
+    if threads is not None:
+        require_cores(info, threads)
     if threads is None and plan.threads > info.cores > 0:
         built = f"the engine was built for {plan.threads} threads"
         warnings.warn(f"{built}, this machine has {info.cores} cores", EngineWarning, stacklevel=3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from tamis.compiler.tuner.reference import Reference
 from tamis.compiler.tuner.suspect import Suspect, watch
 from tamis.compiler.tuner.timing import Clock
 from tamis.devices.base import Device
-from tamis.errors import ConfigError
+from tamis.devices.cpu.info import require_cores
 from tamis.formats.dtype import DType
 
 
@@ -27,9 +26,7 @@ def open_track(graph: Graph, device: Device, config: BuildConfig) -> Track:
     """The device, the clock, the cache and the reference that all races of a build share."""
     info = device.info()
     threads = config.threads or (info.cores if info.kind == "cpu" else 1)
-    cores = os.cpu_count() or threads  # all of the machine's; a process that is kept to fewer gets a warning later
-    if info.kind == "cpu" and threads > cores:  # times of threads that share a core mislead the race
-        raise ConfigError(f"threads is {threads}, this machine has {cores} cores", remedy="give at most that")
+    require_cores(info, threads)
     device.set_threads(threads)
     cache = TimingCache(config.timing_cache, info, threads)
     weights = sum(array.nbytes for array in graph.constants.values())

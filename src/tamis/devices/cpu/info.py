@@ -11,6 +11,7 @@ import torch
 
 from tamis.devices.cpu.isa import cpu_features, cpu_name
 from tamis.engine.plan import DeviceInfo
+from tamis.errors import ConfigError
 
 
 def usable_cores() -> int:
@@ -18,6 +19,16 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def require_cores(device: DeviceInfo, threads: int) -> None:
+    """Raise ``ConfigError`` for more threads than a CPU has cores: times of threads that share a core mislead.
+
+    A process may be kept to fewer cores than the machine has; that is no error.
+    """
+    cores = max(device.cores, os.cpu_count() or 1)
+    if device.kind == "cpu" and threads > cores:
+        raise ConfigError(f"threads is {threads}, this machine has {cores} cores", remedy="give at most that")
 
 
 @cache

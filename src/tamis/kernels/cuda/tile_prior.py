@@ -16,7 +16,7 @@ A model of what binds, in clocks of a multiprocessor, with figures measured on a
   the same time and are taken to stay in step: all multiply, then all pool. Warpgroups that take turns do not; they were
   5 % faster, less than this says (docs/design/0016). Lines that do not slide are awaited where they have one stage;
 - all tiles take turns on the multiprocessors, so that the last turn may be a waste;
-- blocks that divide a tile's steps meet and exchange sums in each turn: 2 us, and 0.15 for each block and warpgroup.
+- blocks that divide a tile's steps exchange their sums in each turn: 2 us, and 0.15 for each block and warpgroup.
   Four or eight of them must lie in one of the GPU's groups of multiprocessors, and the rest of each group stays idle:
   26 clusters of four and 13 of eight ran at once on 132, 32 and 16 did not; pairs all do;
 - a bundle of groups has the steps of all its channels, and the zeros between groups are multiplied;
