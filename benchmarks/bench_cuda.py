@@ -3,6 +3,7 @@
     python benchmarks/bench_cuda.py                                      # all cases, the most telling first
     python benchmarks/bench_cuda.py --budget 540 --compile-cache kept --precompile 4 --timing-cache kept/tamis.json
     python benchmarks/bench_cuda.py --case resnet50-b1 --impl tamis --impl tamis-dense
+    python benchmarks/bench_cuda.py --case mlp4096-b2048 --impl tamis-libraries --impl tamis-libraries-dense
     python benchmarks/bench_cuda.py --device cpu --case small-mlp-b4 --output trial.json   # try the script out
 
 Every implementation has the same 2:4 weights, inputs in the measured precision that lie on the GPU, and replays one
@@ -36,7 +37,7 @@ from typing import Any
 
 from compile_cache import CompileCache
 from cuda_case import BENCH, Job, export_all, give_way, run_case
-from cuda_contestants import IMPLEMENTATIONS, STORED_AS, Case
+from cuda_contestants import IMPLEMENTATIONS, STORED_AS, USUAL, Case
 from gpu_state import short_name
 from results import Row, command_line, merge, meta
 from tamis.devices.cuda.nvml import name_and_driver
@@ -194,7 +195,7 @@ def precompile(
 
 def job_of(options: argparse.Namespace, case: Case, folder: Path, seconds: float) -> Job:
     return Job(
-        case=case, precision=options.precision, impls=tuple(options.impl or IMPLEMENTATIONS), excluded=(),
+        case=case, precision=options.precision, impls=tuple(options.impl or USUAL), excluded=(),
         rounds=options.rounds, seconds=seconds, device=options.device, folder=folder,
         report=folder / f"{case.name}.json", timing_cache=options.timing_cache or folder / "timings.json",
         compile_cache=options.compile_cache, build_seconds=options.build_budget, level=options.level,
@@ -304,7 +305,7 @@ def problem_of(code: int | None, errors: str, seconds: float) -> str:
 
 
 def start_exporter(options: argparse.Namespace, folder: Path) -> subprocess.Popen[bytes]:
-    impls = options.impl or IMPLEMENTATIONS
+    impls = options.impl or USUAL
     onnx = any(impl.startswith("tamis") for impl in impls)
     task = {"cases": options.case, "precision": options.precision, "folder": folder, "onnx": onnx}
     return start(task, folder / "export.job", folder, None)

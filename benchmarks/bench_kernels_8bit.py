@@ -38,6 +38,7 @@ from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
 from tamis.kernels.cuda.compile import compile_source
 from tamis.kernels.cuda.implicit_gemm import (
+    FILLING_TILES,
     TILES,
     Convolution,
     Epilogue,
@@ -176,7 +177,7 @@ def ours(data: Data, *, all_tiles: bool) -> list[Contestant]:
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     for sparse in (False, True):
         for out in outs:
-            for sizes in TILES:
+            for sizes in TILES + FILLING_TILES:
                 tile = deepest(*sizes, sparse=sparse, itemsize=1)
                 small = tile.filters * tile.pixels < LEAST_TILE or tile.split > 1
                 if (small and not all_tiles) or tile.split > data.shape.steps_in(1):

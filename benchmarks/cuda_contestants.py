@@ -251,6 +251,8 @@ def channels_last(tensor: torch.Tensor) -> torch.Tensor:
 
 # --- Tamis -------------------------------------------------------------------------------------------------
 
+OWN_PRODUCTS = ("tamis.hopper", "tamis.ampere")
+
 
 def tamis_auto(setting: Setting) -> Contestant:
     """Tamis, free to use the sparsity."""
@@ -262,7 +264,17 @@ def tamis_dense(setting: Setting) -> Contestant:
     return tamis_engine(setting, "tamis-dense", "off")
 
 
-def tamis_engine(setting: Setting, impl: str, sparsity: str) -> Contestant:
+def tamis_libraries(setting: Setting) -> Contestant:
+    """Tamis without its own tensor-core kernels: what 2:4 brings where only libraries have it."""
+    return tamis_engine(setting, "tamis-libraries", "auto", OWN_PRODUCTS)
+
+
+def tamis_libraries_dense(setting: Setting) -> Contestant:
+    """The same without sparse kernels."""
+    return tamis_engine(setting, "tamis-libraries-dense", "off", OWN_PRODUCTS)
+
+
+def tamis_engine(setting: Setting, impl: str, sparsity: str, excluded: tuple[str, ...] = ()) -> Contestant:
     import tamis  # noqa: PLC0415
 
     path = setting.onnx()
@@ -277,6 +289,7 @@ def tamis_engine(setting: Setting, impl: str, sparsity: str) -> Contestant:
             timing_cache=setting.timing_cache,
             budget_seconds=setting.build_seconds,
             optimization_level=setting.level,
+            exclude_tactics=excluded,
         )
         seconds = time.perf_counter() - start
         session = tamis.load(engine)
@@ -314,6 +327,9 @@ MAKERS: tuple[tuple[str, Callable[[Setting], Contestant]], ...] = (
     ("torch-semi-structured", semi_structured),
     ("tamis", tamis_auto),
     ("tamis-dense", tamis_dense),
+    ("tamis-libraries", tamis_libraries),
+    ("tamis-libraries-dense", tamis_libraries_dense),
     ("torch.compile", compiled),
 )
 IMPLEMENTATIONS = tuple(name for name, _ in MAKERS)
+USUAL = tuple(name for name in IMPLEMENTATIONS if "libraries" not in name)  # the others run where they are asked for

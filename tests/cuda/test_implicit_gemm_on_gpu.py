@@ -21,7 +21,7 @@ from tamis.compiler.tactics.implicit_gemm import PRECISIONS, ImplicitGemm, shape
 from tamis.compiler.tuner.accuracy import compare, objection
 from tamis.devices.cuda.info import cuda_info
 from tamis.kernels.cuda.convolution import Convolution
-from tamis.kernels.cuda.implicit_gemm import TILES, Tile, deepest
+from tamis.kernels.cuda.implicit_gemm import FILLING_TILES, TILES, Tile, deepest
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, AmpereTile, deepest_ampere, shared_bytes_on
 from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.stationary import most_steps, stationary_tiles
@@ -52,7 +52,7 @@ def all_tiles(
     """Also those that would be mostly padding; for all GPUs as deep as this one allows, then as any allows."""
     if generation is HOPPER:
         options = {"sparse": sparse, "residual": residual}
-        tiles = [deepest(*sizes, **options) for sizes in TILES]
+        tiles = [deepest(*sizes, **options) for sizes in TILES + FILLING_TILES]
         tiles = [tile for tile in tiles if shape.groups == 1 or tile.cluster == 1]
         tiles = [tile for tile in tiles if tile.split <= shape.part(tile.filters).steps]
         return tiles + line_tiles(shape, **options) + stationary_tiles(shape, **options)

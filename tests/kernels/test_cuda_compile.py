@@ -19,7 +19,7 @@ from tamis.kernels.cuda.compile import (
     compile_with_nvcc,
     compiler_name,
 )
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Epilogue, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import FILLING_TILES, TILES, Convolution, Epilogue, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.implicit_gemm_ampere import AMPERE_TILES, deepest_ampere, implicit_gemm_ampere
 from tamis.kernels.cuda.line_tiles import line_tiles
 from tamis.kernels.cuda.movement import concat, convert, pad_channels, space_to_depth
@@ -68,7 +68,7 @@ def hopper_kernels(dtype: DType) -> list[Kernel]:
     """Those that use what only Hopper has (sm_90a)."""
     return [
         implicit_gemm_hopper(shape, deepest(*tile, sparse=sparse), dtype, 132, FUSED, sparse=sparse)
-        for tile in TILES
+        for tile in TILES + FILLING_TILES[::2]
         for shape in GEMMS
         for sparse in (False, True)
     ]

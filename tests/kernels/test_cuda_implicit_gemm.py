@@ -16,6 +16,7 @@ from tamis.formats.dtype import DType
 from tamis.formats.hopper import pack_hopper
 from tamis.formats.steps import StepWeights
 from tamis.kernels.cuda.implicit_gemm import (
+    FILLING_TILES,
     TILES,
     Convolution,
     Epilogue,
@@ -57,7 +58,7 @@ def hopper(
     return implicit_gemm_hopper(shape, tile, dtype, multiprocessors, epilogue, sparse=sparse)
 
 
-HOPPER = Family("hopper", 64, Tile(1, 1, 64, 1, 1, 2), TILES, deepest, pack_hopper, hopper)
+HOPPER = Family("hopper", 64, Tile(1, 1, 64, 1, 1, 2), TILES + FILLING_TILES, deepest, pack_hopper, hopper)
 AMPERE = Family(
     "ampere", 16, AmpereTile(2, 2, 2, 2, 2), AMPERE_TILES, deepest_ampere, pack_ampere, implicit_gemm_ampere
 )
@@ -204,11 +205,11 @@ def test_many_tiles_on_one_multiprocessor(tile: Tile) -> None:
 
 
 @pytest.mark.parametrize("multiprocessors", [2, 8], ids=["by turns", "at once"])
-@pytest.mark.parametrize(("groups", "split"), [(1, 2), (1, 4), (2, 2)])
-def test_blocks_divide_the_steps_of_a_tile(groups: int, split: int, multiprocessors: int) -> None:
+@pytest.mark.parametrize(("groups", "pixels", "split"), [(1, 64, 2), (1, 64, 4), (2, 64, 2), (1, 72, 4), (1, 72, 8)])
+def test_blocks_divide_the_steps_of_a_tile(groups: int, pixels: int, split: int, multiprocessors: int) -> None:
     shape = Convolution(2, 9, 7, 72, 70, (3, 3), pads=(1, 1, 1, 1))
     fused = {"bias": True, "residual": True, "steps": (ADD, RELU)}
-    tile = Tile(1, groups, 64, 1, split, 2)
+    tile = Tile(1, groups, pixels, 1, split, 2)
     check(HOPPER, shape, DType.FLOAT16, sparse=True, tile=tile, multiprocessors=multiprocessors, **fused)
 
 

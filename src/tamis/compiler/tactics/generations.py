@@ -14,7 +14,7 @@ from tamis.engine.plan import DeviceInfo
 from tamis.formats import ampere, hopper
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.convolution import Convolution
-from tamis.kernels.cuda.implicit_gemm import TILES, Epilogue, Tile, deepest, implicit_gemm_hopper
+from tamis.kernels.cuda.implicit_gemm import FILLING_TILES, TILES, Epilogue, Tile, deepest, implicit_gemm_hopper
 from tamis.kernels.cuda.implicit_gemm_ampere import (
     AMPERE_TILES,
     MOST_SIDE,
@@ -42,6 +42,8 @@ _TILES_BY_LEVEL = (1, 2, 3, 4, 8)
 STATIONARY_LEVEL = 3
 _STATIONARY_BY_LEVEL = (0, 0, 0, 2, 4)
 _STATIONARY_SLOWEST = 1.5  # times as long as the best of the others, by the model
+# A tile that fills the last turn races where it should take so much of the time that the best of the others does.
+_FILLING = 0.98
 # A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
 _LEAST_USE = 0.6
 
@@ -138,12 +140,16 @@ class Hopper:
             for tile in stationary_tiles(shape, sparse=sparse, residual=residual)
             if (_line_use(shape, tile) >= _LEAST_USE if tile.lines else _is_of_use(shape, tile.filters, tile.pixels))
         ]
-        if level >= len(_TILES_BY_LEVEL):
-            return found + held
 
         def predicted(tile: Tile) -> float:
             return predicted_us(shape, tile, device.cores, sparse=sparse, residual=residual)
 
+        filling = [deepest(*sizes, sparse=sparse, residual=residual) for sizes in FILLING_TILES]
+        fullest = min(filling, key=predicted)
+        if predicted(fullest) < _FILLING * min(map(predicted, found)):
+            found.append(fullest)
+        if level >= len(_TILES_BY_LEVEL):
+            return found + held
         best = sorted(found, key=predicted)[: _TILES_BY_LEVEL[level]]
         longest = _STATIONARY_SLOWEST * predicted(best[0])
         held = [tile for tile in held if predicted(tile) <= longest]

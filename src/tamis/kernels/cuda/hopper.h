@@ -255,12 +255,17 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
 }
 
 #define TAMIS_32(how, d, i) TAMIS_8(how, d, i), TAMIS_8(how, d, i + 8), TAMIS_8(how, d, i + 16), TAMIS_8(how, d, i + 24)
+#define TAMIS_36(how, d, i) TAMIS_32(how, d, i), TAMIS_4(how, d, i + 32)
 #define TAMIS_48(how, d, i) TAMIS_32(how, d, i), TAMIS_8(how, d, i + 32), TAMIS_8(how, d, i + 40)
 #define TAMIS_56(how, d, i) TAMIS_48(how, d, i), TAMIS_8(how, d, i + 48)
 #define TAMIS_60(how, d, i) TAMIS_32(how, d, i), TAMIS_8(how, d, i + 32), TAMIS_8(how, d, i + 40), TAMIS_12(how, d, i + 48)
 #define TAMIS_64(how, d, i) TAMIS_32(how, d, i), TAMIS_32(how, d, i + 32)
-#define TAMIS_88(how, d, i) TAMIS_64(how, d, i), TAMIS_8(how, d, i + 64), TAMIS_8(how, d, i + 72), TAMIS_8(how, d, i + 80)
+#define TAMIS_72(how, d, i) TAMIS_64(how, d, i), TAMIS_8(how, d, i + 64)
+#define TAMIS_80(how, d, i) TAMIS_72(how, d, i), TAMIS_8(how, d, i + 72)
+#define TAMIS_88(how, d, i) TAMIS_80(how, d, i), TAMIS_8(how, d, i + 80)
+#define TAMIS_92(how, d, i) TAMIS_88(how, d, i), TAMIS_4(how, d, i + 88)
 #define TAMIS_96(how, d, i) TAMIS_64(how, d, i), TAMIS_32(how, d, i + 64)
+#define TAMIS_100(how, d, i) TAMIS_96(how, d, i), TAMIS_4(how, d, i + 96)
 #define TAMIS_104(how, d, i) TAMIS_96(how, d, i), TAMIS_8(how, d, i + 96)
 #define TAMIS_112(how, d, i) TAMIS_104(how, d, i), TAMIS_8(how, d, i + 104)
 #define TAMIS_116(how, d, i) TAMIS_112(how, d, i), TAMIS_4(how, d, i + 112)
@@ -268,9 +273,12 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
 #define TAMIS_NAMES_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define TAMIS_NAMES_48 \
+#define TAMIS_NAMES_36 \
     TAMIS_NAMES_32 ", " \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+    "%32, %33, %34, %35"
+#define TAMIS_NAMES_48 \
+    TAMIS_NAMES_36 ", " \
+    "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define TAMIS_NAMES_56 \
     TAMIS_NAMES_48 ", " \
     "%48, %49, %50, %51, %52, %53, %54, %55"
@@ -280,16 +288,27 @@ template <int count> TAMIS_DEVICE void hold_registers(const unsigned (&values)[c
 #define TAMIS_NAMES_64 \
     TAMIS_NAMES_60 ", " \
     "%60, %61, %62, %63"
-#define TAMIS_NAMES_88 \
+#define TAMIS_NAMES_72 \
     TAMIS_NAMES_64 ", " \
-    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+    "%64, %65, %66, %67, %68, %69, %70, %71"
+#define TAMIS_NAMES_80 \
+    TAMIS_NAMES_72 ", " \
+    "%72, %73, %74, %75, %76, %77, %78, %79"
+#define TAMIS_NAMES_88 \
+    TAMIS_NAMES_80 ", " \
     "%80, %81, %82, %83, %84, %85, %86, %87"
-#define TAMIS_NAMES_96 \
+#define TAMIS_NAMES_92 \
     TAMIS_NAMES_88 ", " \
-    "%88, %89, %90, %91, %92, %93, %94, %95"
-#define TAMIS_NAMES_104 \
+    "%88, %89, %90, %91"
+#define TAMIS_NAMES_96 \
+    TAMIS_NAMES_92 ", " \
+    "%92, %93, %94, %95"
+#define TAMIS_NAMES_100 \
     TAMIS_NAMES_96 ", " \
-    "%96, %97, %98, %99, %100, %101, %102, %103"
+    "%96, %97, %98, %99"
+#define TAMIS_NAMES_104 \
+    TAMIS_NAMES_100 ", " \
+    "%100, %101, %102, %103"
 #define TAMIS_NAMES_112 \
     TAMIS_NAMES_104 ", " \
     "%104, %105, %106, %107, %108, %109, %110, %111"
@@ -366,12 +385,17 @@ template <int N> struct Product;
         }                                                                                                        \
     };
 TAMIS_PRODUCT(64, 32, 32, 33, 34, 35, 36, 37, 38, 39)
+TAMIS_PRODUCT(72, 36, 36, 37, 38, 39, 40, 41, 42, 43)
 TAMIS_PRODUCT(96, 48, 48, 49, 50, 51, 52, 53, 54, 55)
 TAMIS_PRODUCT(112, 56, 56, 57, 58, 59, 60, 61, 62, 63)
 TAMIS_PRODUCT(120, 60, 60, 61, 62, 63, 64, 65, 66, 67)
 TAMIS_PRODUCT(128, 64, 64, 65, 66, 67, 68, 69, 70, 71)
+TAMIS_PRODUCT(144, 72, 72, 73, 74, 75, 76, 77, 78, 79)
+TAMIS_PRODUCT(160, 80, 80, 81, 82, 83, 84, 85, 86, 87)
 TAMIS_PRODUCT(176, 88, 88, 89, 90, 91, 92, 93, 94, 95)
+TAMIS_PRODUCT(184, 92, 92, 93, 94, 95, 96, 97, 98, 99)
 TAMIS_PRODUCT(192, 96, 96, 97, 98, 99, 100, 101, 102, 103)
+TAMIS_PRODUCT(200, 100, 100, 101, 102, 103, 104, 105, 106, 107)
 TAMIS_PRODUCT(208, 104, 104, 105, 106, 107, 108, 109, 110, 111)
 TAMIS_PRODUCT(224, 112, 112, 113, 114, 115, 116, 117, 118, 119)
 TAMIS_PRODUCT(232, 116, 116, 117, 118, 119, 120, 121, 122, 123)

@@ -19,9 +19,10 @@
 #include "hopper.h"
 
 constexpr int THREADS = 128;  // of a warpgroup
-// Shared memory of a warpgroup: strips of SPAN pixels in 16 bits, or one of sums.
+// Shared memory of a warpgroup: strips of SPAN pixels in 16 bits, or one of sums, of all the tile's pixels if SPLIT.
 constexpr int SPAN = 64 / BLOCKS, ROW_BYTES = BLOCKS * 128 + 16;  // 16 more: eight rows go to 32 banks
-constexpr int SUMS_BYTES = 18432;
+constexpr int SUMS_PITCH = BLOCKS * 64 + 4;  // sums between pixels: a warp writes to 32 banks
+constexpr int SUMS_BYTES = SPLIT && PIXELS * SUMS_PITCH * 4 > 18432 ? PIXELS * SUMS_PITCH * 4 : 18432;
 constexpr int STRIP_BYTES = SPLIT                                        ? 2 * SUMS_BYTES
                             : STRIP_COUNT * SPAN * ROW_BYTES > SUMS_BYTES ? STRIP_COUNT * SPAN * ROW_BYTES
                                                                           : SUMS_BYTES;
@@ -213,7 +214,7 @@ TAMIS_DEVICE void leave_packed(const Sum (&sums)[BLOCKS][PIXELS / 2], unsigned c
 // each other: each finishes its part of the pixels.
 TAMIS_DEVICE void leave(const Sum (&sums)[BLOCKS][PIXELS / 2], Sum *strip, int group, int thread, const Exchange &exchange,
                         const Exit &to) {
-    constexpr int STRIP = SPLIT ? PIXELS : 32, PITCH = BLOCKS * 64 + 4;  // sums between pixels: a warp writes to 32 banks
+    constexpr int STRIP = SPLIT ? PIXELS : 32, PITCH = SUMS_PITCH;
     static_assert(STRIP * PITCH * 4 <= SUMS_BYTES, "strips");
     constexpr int OWN = SPLIT ? STRIP / CLUSTER : STRIP;  // pixels of a strip that this block finishes
     constexpr int PASSES = (OWN + ROWS - 1) / ROWS;

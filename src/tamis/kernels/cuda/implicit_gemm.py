@@ -155,8 +155,8 @@ class Tile:
             stage = self.line_bytes
         lines = self.line_stages * whole(self.line_bytes) + self.line_spare
         strips = max(self.strips * self.strip_pixels * (self.blocks * ROWS * 2 + 16), _LEAST_STRIP_BYTES)
-        if self.split > 1:
-            strips = 2 * _LEAST_STRIP_BYTES  # sums on their way out, and those of other blocks
+        if self.split > 1:  # sums on their way out, and those of other blocks
+            strips = 2 * max(self.pixels * (self.blocks * ROWS + 4) * 4, _LEAST_STRIP_BYTES)
         return whole(BARRIER_BYTES + self.groups * strips) + self.stages * whole(stage) + lines
 
 
@@ -220,7 +220,7 @@ def most_stages(shared_bytes: Callable[[int], int], limit: int, most: int) -> in
     raise ValueError(f"two stages of the tile take {shared_bytes(2)} bytes, and do not fit into shared memory")
 
 
-# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has 192 sums
+# Blocks of 64 filters, groups, pixels, cluster, split and resident blocks of the tiles that race. A thread has 200 sums
 # or fewer.
 TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (1, 1, 64, 1, 1, 1), (1, 1, 128, 1, 1, 1), (1, 2, 64, 1, 1, 1), (1, 2, 128, 1, 1, 1), (1, 2, 256, 1, 1, 1),
@@ -229,8 +229,10 @@ TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (1, 1, 64, 1, 1, 3), (1, 1, 128, 1, 1, 2), (1, 1, 128, 1, 1, 3), (2, 1, 128, 1, 1, 2), (1, 2, 128, 1, 1, 2),
     (1, 2, 64, 1, 1, 2),
     (1, 1, 64, 1, 2, 1), (1, 1, 64, 1, 4, 1), (1, 1, 64, 1, 8, 1), (1, 2, 64, 1, 2, 1), (1, 2, 64, 1, 4, 1),
-    (1, 2, 64, 1, 8, 1),
+    (1, 2, 64, 1, 8, 1), (1, 1, 72, 1, 4, 1), (1, 1, 72, 1, 8, 1),
 )  # fmt: skip
+# Of these one races at most: where it leaves fewer multiprocessors idle in the last turn than those above.
+FILLING_TILES = tuple((2, 2, pixels, 1, 1, 1) for pixels in (144, 160, 176, 184, 200))
 
 
 def _band(shape: Convolution, tile: Tile, dtype: DType, clusters: int, *, sparse: bool) -> int:
