@@ -20,7 +20,7 @@ HARDSWISH = Pointwise("hardswish")
 
 @dataclass(frozen=True)
 class GemmCase:
-    """A layer with a 2:4 weight, made when it is asked for."""
+    """A layer with a 2:4 weight, or a dense one where four does not divide the channels, made when it is asked for."""
 
     name: str
     make: Callable[[], tuple[Layer, dict[str, np.ndarray]]]
@@ -30,6 +30,8 @@ class GemmCase:
         layer, arrays = self.make()
         name = layer.node.inputs[1]
         weight = arrays[name]
+        if weight.shape[1] % TWO_FOUR.m:
+            return replace(layer, constants={**layer.constants, name: weight}), arrays
         weight = np.where(magnitude_mask(weight, TWO_FOUR, 1), weight, np.float32(0))
         note = SparsityNote("2:4", 1, 0.5, 1.0)
         return replace(layer, constants={**layer.constants, name: weight}, note=note), {**arrays, name: weight}
@@ -39,7 +41,7 @@ class GemmCase:
         return evaluate(layer.op, [arrays[name].astype(np.float64) for name in layer.node.inputs])[0]
 
 
-def _linear(rows: int, inputs: int, outputs: int, *epilogue: Pointwise) -> tuple[Layer, dict[str, np.ndarray]]:
+def linear_layer(rows: int, inputs: int, outputs: int, *epilogue: Pointwise) -> tuple[Layer, dict[str, np.ndarray]]:
     layer, arrays = layer_and_arrays(linear(*epilogue), (rows, inputs), (outputs, inputs))
     named = dict(zip(layer.node.inputs, arrays, strict=True))
     named["w"] = named["w"] / np.float32(inputs**0.5)
@@ -47,8 +49,10 @@ def _linear(rows: int, inputs: int, outputs: int, *epilogue: Pointwise) -> tuple
 
 
 SMALL = (
-    GemmCase("linear", lambda: _linear(40, 72, 72, RELU)),
-    GemmCase("linear gelu", lambda: _linear(70, 64, 64, GELU)),
+    GemmCase("linear", lambda: linear_layer(40, 72, 72, RELU)),
+    GemmCase("linear gelu", lambda: linear_layer(70, 64, 64, GELU)),
+    GemmCase("rows of 52", lambda: linear_layer(40, 52, 72, RELU)),
+    GemmCase("rows of 13", lambda: linear_layer(40, 13, 72, RELU)),
     GemmCase("3x3", lambda: conv_layer(conv(RELU), (2, 64, 5, 5), (64, 64, 3, 3))),
     GemmCase("residual", lambda: conv_layer(conv(RESIDUAL, RELU), (1, 64, 5, 5), (40, 64, 3, 3))),
     GemmCase("activation first", lambda: conv_layer(conv(SILU, RESIDUAL), (1, 16, 6, 5), (64, 16, 3, 3))),

@@ -13,7 +13,7 @@ import torch
 
 from conv_layers import RELU, RESIDUAL, conv, conv_layer, expected
 from cuda_layers import bound_layer
-from gemm_layers import GROUPED, SMALL, GemmCase
+from gemm_layers import GROUPED, SMALL, GemmCase, linear_layer
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.tactics.cuda_steps import generation_of
 from tamis.compiler.tactics.generations import AMPERE, HOPPER, Generation
@@ -31,6 +31,7 @@ CONFIG = BuildConfig(device="cuda", precisions=PRECISIONS, optimization_level=4)
 GENERATIONS = pytest.mark.parametrize("generation", [HOPPER, AMPERE], ids=lambda generation: generation.name)
 LARGE = (
     GemmCase("64@56", lambda: conv_layer(conv(RELU), (2, 64, 56, 56), (64, 64, 3, 3))),
+    GemmCase("rows of 479", lambda: linear_layer(300, 479, 200, RELU)),
     GemmCase("512@7", lambda: conv_layer(conv(RESIDUAL, RELU), (8, 512, 7, 7), (512, 512, 3, 3))),
     GemmCase("1x1", lambda: conv_layer(conv(RESIDUAL, RELU, pads=0), (4, 256, 14, 14), (1024, 256, 1, 1))),
 )

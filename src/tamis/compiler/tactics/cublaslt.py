@@ -4,12 +4,14 @@ One residual of the output's shape, then one activation, are part of the call; w
 step. cuBLASLt's GELU is the tanh approximation. It serves ``gelu_tanh``, and in 16 bits also the exact ``gelu``, under
 the parameter ``gelu: tanh`` beside choices that stay exact: the two differ by at most 4.8e-4, half a step of float16
 between 1 and 2. Which of the library's algorithms runs is the parameter ``rank``, a place in the library's own order;
-the race times several.
+the race times several. Rows that are no multiple of 16 bytes are also padded by a step in front, under the parameter
+``aligned``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -17,8 +19,9 @@ import numpy as np
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, MatMul, Pointwise, epilogue_of
+from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_step, can_align
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
+from tamis.compiler.tactics.cuda_steps import compiles_for, rest_parameters, rest_step
 from tamis.compiler.tactics.precision import runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_product, rows_of
 from tamis.engine.plan import DeviceInfo, Format, Step
@@ -64,8 +67,11 @@ class CublasLt:
             storage = precision.storage
             inputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.node.outputs)
-            for rank in range(min(config.algorithms, RANKS)):
-                yield Choice(self.name, precision, inputs, outputs, parameters={"rank": rank} | rest)
+            aligned = {"aligned": True, "architecture": device.architecture}
+            aligns = compiles_for(device) and can_align(layer, storage) and (bool(rest) or not tail)
+            ways = (aligned, {}) if aligns else ({},)
+            for way, rank in product(ways, range(min(config.algorithms, RANKS))):
+                yield Choice(self.name, precision, inputs, outputs, parameters={"rank": rank} | rest | way)
             if storage is not DType.FLOAT32 and activation is not None and activation.kind == "gelu":
                 for rank in range(min(config.algorithms, RANKS)):
                     yield Choice(self.name, precision, inputs, outputs, parameters={"rank": rank} | approximate)
@@ -84,13 +90,18 @@ class CublasLt:
             "rank": choice.parameters["rank"],
         }  # fmt: skip
         constants: dict[str, np.ndarray] = {}
+        front = None
         if isinstance(layer.op, MatMul):
             kernel, attributes, inputs = "cublaslt.batched", attributes | batched_shape(layer), node.inputs[:2]
         else:
             n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
             kernel, inputs = "cublaslt.matmul", node.inputs[:1]
-            attributes |= {"rows": rows_of(layer), "n": n, "k": k}
             weight = layer.constants[node.inputs[1]].reshape(n, k)
+            if choice.parameters.get("aligned"):
+                aligned, front = aligning_step(layer, choice)
+                inputs, k = (aligned,), aligned_columns(layer, choice.precision.storage)
+                weight = aligned_weight(weight, k)
+            attributes |= {"rows": rows_of(layer), "n": n, "k": k}
             constants[f"{layer.name}.weight"] = np.ascontiguousarray(to_precision(weight, choice.precision.storage))
             if layer.op.bias:  # in the output's type, as the library wants it
                 bias = layer.constants[node.inputs[2]].reshape(n)
@@ -102,11 +113,12 @@ class CublasLt:
             layer.name, kernel, inputs, (result,), tuple(constants), attributes, (layer.name,), choice.precision,
             flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
         )  # fmt: skip
-        if not tail:
-            return Lowered((step,), constants)
-        after, more = rest_step(layer, tail, result, choice)
-        shape = layer.types[node.output].shape
-        return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+        lowered = Lowered((step,), constants)
+        if tail:
+            after, more = rest_step(layer, tail, result, choice)
+            shape = layer.types[node.output].shape
+            lowered = Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+        return front.before(lowered) if front else lowered
 
 
 def _split(

@@ -18,6 +18,7 @@ import numpy as np
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import BOOLEAN_KINDS, Conv, Linear, Pointwise, Program, epilogue_of
 from tamis.compiler.tactics.ahead import Unit, unit_of
+from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_step, can_align
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step, rest_step
 from tamis.compiler.tactics.generations import HOPPER, Generation
@@ -31,7 +32,7 @@ from tamis.kernels.cuda.convolution import Convolution
 from tamis.kernels.cuda.implicit_gemm import Epilogue, Tile
 from tamis.kernels.cuda.implicit_gemm_ampere import AmpereTile
 from tamis.kernels.cuda.pointwise import PointwiseStep
-from tamis.kernels.cuda.specification import Kernel
+from tamis.kernels.cuda.specification import Kernel, ceil_divide
 
 PRECISIONS = (DType.FLOAT16, DType.BFLOAT16)
 MOST_LEVEL = 5  # at which all tiles race
@@ -94,13 +95,17 @@ class ImplicitGemm:
         return kernel_of(self.generation, layer, choice, shape_of(layer))
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
-        """One launch, and a pointwise step for what it does not fuse."""
+        """One launch, a step in front that aligns rows, and a pointwise step for what is not fused."""
         weight, tile = SameArray(layer.constants[layer.node.inputs[1]]), self.generation.tile(choice.parameters)
         bundles, stationary = shape_of(layer).bundles(tile.filters), bool(choice.parameters.get("stationary"))
         packed = packed_weight(
             weight, choice.precision, self.generation, bundles, tile.filters, stationary, self.sparse
         )
-        return lower_kernel(layer, choice, self._kernel(layer, choice), layer.node.inputs[0], packed)
+        kernel = self._kernel(layer, choice)
+        if not can_align(layer, choice.precision):
+            return lower_kernel(layer, choice, kernel, layer.node.inputs[0], packed)
+        aligned, front = aligning_step(layer, choice)
+        return front.before(lower_kernel(layer, choice, kernel, aligned, packed))
 
 
 def missing_tiles(tiles_at: Callable[[int], Sequence[object]], config: BuildConfig) -> str | None:
@@ -177,14 +182,16 @@ def _refuses_layer(layer: Layer) -> str | None:
     channels = layer.type(0).shape[1] if isinstance(op, Conv) else layer.type(1).shape[1]
     if isinstance(op, Conv) and 1 < op.groups == channels:
         return "a depthwise convolution: a filter sums over one channel, tensor cores over many"
-    return f"{channels} channels are not a multiple of 8" if channels % 8 else None
+    if channels % 8 and not can_align(layer, DType.FLOAT16):
+        return f"{channels} channels are not a multiple of 8"
+    return None
 
 
 def shape_of(layer: Layer) -> Convolution:
-    """The geometry of a layer; the rows of a linear layer are the pixels of one line."""
+    """The geometry of a layer; the rows of a linear layer, once they are aligned, are the pixels of one line."""
     op, filters, channels, kernel = layer.op, *layer.type(1).shape[:2], layer.type(1).shape[2:]
     if isinstance(op, Linear):
-        return Convolution(1, 1, rows_of(layer), channels, filters)
+        return Convolution(1, 1, rows_of(layer), aligned_columns(layer, DType.FLOAT16), filters)
     batch, channels, height, width = layer.type(0).shape
     sizes = (batch, height, width, channels, filters)
     return Convolution(*sizes, kernel, op.strides, op.pads, op.dilations, groups=op.groups)  # type: ignore[arg-type]
@@ -229,6 +236,8 @@ def packed_weight(
 ) -> np.ndarray:
     """The packed weight. A race lowers many tiles of one weight, hence the memory."""
     array = weight.array
+    if array.ndim == 2:
+        array = aligned_weight(array, ceil_divide(array.shape[1], 8) * 8)
     matrix = array.reshape(*array.shape[:2], -1).transpose(0, 2, 1)  # [filters, taps, channels]
     matrix = to_precision(np.ascontiguousarray(matrix), precision)
     if bundles.groups > 1:
