@@ -45,6 +45,7 @@ from tamis.kernels.cuda.implicit_gemm import (
     Tile,
     channel_constants,
     deepest,
+    has_instruction,
     implicit_gemm_hopper,
 )
 from tamis.kernels.cuda.pointwise import PointwiseStep
@@ -180,7 +181,8 @@ def ours(data: Data, *, all_tiles: bool) -> list[Contestant]:
             for sizes in TILES + FILLING_TILES:
                 tile = deepest(*sizes, sparse=sparse, itemsize=1)
                 small = tile.filters * tile.pixels < LEAST_TILE or tile.split > 1
-                if (small and not all_tiles) or tile.split > data.shape.steps_in(1):
+                runs = has_instruction(tile.pixels, data.dtype) and tile.split <= data.shape.steps_in(1)
+                if not runs or (small and not all_tiles):
                     continue
                 epilogue = Epilogue(RELU, bias=True, dtype=out, scaled=True)
                 kernel = implicit_gemm_hopper(data.shape, tile, data.dtype, multiprocessors, epilogue, sparse=sparse)

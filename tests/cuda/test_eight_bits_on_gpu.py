@@ -23,7 +23,7 @@ from tamis.devices.cuda.info import cuda_info
 from tamis.engine.plan import Format, Step
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.compile import compile_source
-from tamis.kernels.cuda.implicit_gemm import TILES, Convolution, Tile, deepest
+from tamis.kernels.cuda.implicit_gemm import FILLING_TILES, TILES, Convolution, Tile, deepest, has_instruction
 from tamis.kernels.cuda.specification import Kernel
 
 INT8, E4M3 = DType.INT8, DType.FLOAT8_E4M3
@@ -109,14 +109,16 @@ def check(layer: Quantised, tile: Tile, seed: int = 0) -> None:
 def every_tile() -> list[tuple[Quantised, Tile]]:
     """Both types, dense and 2:4, on a product and on a convolution that fill more than one tile."""
     cases = []
-    for sizes in TILES:
+    for sizes in TILES + FILLING_TILES:
         for dtype, sparse in ((INT8, True), (INT8, False), (E4M3, True), (E4M3, False)):
             tile = deepest(*sizes, sparse=sparse, itemsize=1)
+            if not has_instruction(tile.pixels, dtype):
+                continue
             product = Convolution(1, 1, 3 * tile.pixels + 9, 128 * tile.split + 16, 2 * tile.filters + 8)
             conv = Convolution(3, 13, 11, 144, tile.filters + 24, (3, 3), pads=(1, 1, 1, 1))
             cases.append((Quantised(conv if sparse else product, dtype, dtype, sparse), tile))
     # The other way round, for some.
-    for sizes in (TILES[4], TILES[6], TILES[-1]):
+    for sizes in (TILES[4], TILES[6], TILES[-3]):
         for dtype, sparse in ((INT8, True), (INT8, False), (E4M3, True), (E4M3, False)):
             tile = deepest(*sizes, sparse=sparse, itemsize=1)
             product = Convolution(1, 1, 1000, 128 * tile.split + 1040, 520)
@@ -145,7 +147,8 @@ def random_case(seed: int) -> tuple[Quantised, Tile]:
     beside = {} if draw.random() < 0.7 else {"pitch": filters + 24, "offset": 8}
     layer = Quantised(shape, dtype, out, sparse, draw.random() < 0.7, **beside)
     tiles = [deepest(*sizes, sparse=sparse, itemsize=1) for sizes in TILES]
-    return layer, draw.choice([tile for tile in tiles if tile.split <= shape.steps_in(1)])
+    fitting = [tile for tile in tiles if tile.split <= shape.steps_in(1) and has_instruction(tile.pixels, dtype)]
+    return layer, draw.choice(fitting)
 
 
 @pytest.fixture(scope="module", autouse=True)

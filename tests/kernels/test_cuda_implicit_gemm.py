@@ -243,6 +243,9 @@ def test_what_cannot_run_is_refused(family: Family) -> None:
 def test_tiles_and_images_that_are_too_large() -> None:
     with pytest.raises(ValueError, match="1 steps cannot be split among 2"):
         implicit_gemm_hopper(Convolution(1, 1, 64, 64, 64), SPLIT, DType.FLOAT16, 8, Epilogue(), sparse=True)
+    with pytest.raises(ValueError, match="products of int8 have a multiple of 16"):
+        implicit_gemm_hopper(Convolution(1, 1, 64, 64, 64), deepest(1, 1, 72, sparse=True), DType.INT8, 8, Epilogue(),
+                             sparse=True)  # fmt: skip
     with pytest.raises(ValueError, match="do not fit"):
         deepest(4, 4, 256, sparse=False)
     with pytest.raises(ValueError, match="do not fit"):

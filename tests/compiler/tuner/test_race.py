@@ -341,10 +341,25 @@ asked: list[tuple[str, int]] = []
 def test_the_best_of_each_tactic_is_timed_first() -> None:
     asked.clear()
     result = race(linear_graph(), (Aten(), Several(), More()))
-    assert asked == [("several", 0), ("more", 0), ("several", 1), ("more", 1), ("several", 2), ("more", 2)]
+    assert asked == [("more", 0), ("several", 0), ("more", 1), ("several", 1), ("more", 2), ("several", 2)]
     assert [e.choice.tactic for e in result.entries] == ["aten", *["several"] * 3, *["more"] * 3]
     spent = race(linear_graph(), (Aten(), Several(), More()), budget_seconds=0.0)
-    assert [(e.choice.tactic, e.choice.parameters["rank"]) for e in spent.finishers] == [("several", 0)]
+    assert [(e.choice.tactic, e.choice.parameters["rank"]) for e in spent.finishers] == [("more", 0)]
+
+
+def test_slow_precisions_come_last_and_only_the_reference_of_them_without_time() -> None:
+    graph = linear_graph()
+    config = BuildConfig(repetitions=3, precisions=(DType.BFLOAT16,), budget_seconds=0)
+    layer = layer_of(graph, graph.nodes[0])
+
+    def finishers(bfloat16_rate: float) -> list[tuple[str, DType]]:
+        roof = Roof({DType.FLOAT32: 1e9, DType.BFLOAT16: bfloat16_rate}, 1e9)
+        track = dataclasses.replace(open_track(graph, CpuDevice(2), config), roof=roof)
+        result = race_layer(layer, (Aten(), More()), track)
+        return [(e.choice.tactic, e.choice.precision) for e in result.finishers]
+
+    assert finishers(1e9) == [("more", DType.FLOAT32), ("more", DType.BFLOAT16)]
+    assert finishers(1e10) == [("aten", DType.FLOAT32), ("more", DType.BFLOAT16)]
 
 
 def test_a_race_has_twice_its_share_of_the_time_that_is_left() -> None:

@@ -41,8 +41,8 @@ def aligning_step(layer: Layer, choice: Choice) -> tuple[str, Lowered]:
     kernel = pad_channels((rows, shape[-1], 1, 1), (source.dtype, True), columns, source.dtype)
     name = f"{layer.node.output}/aligned"
     step, binary = kernel_step(
-        kernel, replace(choice, sparsity="dense"), name=f"{layer.name}/align", layers=(layer.name,), inputs=layer.node.inputs[:1], outputs=(name,),
-        constants={}, moved_bytes=rows * (shape[-1] + columns) * source.dtype.size_bytes,
+        kernel, replace(choice, sparsity="dense"), name=f"{layer.name}/align", layers=(layer.name,),
+        inputs=layer.node.inputs[:1], outputs=(name,), constants={}, moved_bytes=rows * (shape[-1] + columns) * source.dtype.size_bytes,
     )  # fmt: skip
     return name, Lowered((step,), binary, {name: ((*shape[:-1], columns), Format(source.dtype))})
 

@@ -29,6 +29,7 @@ from tamis.compiler.tuner.trial import SharedMemory, Trial, bind_trial
 from tamis.devices.base import Device
 from tamis.engine.plan import Accuracy, DeviceState, Timing
 from tamis.errors import DeviceLost, TamisError
+from tamis.formats.dtype import DType
 
 # A candidate slower than this many times the best of its formats is not measured further.
 _BEHIND = 1.6
@@ -37,6 +38,8 @@ _BEHIND = 1.6
 _FAR_BEHIND = 3.0
 _FAR_BEHIND_US = 100.0
 _FIRST_TURNS = 3
+# A precision at less than this fraction of the rate of the fastest is slow: tf32 and float32 beside float16.
+_SLOW_PRECISION = 0.75
 _SPENT = "skipped: the time budget of "
 _NO_MEMORY = "failed: out of memory"
 
@@ -238,7 +241,8 @@ def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track:
     flops = flops_of(layer)
     roof_holds = True
     memory = SharedMemory()
-    for index in _by_turns(choices):
+    slow = slower_precisions({choice.precision for _, choice in choices}, track.roof)
+    for index in _by_turns(choices, slow):
         tactic, choice = choices[index]
         formats = (choice.inputs, choice.outputs)
         bound = track.roof.bound_us(flops, moved_bytes_of(layer, choice), choice.precision)
@@ -247,7 +251,9 @@ def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track:
                 failure=f"skipped by the roofline: at least {bound:.1f} us, another took {best[formats]:.1f} us"
             )
             continue
-        if time.monotonic() > track.deadline and formats in best:
+        # Without time each pair of formats has one candidate still; in slow precisions only the reference has.
+        needless = formats in best or (choice.precision in slow and tactic.name != "aten")
+        if time.monotonic() > track.deadline and needless:
             results[index] = _skipped("", track)
             continue
         try:
@@ -288,17 +294,26 @@ def _skipped(when: str, track: Track) -> Measurement:
     return Measurement(failure=f"{_SPENT}{track.config.budget_seconds:g} s was spent{when}", build=track.build)
 
 
-def _by_turns(choices: Offers) -> list[int]:
+def slower_precisions(precisions: Iterable[DType], roof: Roof) -> frozenset[DType]:
+    """Those that multiply at less than a fraction of the rate of the fastest."""
+    rates = {precision: roof.flops_per_us[precision] for precision in precisions}
+    return frozenset(p for p, rate in rates.items() if rate < _SLOW_PRECISION * max(rates.values()))
+
+
+def _by_turns(choices: Offers, slow: frozenset[DType]) -> list[int]:
     """The first candidate of each tactic, precision, pattern and format, then the second of each, and so on.
 
-    Tactics give their best ones first, so these are timed even if the time does not suffice for more. PyTorch's own,
-    which is never missing and seldom the fastest, comes last in each turn.
+    Tactics give their best ones first, so these are timed even if the time does not suffice for more. In each turn the
+    most special tactics come first, whose kernels are compiled by now, while libraries choose or even compile theirs in
+    the first call; and last PyTorch's own, which is never missing and seldom the fastest. Slow precisions come behind
+    all turns of the others.
     """
     seen = Counter[tuple[object, ...]]()
+    places = {name: place for place, name in enumerate(dict.fromkeys(tactic.name for tactic, _ in choices))}
     keys = []
     for index, (tactic, choice) in enumerate(choices):
         kind = (tactic.name, choice.precision, choice.sparsity, choice.inputs, choice.outputs)
-        keys.append((seen[kind], tactic.name == "aten", index))
+        keys.append((choice.precision in slow, seen[kind], -places[tactic.name], index))
         seen[kind] += 1
     return [index for *_, index in sorted(keys)]
 

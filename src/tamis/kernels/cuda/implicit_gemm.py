@@ -235,6 +235,11 @@ TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
 FILLING_TILES = tuple((2, 2, pixels, 1, 1, 1) for pixels in (144, 160, 176, 184, 200))
 
 
+def has_instruction(pixels: int, dtype: DType) -> bool:
+    """Whether there is a product of so many pixels, which are a multiple of 8: in int8 not all of these."""
+    return dtype != DType.INT8 or pixels % 16 == 0
+
+
 def _band(shape: Convolution, tile: Tile, dtype: DType, clusters: int, *, sparse: bool) -> int:
     """How many tiles of filters follow each other before the next pixels.
 
@@ -297,6 +302,8 @@ def implicit_gemm_hopper(
         "LINE_STAGES": tile.line_stages, "STRIP_COUNT": tile.strips, "WINDOWS": int(windows > 0),
         "STATIONARY": int(tile.stationary), "POOL": 0,
     }  # fmt: skip
+    if not has_instruction(tile.pixels, dtype):
+        raise ValueError(f"tiles of {tile.pixels} pixels; products of int8 have a multiple of 16")
     if tile.split > steps:
         raise ValueError(f"{steps} steps cannot be split among {tile.split} blocks")
     clusters = min(tile.count(shape), max(multiprocessors * tile.resident // tile.together, 1))
