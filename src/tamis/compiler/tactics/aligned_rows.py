@@ -42,7 +42,8 @@ def aligning_step(layer: Layer, choice: Choice) -> tuple[str, Lowered]:
     name = f"{layer.node.output}/aligned"
     step, binary = kernel_step(
         kernel, replace(choice, sparsity="dense"), name=f"{layer.name}/align", layers=(layer.name,),
-        inputs=layer.node.inputs[:1], outputs=(name,), constants={}, moved_bytes=rows * (shape[-1] + columns) * source.dtype.size_bytes,
+        inputs=layer.node.inputs[:1], outputs=(name,), constants={},
+        moved_bytes=rows * (shape[-1] + columns) * source.dtype.size_bytes,
     )  # fmt: skip
     return name, Lowered((step,), binary, {name: ((*shape[:-1], columns), Format(source.dtype))})
 
