@@ -14,6 +14,7 @@ void barrier_arrive_in(unsigned rank, unsigned address);
 void barrier_expect(unsigned address, unsigned bytes);
 void barrier_wait(unsigned address, unsigned parity);
 void threads_meet(int number, int threads);
+inline void warp_meets() {}  // its threads have met in a product
 unsigned rank_in_cluster();
 void cluster_gathers();
 inline void written_for_copies() {}

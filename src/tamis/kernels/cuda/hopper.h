@@ -66,6 +66,7 @@ TAMIS_DEVICE void barrier_wait(unsigned address, unsigned parity) {
 TAMIS_DEVICE void threads_meet(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
+TAMIS_DEVICE void warp_meets() { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
 
 // --- clusters: neighbouring blocks that run at the same time ---
 

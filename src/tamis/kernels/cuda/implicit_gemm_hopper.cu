@@ -139,8 +139,10 @@ TAMIS_DEVICE void start(Sum (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOC
     products_commit();
 }
 
-// A stage that this warp does not read any more, in every block whose copies go there.
+// A stage that this warp does not read any more, in every block whose copies go there. Its threads have read their
+// metadata before the products that are done by now; that they meet says so to the memory model, too.
 TAMIS_DEVICE void give_back(unsigned empty, int thread) {
+    if constexpr (SPARSE) warp_meets();
     if constexpr (ABREAST == 1) {
         if (thread % 32 == 0) barrier_arrive(empty);
     } else {
