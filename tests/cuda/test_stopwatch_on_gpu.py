@@ -32,9 +32,12 @@ def test_the_wait_becomes_short_again() -> None:
     start = time.perf_counter()
     for _ in range(40):
         stopwatch.time_us(lambda: None)
-    last = time.perf_counter()
-    stopwatch.time_us(lambda: None)
-    assert time.perf_counter() - last < 0.002
+    lasted = []
+    for _ in range(10):  # of which others on the machine may disturb some
+        last = time.perf_counter()
+        stopwatch.time_us(lambda: None)
+        lasted.append(time.perf_counter() - last)
+    assert min(lasted) < 0.002
     assert last - start < 0.5
 
 
