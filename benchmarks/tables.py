@@ -34,6 +34,8 @@ GPU_HEADER = (
 )
 KERNEL_HEADER = ("layer", "precision", "best dense library", "cuSPARSELt", "ours dense", "ours 2:4", "TOP/s in 2:4",
                  "of the roof", "library / ours dense", "library / ours 2:4")  # fmt: skip
+LIBRARY_HEADER = ("model", "precision", "PyTorch 2:4", "Tamis dense, libraries", "Tamis 2:4, libraries",
+                  "dense / PyTorch 2:4", "dense / 2:4")  # fmt: skip
 COMPILED = {"cold": "compiled", "first": "compiled", "disk": "from disk"}
 DENSE_LIBRARIES = ("cudnn.conv", "cudnn.torch", "cublaslt", "cublas", "cudnn.float16", "cublas.float16", "aten")
 GPU_PEERS = ("torch-eager", "torch-semi-structured", "torch.compile")
@@ -146,6 +148,42 @@ def gpu_lines(content: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
             ratio(dense, us.get("tamis")),
             best,
         )
+
+
+def library_table(results: Path) -> str:
+    """What 2:4 brings with libraries alone, beside PyTorch's own 2:4; one table for each GPU."""
+    parts = []
+    for path in sorted(results.glob("cuda-models-*.json")):
+        content = json.loads(path.read_text())
+        lines = []
+        rows = [row for row in content["rows"] if usable(row)]
+        for case, precision in dict.fromkeys((row["case"], row["precision"]) for row in rows):
+            us = {r["impl"]: r["median_us"] for r in rows if (r["case"], r["precision"]) == (case, precision)}
+            dense, sparse = us.get("tamis-libraries-dense"), us.get("tamis-libraries")
+            if dense and sparse:
+                torch = us.get("torch-semi-structured")
+                times = [milliseconds(time) if time else "" for time in (torch, dense, sparse)]
+                lines.append((case, precision, *times, ratio(dense, torch), ratio(dense, sparse)))
+        if lines:
+            parts += [gpu_caption(content["meta"]), "", markdown(LIBRARY_HEADER, lines), ""]
+    return "\n".join(parts or ["No results yet: run `bench_cuda.py` with `--impl tamis-libraries`.", ""])
+
+
+def start_table(results: Path) -> str:
+    """How long building and loading take, one table for each GPU."""
+    parts = []
+    for path in sorted(results.glob("start-*.json")):
+        content = json.loads(path.read_text())
+        cases: dict[str, dict[str, Row]] = {}
+        for row in content["rows"]:
+            cases.setdefault(row["case"], {})[row["impl"]] = row
+        lines = (
+            (case, *(f"{found[impl]['median_us'] / 1e6:.1f} s" for impl in ("build", "cached", "load")))
+            for case, found in cases.items()
+        )
+        header = ("model", "build", "build with its timing cache", "load, to the first result")
+        parts += [gpu_caption(content["meta"]), "", markdown(header, lines), ""]
+    return "\n".join(parts or ["No results yet: run `python benchmarks/bench_start.py`.", ""])
 
 
 def without_empty_columns(
@@ -270,8 +308,10 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "gpu": newest_gpu_table,
     "gpus": gpu_table,
     "kernels": kernel_table,
+    "libraries": library_table,
     "linear": linear_table,
     "runtime": runtime_table,
+    "start": start_table,
 }
 
 

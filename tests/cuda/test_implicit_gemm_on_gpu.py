@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conv_layers import RELU, RESIDUAL, conv, conv_layer, expected
-from cuda_layers import bound_layer
+from cuda_layers import bound_layer, bound_steps
 from gemm_layers import GROUPED, SMALL, GemmCase, linear_layer
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.tactics.cuda_steps import generation_of
@@ -81,12 +81,12 @@ def check(generation: Generation, case: GemmCase, *, sparse: bool, only: int | N
             formats = {"inputs": tuple(replace(f, dtype=precision) for f in first.inputs),
                        "outputs": tuple(replace(f, dtype=precision) for f in first.outputs)}  # fmt: skip
             choice = replace(first, precision=precision, parameters={**first.parameters, **numbers}, **formats)
-            given = [arrays[name] for name in layer.node.inputs]
-            run, slots, (output,) = bound_layer(layer, choice, tactic.lower(layer, choice), given, "cuda")
+            runners, slots, (output,) = bound_steps(layer, choice, tactic.lower(layer, choice), arrays, "cuda")
             results = []
             for _ in range(2):
                 output.fill_(float("nan"))
-                run(slots)
+                for run in runners:
+                    run(slots)
                 torch.cuda.synchronize()
                 results.append(output.clone())
             assert torch.equal(results[0], results[1]), choice
