@@ -113,17 +113,18 @@ def gpu_table(results: Path) -> str:
 
 def newest_gpu_table(results: Path) -> str:
     """The same in short: of each model and precision the newest GPU's line, one table for all GPUs."""
-    captions, lines = [], {}
+    captions, lines = dict[str, str](), dict[tuple[str, ...], tuple[str, ...]]()
     contents = [json.loads(path.read_text()) for path in results.glob("cuda-models-*.json")]
     for content in sorted(contents, key=lambda content: content["meta"]["date"]):
         gpu = content["meta"].get("gpu", "GPU").removeprefix("NVIDIA ")
-        captions.append(gpu_caption(content["meta"]))
+        captions[gpu] = gpu_caption(content["meta"])
         for line in gpu_lines(content):
             lines[line[:2]] = (line[0], gpu, *line[1:])
     header = (GPU_HEADER[0], "GPU", *GPU_HEADER[1:])
     if not lines:
         return gpu_table(results)
-    return "\n".join([*captions, "", markdown(*without_empty_columns(header, lines.values())), ""])
+    shown = [words for gpu, words in captions.items() if gpu in {line[1] for line in lines.values()}]
+    return "\n".join([*shown, "", markdown(*without_empty_columns(header, lines.values())), ""])
 
 
 def gpu_lines(content: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
