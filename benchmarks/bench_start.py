@@ -29,6 +29,7 @@ import torch
 
 import tamis
 import tamis.compiler
+import tamis.engine
 import tamis.runtime
 from gpu_state import about_gpu, short_name
 from models import export, get
@@ -123,12 +124,27 @@ def serve(job: dict[str, Any]) -> None:
         np.save(folder / "result.npy", result)
         error = 0.0
     else:
-        result = first_of(tamis.load(path).run(inputs))
-        seconds = time.perf_counter() - begin
+        lap = begin
+        laps = []
+
+        def done(part: str) -> None:
+            nonlocal lap
+            before, lap = lap, time.perf_counter()
+            laps.append(f"{part} {lap - before:.2f} s")
+
+        engine = tamis.engine.read(path)
+        done("file")
+        device = tamis.runtime.open_device(job["device"])
+        done("device")
+        session = tamis.runtime.Session(engine, device=device)
+        done("session")
+        result = first_of(session.run(inputs))
+        done("first run")
+        seconds, note = lap - begin, ", ".join(laps)
         error = error_of(result, np.load(folder / "result.npy"))
-    device = torch.cuda.get_device_name() if job["device"] == "cuda" else "cpu"
+    gpu = torch.cuda.get_device_name() if job["device"] == "cuda" else "cpu"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    print(json.dumps({"seconds": seconds, "note": note, "error": error, "device": device, "digest": digest}))
+    print(json.dumps({"seconds": seconds, "note": note, "error": error, "device": gpu, "digest": digest}))
 
 
 def first_of(results: dict[str, Any]) -> np.ndarray:
