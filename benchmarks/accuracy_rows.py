@@ -26,7 +26,7 @@ WORDS = {
     "dense-longest": "dense, trained on as long as channels and 2:4",
 }
 CONTROLS = ("dense-longer", "dense-longest")
-LEAST_DENSE = {"resnet18": 94.5}  # percent
+LEAST_DENSE = {"resnet18": 94.5, "resnet18-long": 94.5}  # percent
 LARGEST_LOSS = {"tuned-2:4": 0.2, "tuned-sparsegpt": 0.2, "channels": 1.0}  # points against dense
 LEAST_RATIO = 1.5  # of the median layer's errors
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from accuracy_data import DEVIATION, MEAN, Augmentation, Images, epoch_of, padded, scaled
+from accuracy_data import DEVIATION, MEAN, SIZE, Augmentation, Images, epoch_of, padded, scaled
 from tamis.sparsity import SparseTraining
 
 _WARM_UP = 3  # eager steps before a capture: libraries choose their algorithms and the optimiser makes its state
@@ -39,6 +39,7 @@ class Recipe:
         rise: share of the steps in which the rate rises.
         smoothing: of the labels.
         mix: alpha of the Beta distribution from which mixup draws; 0: no mixup.
+        cut: share of the steps in which each image has a rectangle of another one (CutMix, Yun et al. 2019).
         clip: largest norm of all gradients together; 0: they are not clipped.
         augmentation: of the images.
     """
@@ -53,6 +54,7 @@ class Recipe:
     rise: float
     smoothing: float
     mix: float = 0.0
+    cut: float = 0.0
     clip: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -131,7 +133,8 @@ def train(
         for some in range(per_epoch):
             chosen = slice(some * size, (some + 1) * size)
             ratio = float(ratios.beta(recipe.mix, recipe.mix)) if recipe.mix else 1.0
-            step(pixels[chosen], labels[chosen], rate * slope((done + 0.5) / total, recipe.rise), ratio)
+            pasted = rectangle(ratios) if recipe.cut and ratios.random() < recipe.cut else None
+            step(pixels[chosen], labels[chosen], rate * slope((done + 0.5) / total, recipe.rise), ratio, pasted)
             done += 1
             if sparse is not None:
                 sparse.step()
@@ -150,6 +153,15 @@ def slope(progress: float, rise: float) -> float:
     return progress / rise if progress < rise else (1.0 - progress) / (1.0 - rise)
 
 
+def rectangle(random: np.random.Generator) -> np.ndarray:
+    """A mask (SIZE, SIZE) of what CutMix pastes: a square of an area uniform in 0 to 1, without what lies outside."""
+    side = round(SIZE * random.random() ** 0.5)
+    corners = random.integers(0, SIZE, 2) - side // 2
+    line = np.arange(SIZE)
+    down, across = ((line >= corner) & (line < corner + side) for corner in corners)
+    return down[:, None] & across
+
+
 class _Step:
     """A training step over buffers that stay where they are: recorded once as a CUDA graph, or run as it is."""
 
@@ -158,6 +170,7 @@ class _Step:
         self._pixels = run.train.pixels[:size].clone()
         self._labels = run.train.labels[:size].clone()
         self._rate, self._ratio, self._loss = (torch.zeros((), device=run.device) for _ in range(3))
+        self._pasted = torch.zeros(SIZE, SIZE, dtype=torch.bool, device=run.device)
         self._mean, self._deviation = (torch.tensor(values, device=run.device) for values in (MEAN, DEVIATION))
         self._optimiser = _optimiser(model, recipe, self._rate)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -165,10 +178,17 @@ class _Step:
         if run.graphs:
             self._record(run.say)
 
-    def __call__(self, pixels: torch.Tensor, labels: torch.Tensor, rate: float, ratio: float) -> None:
+    def __call__(
+        self, pixels: torch.Tensor, labels: torch.Tensor, rate: float, ratio: float, pasted: np.ndarray | None
+    ) -> None:
         self._pixels.copy_(pixels)
         self._labels.copy_(labels)
         self._rate.fill_(rate)
+        if pasted is None:
+            self._pasted.zero_()
+        else:
+            self._pasted.copy_(torch.from_numpy(pasted))
+            ratio *= float(1 - pasted.mean())
         self._ratio.fill_(ratio)
         self._steps += 1
         if self._graph is not None:
@@ -198,13 +218,15 @@ class _Step:
         images = scaled(self._pixels, self._mean, self._deviation)
         if recipe.mix:
             images = self._ratio * images + (1 - self._ratio) * images.roll(1, 0)
+        if recipe.cut:
+            images = torch.where(self._pasted, images.roll(1, 0), images)
         # Weights that a cache keeps in bfloat16 would outlive their recording.
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._device.type == "cuda", cache_enabled=False
         ):
             logits = self._model(images)
         loss = self._entropy(logits, self._labels)
-        if recipe.mix:
+        if recipe.mix or recipe.cut:
             loss = self._ratio * loss + (1 - self._ratio) * self._entropy(logits, self._labels.roll(1, 0))
         loss.backward()
         if recipe.clip:

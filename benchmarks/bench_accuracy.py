@@ -46,6 +46,14 @@ RESNET18 = Network(
         augmentation=Augmentation(cutout=8),
     ),
 )  # fmt: skip
+# As good as the same network became in trials; beside it the one above costs a quarter of the time.
+RESNET18_LONG = replace(
+    RESNET18,
+    name="resnet18-long",
+    recipe=replace(
+        RESNET18.recipe, epochs=180, tuning=30, rate=0.4, rise=0.15, cut=0.5, augmentation=Augmentation(jitter=0.3)
+    ),
+)
 VIT = Network(
     "vit",
     accuracy_models.vit,
@@ -56,7 +64,7 @@ VIT = Network(
     # Heads are kept whole, so that all goes from the perceptrons, which are two thirds of the multiplications.
     macs=0.7, step=0.1, removal=Removal(spread="layer"),
 )  # fmt: skip
-NETWORKS = (RESNET18, VIT)
+NETWORKS = (RESNET18, RESNET18_LONG, VIT)
 SMOKE_IMAGES = 128
 STAGE_SECONDS = 10.0  # what a stage without training may take; those with training say it themselves
 
@@ -93,7 +101,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"), help="folder with train.npz and test.npz")
     parser.add_argument("--model", nargs="+", choices=[network.name for network in NETWORKS],
-                        default=[network.name for network in NETWORKS])  # fmt: skip
+                        default=[RESNET18.name, VIT.name])  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--output", type=Path, help="results file")

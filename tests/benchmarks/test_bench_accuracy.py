@@ -20,7 +20,7 @@ from PIL import Image
 from accuracy_data import MARGIN, SIZE, Augmentation, Images, epoch_of, normalised, padded, read
 from accuracy_rows import BENCH, LAYERS, AccuracyRow, LayerRow, accuracy_lines, failures, layer_lines, spread
 from accuracy_stages import STAGES, Network, _output_norms
-from accuracy_training import Run, _Step, evaluate, slope, train
+from accuracy_training import Run, _Step, evaluate, rectangle, slope, train
 from bench_accuracy import NETWORKS, main, parse
 from tables import rendered
 from tamis.errors import InputError
@@ -160,6 +160,17 @@ def test_a_recorded_step_begins_where_the_model_and_the_optimiser_were(
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_pasted_squares_cover_any_part_of_an_image() -> None:
+    random = np.random.default_rng(0)
+    masks = [rectangle(random) for _ in range(2000)]
+    assert {mask.shape for mask in masks} == {(SIZE, SIZE)}
+    for mask in masks:
+        rows, columns = mask.any(1).sum(), mask.any(0).sum()
+        assert mask.sum() == rows * columns <= SIZE * SIZE
+    areas = [mask.mean() for mask in masks]
+    assert 0.3 < np.mean(areas) < 0.4 and np.max(areas) > 0.9 and np.min(areas) < 0.01
 
 
 def test_the_rate_that_is_set_is_the_rate_of_the_step() -> None:
