@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tamis.kernels.cuda import compile as compiler
+from tamis.kernels.cuda.unit import translation_unit
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,3 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cuda)
             if skip is not None:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kernels_for_racecheck() -> Iterator[None]:
+    """With ``TAMIS_RACECHECK`` set, kernels in which each thread speaks for its own reads (implicit_gemm_hopper.cu)."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("TAMIS_RACECHECK"):
+            every = "#define EVERY_THREAD_GIVES_BACK 1\n"
+            patch.setattr(compiler, "translation_unit", lambda *unit: every + translation_unit(*unit))
+        yield

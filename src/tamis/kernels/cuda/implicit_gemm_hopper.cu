@@ -66,6 +66,13 @@ constexpr int COPIERS = GIVES ? THREADS : 32;
 // sums copies of a product do with fewer, and those of taps spill less than what computes would.
 constexpr int COPIERS_KEEP = !GROUPED ? 40 : BLOCKS * PIXELS <= 256 ? 56 : IM2COL ? 40 : 24;
 
+// Threads of a warp that give a stage back: one speaks for all. Compute Sanitizer's racecheck takes no thread's word for
+// another one's reads; for its sake all may speak.
+#ifndef EVERY_THREAD_GIVES_BACK
+#define EVERY_THREAD_GIVES_BACK 0
+#endif
+constexpr int ARRIVING = EVERY_THREAD_GIVES_BACK ? 32 : 1;
+
 // What lies where in shared memory: full and empty flip with every round through the stages.
 template <int COUNT> struct Ring {
     unsigned stages, barriers;
@@ -81,7 +88,7 @@ template <int COUNT> struct Ring {
     __device__ __forceinline__ void make(unsigned arrivals) const {
         for (int i = 0; i < COUNT; i++) {
             barrier_make(barriers + i * 16, 1);
-            barrier_make(barriers + i * 16 + 8, arrivals);
+            barrier_make(barriers + i * 16 + 8, arrivals * ARRIVING);
         }
     }
 };
@@ -143,10 +150,12 @@ TAMIS_DEVICE void start(Sum (&sums)[BLOCKS][PIXELS / 2], unsigned (&places)[BLOC
 // metadata before the products that are done by now; that they meet says so to the memory model, too.
 TAMIS_DEVICE void give_back(unsigned empty, int thread) {
     if constexpr (SPARSE) warp_meets();
-    if constexpr (ABREAST == 1) {
-        if (thread % 32 == 0) barrier_arrive(empty);
-    } else {
+    if constexpr (EVERY_THREAD_GIVES_BACK && ABREAST > 1) {
+        for (int rank = 0; rank < ABREAST; rank++) barrier_arrive_in(rank, empty);
+    } else if constexpr (ABREAST > 1) {
         if (thread % 32 < ABREAST) barrier_arrive_in(thread % 32, empty);
+    } else {
+        if (thread % 32 < ARRIVING) barrier_arrive(empty);
     }
 }
 
