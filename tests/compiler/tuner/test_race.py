@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,9 @@ from tamis.compiler.tactics.base import Choice, Layer, Lowered, layer_of
 from tamis.compiler.tuner import open_track, race_all
 from tamis.compiler.tuner.prior import Roof
 from tamis.compiler.tuner.race import LayerRace, Track, prepare, race_layer, share_of
+from tamis.compiler.tuner.timing import Clock, Contender
 from tamis.devices.cpu.device import CpuDevice
-from tamis.engine.plan import DeviceInfo, Format
+from tamis.engine.plan import DeviceInfo, Format, Timing
 from tamis.errors import DeviceError, OutputError
 from tamis.formats import TWO_FOUR, magnitude_mask
 from tamis.formats.dtype import DType
@@ -400,3 +401,29 @@ def test_a_timing_cache_that_cannot_be_kept_is_told_before_anything_is_measured(
     assert not list(tmp_path.glob("*.json"))
     open_track(linear_graph(), CpuDevice(2), BuildConfig(timing_cache=tmp_path / "new" / "folder" / "times.json"))
     assert not (tmp_path / "new").exists(), "made when there is something to keep"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_rest_of_a_slow_precision_need_not_run(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless what is faster is wrong."""
+    graph = linear_graph()
+    config = BuildConfig(repetitions=3, precisions=(DType.FLOAT32, DType.BFLOAT16))
+    roof = Roof({DType.FLOAT32: 1e9, DType.BFLOAT16: 1e10}, 1e9)
+    track = dataclasses.replace(open_track(graph, CpuDevice(2), config), roof=roof)
+
+    def timed(self: Clock, contenders: Mapping[str, Contender], *_: object) -> dict[str, Timing]:
+        found = {}
+        for name, contender in contenders.items():
+            assert contender.suspect is not None
+            us = 10.0 if "bfloat16" in contender.suspect.key else 100.0
+            found[name] = Timing(us, us, us, 3)
+        return found
+
+    def judged(choice: Choice, *_: object) -> str | None:
+        return None if right or choice.precision == DType.FLOAT32 else "wrong"
+
+    monkeypatch.setattr(Clock, "race", timed)
+    monkeypatch.setattr("tamis.compiler.tuner.race._objection", judged)
+    result = race_layer(layer_of(graph, graph.nodes[0]), (Aten(), Several()), track)
+    left = [e for e in result.entries if "the best of float32 took 100.0 us where another" in e.reason]
+    assert [(e.choice.tactic, e.choice.precision) for e in left] == [("several", DType.FLOAT32)] * (2 if right else 0)

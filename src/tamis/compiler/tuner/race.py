@@ -23,6 +23,7 @@ from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.compiler.tuner.describe import signature_of
 from tamis.compiler.tuner.prior import Roof
 from tamis.compiler.tuner.reference import Reference
+from tamis.compiler.tuner.standing import BEHIND, Standing, slower_precisions
 from tamis.compiler.tuner.suspect import Suspect, broke_device, suspect_of, watch
 from tamis.compiler.tuner.timing import Clock
 from tamis.compiler.tuner.trial import SharedMemory, Trial, bind_trial
@@ -31,15 +32,11 @@ from tamis.engine.plan import Accuracy, DeviceState, Timing
 from tamis.errors import DeviceLost, TamisError
 from tamis.formats.dtype import DType
 
-# A candidate slower than this many times the best of its formats is not measured further.
-_BEHIND = 1.6
 # Nor is one that is slower than the best of all formats by this factor and these microseconds together: no saved
 # conversion makes up for that. Strict float32 beside float16 on tensor cores, for instance.
 _FAR_BEHIND = 3.0
 _FAR_BEHIND_US = 100.0
 _FIRST_TURNS = 3
-# A precision at less than this fraction of the rate of the fastest is slow: tf32 and float32 beside float16.
-_SLOW_PRECISION = 0.75
 _SPENT = "skipped: the time budget of "
 _NO_MEMORY = "failed: out of memory"
 
@@ -221,39 +218,35 @@ def _still_valid(found: Measurement | None, track: Track) -> Measurement | None:
 
 def _entry(choice: Choice, measurement: Measurement, track: Track) -> Entry:
     """A measurement judged by this build's tolerances."""
-    wrong = None
-    if measurement.accuracy is not None:
-        # A layer may be coarser than the whole engine is allowed to be; what adds up is checked at the end.
-        cosine = min(track.config.accuracy_cosine, 0.99)
-        wrong = objection(measurement.accuracy, choice.precision, cosine, track.config.accuracy_relative)
+    wrong = None if measurement.accuracy is None else _objection(choice, measurement.accuracy, track)
     failed = measurement.failure
     return Entry(
         choice, measurement.timing, measurement.accuracy, wrong or failed, bool(wrong) or failed.startswith("failed")
     )
 
 
+def _objection(choice: Choice, accuracy: Accuracy, track: Track) -> str | None:
+    # A layer may be coarser than the whole engine is allowed to be; what adds up is checked at the end.
+    cosine = min(track.config.accuracy_cosine, 0.99)
+    return objection(accuracy, choice.precision, cosine, track.config.accuracy_relative)
+
+
 def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track: Track) -> list[Measurement]:
     results: dict[int, Measurement] = {}
     trials: dict[int, Trial] = {}
-    best: dict[object, float] = {}
     timings: dict[int, Timing] = {}
     accuracies: dict[int, Accuracy] = {}
     flops = flops_of(layer)
-    roof_holds = True
     memory = SharedMemory()
-    slow = slower_precisions({choice.precision for _, choice in choices}, track.roof)
-    for index in _by_turns(choices, slow):
+    standing = Standing(slower_precisions({choice.precision for _, choice in choices}, track.roof))
+    for index, turn in _by_turns(choices, standing.slow):
         tactic, choice = choices[index]
-        formats = (choice.inputs, choice.outputs)
         bound = track.roof.bound_us(flops, moved_bytes_of(layer, choice), choice.precision)
-        if roof_holds and bound > _BEHIND * best.get(formats, float("inf")):
-            results[index] = Measurement(
-                failure=f"skipped by the roofline: at least {bound:.1f} us, another took {best[formats]:.1f} us"
-            )
+        needless = standing.spares(choice, turn, bound)
+        if needless is not None:
+            results[index] = Measurement(failure=needless)
             continue
-        # Without time each pair of formats has one candidate still; in slow precisions only the reference has.
-        needless = formats in best or (choice.precision in slow and tactic.name != "aten")
-        if time.monotonic() > track.deadline and needless:
+        if time.monotonic() > track.deadline and standing.waives(choice):
             results[index] = _skipped("", track)
             continue
         try:
@@ -273,13 +266,14 @@ def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track:
             continue
         trials[index], timings[index] = trial, timing
         # Who beats the bound shows that the machine was busy while the roof was measured: it then rules out nobody.
-        roof_holds = roof_holds and (choice.sparsity != "dense" or timing.median_us >= bound)
-        best[formats] = min(best.get(formats, timing.median_us), timing.median_us)
-    limit = _FAR_BEHIND * min(best.values(), default=0.0) + _FAR_BEHIND_US
+        standing.roof_holds &= choice.sparsity != "dense" or timing.median_us >= bound
+        if _objection(choice, accuracies[index], track) is None:
+            standing.note(choice, timing.median_us)
+    limit = _FAR_BEHIND * min(standing.best.values(), default=0.0) + _FAR_BEHIND_US
 
     def hopeful(index: int) -> bool:
-        of_its_formats = best[(choices[index][1].inputs, choices[index][1].outputs)]
-        return timings[index].median_us <= min(_BEHIND * of_its_formats, limit)
+        of_its_formats = standing.best.get((choices[index][1].inputs, choices[index][1].outputs), float("inf"))
+        return timings[index].median_us <= min(BEHIND * of_its_formats, limit)
 
     finalists = {str(index): trial.contender(suspects[index]) for index, trial in trials.items() if hopeful(index)}
     finals = track.clock.race(finalists, track.config.turns, track.deadline)
@@ -294,19 +288,13 @@ def _skipped(when: str, track: Track) -> Measurement:
     return Measurement(failure=f"{_SPENT}{track.config.budget_seconds:g} s was spent{when}", build=track.build)
 
 
-def slower_precisions(precisions: Iterable[DType], roof: Roof) -> frozenset[DType]:
-    """Those that multiply at less than a fraction of the rate of the fastest."""
-    rates = {precision: roof.flops_per_us[precision] for precision in precisions}
-    return frozenset(p for p, rate in rates.items() if rate < _SLOW_PRECISION * max(rates.values()))
-
-
-def _by_turns(choices: Offers, slow: frozenset[DType]) -> list[int]:
-    """The first candidate of each tactic, precision, pattern and format, then the second of each, and so on.
+def _by_turns(choices: Offers, slow: frozenset[DType]) -> list[tuple[int, int]]:
+    """The first candidate of each tactic, precision, pattern and format, then the second of each: index and turn.
 
     Tactics give their best ones first, so these are timed even if the time does not suffice for more. In each turn the
     most special tactics come first, whose kernels are compiled by now, while libraries choose or even compile theirs in
     the first call; and last PyTorch's own, which is never missing and seldom the fastest. Slow precisions come behind
-    all turns of the others.
+    all turns of the others. Where their best ones are far behind, the rest of them need not run.
     """
     seen = Counter[tuple[object, ...]]()
     places = {name: place for place, name in enumerate(dict.fromkeys(tactic.name for tactic, _ in choices))}
@@ -315,7 +303,7 @@ def _by_turns(choices: Offers, slow: frozenset[DType]) -> list[int]:
         kind = (tactic.name, choice.precision, choice.sparsity, choice.inputs, choice.outputs)
         keys.append((choice.precision in slow, seen[kind], -places[tactic.name], index))
         seen[kind] += 1
-    return [index for *_, index in sorted(keys)]
+    return [(index, turn) for _, turn, _, index in sorted(keys)]
 
 
 def _start(layer: Layer, lowered: Lowered, choice: Choice, track: Track, memory: SharedMemory) -> Trial:
