@@ -106,3 +106,31 @@ def save_residual(path: Path, *, batch: int = 1) -> Path:
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
+
+
+def save_joint(path: Path) -> Path:
+    """image [1,16,8,8] -> two 3x3 convolutions with ReLU, joined with the pooled image -> a convolution -> y."""
+    random = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {}
+    nodes: list[onnx.NodeProto] = []
+
+    def conv(source: str, target: str, outputs: int, inputs: int) -> str:
+        weights[f"{target}.w"] = (random.standard_normal((outputs, inputs, 3, 3)) / inputs).astype(np.float32)
+        nodes.append(helper.make_node("Conv", [source, f"{target}.w"], [target], target, pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [target], [f"{target}.relu"], f"{target}.relu"))
+        return f"{target}.relu"
+
+    nodes.append(helper.make_node("MaxPool", ["image"], ["pool"], "pool", kernel_shape=[3, 3], pads=[1] * 4))
+    pieces = [conv("image", "left", 24, 16), "pool", conv("image", "right", 32, 16)]
+    nodes.append(helper.make_node("Concat", pieces, ["joint"], "joint", axis=1))
+    result = conv("joint", "last", 16, 72)
+    graph = helper.make_graph(
+        nodes,
+        "joint",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 16, 8, 8])],
+        [helper.make_tensor_value_info(result, TensorProto.FLOAT, [1, 16, 8, 8])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, path)
+    return path

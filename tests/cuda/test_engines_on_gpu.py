@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from small_models import save_cnn, save_mlp, save_residual
+from small_models import save_cnn, save_joint, save_mlp, save_residual
 from tamis import build, load, save_engine
 from tamis.compiler.tuner.accuracy import compare
 from tamis.engine import Engine
@@ -128,6 +128,25 @@ def test_poisoned_memory_never_shows(built: Callable[[str, str], Built]) -> None
     plain = load(engine).run(feeds)[engine.plan.outputs[0].name]
     assert np.isfinite(poisoned).all()
     np.testing.assert_array_equal(poisoned, plain)
+
+
+@pytest.mark.parametrize("family", ["tamis.hopper", "tamis.ampere"])
+def test_pieces_of_a_concat_are_written_in_place(family: str, tmp_path: Path) -> None:
+    """With memory poisoned, value by value, and as fast paths record it."""
+    path = save_joint(tmp_path / "joint.onnx")
+    others = ("cudnn", "cublaslt", "cusparselt", *({"tamis.hopper", "tamis.ampere"} - {family}))
+    engine = build(path, device="cuda", precisions=PRECISIONS["fp16"], optimization_level=4, exclude_tactics=others)
+    names = {step.name: step for step in engine.plan.steps}
+    if names["left"].kernel.startswith("aten"):
+        pytest.skip(f"{family} does not run here, or lost")
+    assert names["left"].outputs == names["right"].outputs == names["joint"].outputs
+    feeds = draw(engine, 7)
+    exact = reference(path, feeds)
+    for session in (load(engine), Session(engine, poison=True), Session(engine, nvtx=True)):
+        (result,) = session.run(feeds).values()
+        assert compare(result, exact).cosine > 0.9999
+    (traced,) = [value for name, value in load(engine).trace(feeds) if name == names["joint"].outputs[0]]
+    assert np.isfinite(traced.astype(np.float32)).all()
 
 
 def test_overflowing_layers_leave_float16(tmp_path: Path) -> None:

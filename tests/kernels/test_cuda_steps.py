@@ -14,7 +14,7 @@ import torch
 from cuda_emulation import compiled, packed_map
 
 from conv_layers import RELU, SILU, conv, conv_layer, expected
-from cuda_layers import CASES, Case, bound, bound_layer, bound_steps, padding_step, upload
+from cuda_layers import CASES, Case, bound, bound_layer, bound_steps, empty, padding_step, upload
 from gemm_layers import GROUPED, GemmCase
 from gemm_layers import SMALL as PLAIN_CASES
 from small_models import two_of_four
@@ -22,6 +22,10 @@ from stem_layers import SMALL as STEM_CASES
 from stem_layers import StemCase, max_pool, pooled_graph
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.evaluate import evaluate
+from tamis.compiler.ir.graph import Graph, Node, TensorType
+from tamis.compiler.ir.ops import Concat
+from tamis.compiler.planner.joints import joined_in_place
+from tamis.compiler.planner.views import Flow
 from tamis.compiler.tactics import cuda_kernels, cuda_steps, implicit_gemm
 from tamis.compiler.tactics.base import Choice, layer_of
 from tamis.compiler.tactics.conversion import conversion_step
@@ -425,3 +429,50 @@ def test_a_function_that_the_binary_lacks(driver):
     step = Step(**{**vars(lowered.steps[0]), "attributes": {**lowered.steps[0].attributes, "function": "other"}})
     with pytest.raises(DeviceError, match="finding the kernel 'other' failed: CUDA_ERROR_NOT_FOUND"):
         bound(step, uploaded(lowered.constants), [(torch.randn(3, 70), PLAIN)], [((3, 70), PLAIN)])
+
+
+@pytest.mark.parametrize("generation", [HOPPER, AMPERE], ids=lambda generation: generation.name)
+@pytest.mark.parametrize("copied", [True, False], ids=["one is copied", "all in place"])
+def test_pieces_of_a_concat_are_written_in_place(driver, copied: bool, generation: Generation):
+    """Two convolutions write between each other's channels, and what else is joined is copied there."""
+    (left, arrays), (right, more) = (conv_layer(conv(RELU), (2, 16, 5, 6), (filters, 16, 3, 3)) for filters in (24, 72))
+    exact = [expected(left, arrays), expected(right, more)]
+    pieces = {"left": exact[0], "right": exact[1]}
+    if copied:
+        pieces = {"left": exact[0], "image": arrays["x"].astype(np.float64), "right": exact[1]}
+    half = Format(DType.FLOAT16, "channels_last")
+    shapes = {name: (array.shape, half) for name, array in pieces.items()} | {"x": (arrays["x"].shape, half)}
+    shapes["joint"] = ((2, sum(array.shape[1] for array in pieces.values()), 5, 6), half)
+    steps, constants = [], {}
+    for layer, name in ((left, "left"), (right, "right")):
+        tactic = ImplicitGemm(generation, sparse=False)
+        choice = next(c for c in tactic.choices(layer, H200, CONFIG) if c.precision == DType.FLOAT16)
+        made = tactic.lower(layer, choice)
+        (step,) = made.steps
+        renamed = {constant: f"{name}/{constant}" for constant in step.constants}
+        steps.append(replace(step, name=name, outputs=(name,), constants=tuple(renamed.values())))
+        constants |= {renamed[constant]: array for constant, array in made.constants.items()}
+    types = {name: TensorType(array.shape) for name, array in pieces.items()}
+    types["joint"] = TensorType(shapes["joint"][0])
+    node = Node("joint", Concat(1), tuple(pieces), ("joint",))
+    join = layer_of(Graph("g", tuple(pieces), ("joint",), (node,), types, {}), node)
+    choice = next(c for c in TamisCuda().choices(join, H200, CONFIG) if c.outputs == (half,))
+    lowered = TamisCuda().lower(join, choice)
+    flow = joined_in_place(Flow((*steps, *lowered.steps), {}), shapes, ("joint",))
+    assert [step.name for step in flow.steps] == ["left", "right", *["joint"] * copied]
+    assert all(step.outputs == ("joint",) for step in flow.steps)
+
+    slots = [empty(shape, format, "cpu") for shape, format in shapes.values()]
+    places = {name: BoundShape(i, *shapes[name], preallocated=True) for i, name in enumerate(shapes)}
+    for name, array in {"x": arrays["x"], "image": arrays["x"]}.items():
+        if name in places:
+            slots[places[name].slot].copy_(torch.from_numpy(array))
+    uploaded = {name: upload(array, "cpu") for name, array in (constants | dict(lowered.constants)).items()}
+    slots[places["joint"].slot].fill_(float("nan"))
+    for step in flow.steps:
+        given = {name: uploaded[name] for name in step.constants}
+        inputs, outputs = ([places[name] for name in names] for names in (step.inputs, step.outputs))
+        kernels.bind(step, given, inputs, outputs)(slots)
+    result = slots[places["joint"].slot].double().numpy()
+    whole = np.concatenate(list(pieces.values()), 1)
+    assert objection(compare(result, whole), DType.FLOAT16, cosine=0.9999, relative=1e-5) is None

@@ -145,16 +145,19 @@ class Session:
         """
         tensors = self.check(inputs)
         parts = parts_of(self._memory, self._runners, drop=False)
+        # A value that several steps write, piece by piece, is computed when the last of them has run.
+        made = {name: number for number, step in enumerate(self.plan.steps) for name in step.outputs}
         with self._lock:
             with torch.inference_mode():
                 self._fill(tensors)
-            for step, part, drops in zip(self.plan.steps, parts, self._memory.drops, strict=True):
+            steps = enumerate(zip(self.plan.steps, parts, self._memory.drops, strict=True))
+            for number, (step, part, drops) in steps:
                 with torch.inference_mode():  # never left open across a yield
                     for runner in part:
                         runner(self._slots)
                     self.device.synchronize()
                 for name in step.outputs:
-                    if names is None or name in names:
+                    if made[name] == number and (names is None or name in names):
                         yield name, self.device.download(self._slots[self._memory.index[name]])
                 for slot in drops:
                     self._slots[slot] = None

@@ -39,7 +39,7 @@ def aside(flow: Flow, outputs: tuple[str, ...], device: Device) -> Aside | None:
             value = flow.aliases[value].inputs[0]
         return value
 
-    made = {value: number for number, step in enumerate(flow.steps) for value in step.outputs}
+    made: dict[str, int] = {}
     kept = {root_of(value) for value in outputs}
     readers: dict[str, list[int]] = {}
     for number, step in enumerate(flow.steps):
@@ -50,7 +50,8 @@ def aside(flow: Flow, outputs: tuple[str, ...], device: Device) -> Aside | None:
     free = 0
     for number, step in enumerate(flow.steps):
         sources = [made[root_of(value)] for value in step.inputs if root_of(value) in made]
-        found = [reader for value in step.outputs for reader in readers.get(value, ())]
+        made |= dict.fromkeys(step.outputs, number)
+        found = [reader for value in step.outputs for reader in readers.get(value, ()) if reader > number]
         if not sources or not found or not kept.isdisjoint(step.outputs):
             continue
         source, reader = max(sources), min(found)

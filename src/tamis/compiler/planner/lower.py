@@ -2,7 +2,7 @@
 
 Conversions between formats become steps of their own, shared by all readers of a value. A reshape of a
 row-major value costs nothing and becomes a view, and so do splits and transposes where the readers allow it
-(``views.py``). Constants with equal content are stored once.
+(``views.py``); pieces of a Concat are written in place (``joints.py``). Constants with equal content are stored once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.planner.aside import aside
 from tamis.compiler.planner.conversions import same_memory
+from tamis.compiler.planner.joints import joined_in_place
 from tamis.compiler.planner.memory import Lifetime, peak_bytes, place
 from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.select import port_format
@@ -33,8 +34,8 @@ class Draft:
 
     A draft is equal to itself only, so it can be a key: never its ``id``, which goes to another one once it is gone.
 
-    ``copying`` is the same engine with a copy wherever this one hands out a view, ``aside`` the same with some steps on
-    a second stream; None where they are the same.
+    ``copying`` is the same engine with a copy wherever this one hands out a view or writes a piece of a Concat in
+    place, ``aside`` the same with some steps on a second stream; None where they are the same.
     """
 
     options: tuple[Option, ...]
@@ -89,6 +90,7 @@ class Lowering:
         copying, viewing = (
             with_views(flow, writer.shapes, outputs, self.device, allowed=allowed) for allowed in (False, True)
         )
+        viewing = joined_in_place(viewing, writer.shapes, outputs)
         plain = self._finished(options, writer, copying, outputs)
         made = plain if viewing == copying else self._finished(options, writer, viewing, outputs)
         parallel = aside(viewing, outputs, self.device)
@@ -192,8 +194,12 @@ def _buffers(
     ``spans`` says when a step may be running that does not run in its turn.
     """
     views = {value: step.inputs[0] for value, step in flow.aliases.items()}
+    # Several steps may write one value, piece by piece: it lives from the first of them on.
     made = {value: index for index, step in enumerate(flow.steps) for value in step.outputs}
-    begun = made | {value: start for index, (start, _) in spans.items() for value in flow.steps[index].outputs}
+    first = {value: index for index, step in reversed([*enumerate(flow.steps)]) for value in step.outputs}
+    begun = dict(first)
+    for index, (start, _) in spans.items():
+        begun |= {value: min(begun[value], start) for value in flow.steps[index].outputs}
     writers = {value: step for step in flow.steps for value in step.outputs}
     owner = {value: value for value in (*graph.inputs, *made)}
     for view, source in views.items():
@@ -236,7 +242,7 @@ def _buffers(
                 shape,
                 format,
                 kind,  # type: ignore[arg-type]
-                made.get(value, made.get(held_by, 0)),
+                first.get(value, first.get(held_by, 0)),
                 max(kept[value], 0),
                 sizes[value],
                 offsets.get(value, 0),

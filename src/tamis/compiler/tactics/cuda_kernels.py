@@ -8,6 +8,7 @@ gives equal bytes with an equal compiler, whose name the step keeps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -192,7 +193,14 @@ def _lower_concat(layer: Layer, choice: Choice) -> Lowered:
     shapes = [layer.types[value].shape for value in layer.node.inputs]
     pieces = [Argument("in", layer.values.index(value)) for value in layer.node.inputs]
     last = choice.outputs[0].layout == "channels_last"
-    return _single(layer, choice, concat(shapes, layer.op.axis, choice.precision, last, Argument("out", 0), pieces), {})
+    kernel = concat(shapes, layer.op.axis, choice.precision, last, Argument("out", 0), pieces)
+    lowered = _single(layer, choice, kernel, {})
+    if layer.op.axis != (1 if last else len(shapes[0]) - 1):
+        return lowered
+    # Pixels, or rows, side by side: of each piece its input and its length, for the planner (joints.py).
+    joins = [[piece.value, shape[layer.op.axis]] for piece, shape in zip(pieces, shapes, strict=True)]
+    (step,) = lowered.steps
+    return replace(lowered, steps=(replace(step, attributes={**step.attributes, "joins": joins}),))
 
 
 def _lower_split(layer: Layer, choice: Choice) -> Lowered:

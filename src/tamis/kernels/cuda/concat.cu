@@ -4,6 +4,7 @@
 //   SPLIT the assignment goes the other way.
 // Layouts: all dense; a row is everything inside the axes in front of the axis (a pixel, for channels that come last).
 //   Lengths are in units of BYTES bytes (16, 8, 4, 2), which divide every run. One thread copies one unit of the whole.
+//   A piece of address 0 is there already, written by someone else.
 // Limits: 2 to 8 pieces, fewer than 2^31 units, addresses aligned to 16 bytes.
 // Roof: memory. 2 * bytes of the whole over 4.29 TB/s on an H200; fraction not measured yet.
 //
@@ -38,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     Unit *inside = (Unit *)piece + row * (end - start) + column - start;
     previous_finished();
-    if (place >= units) return;
+    if (place >= units || !piece) return;
 #if SPLIT
     *inside = ((const Unit *)whole)[place];
 #else

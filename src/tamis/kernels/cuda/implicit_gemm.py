@@ -310,13 +310,13 @@ def implicit_gemm_hopper(
     numbers = (
         shape.filters, shape.pixels, steps, chunks, across, wide, high, stride_w, stride_h, left, top,
         dilation_w, dilation_h, tile.lines, line, tile.line_bytes,
-        _band(shape, tile, dtype, clusters, sparse=sparse), *epilogue.places(shape.filters),
-        *bundle_numbers(shape, tile.filters),
+        _band(shape, tile, dtype, clusters, sparse=sparse),
     )  # fmt: skip
+    behind = (*epilogue.places(shape.filters), *bundle_numbers(shape, tile.filters))
     return Kernel(
         "implicit_gemm_hopper", defines, (clusters * tile.together, 1, 1), (tile.threads, 1, 1),
-        common_arguments(Argument("map", 0), numbers, epilogue),
-        tile.shared_bytes(sparse=sparse, itemsize=dtype.size_bytes), (map_,),
+        common_arguments(Argument("map", 0), (*numbers, *behind), epilogue),
+        tile.shared_bytes(sparse=sparse, itemsize=dtype.size_bytes), (map_,), TENSORS + len(numbers),
     )  # fmt: skip
 
 
@@ -353,6 +353,9 @@ def bundle_numbers(shape: Convolution, tile: int) -> tuple[int, ...]:
     part = shape.part(tile)
     apart = part.channels // FIRST_CHANNELS
     return ceil_divide(part.filters, tile), part.filters, apart, shape.channels // FIRST_CHANNELS - apart
+
+
+TENSORS = 5  # arguments in front of the numbers
 
 
 def common_arguments(image: Argument, numbers: Sequence[int], epilogue: Epilogue) -> tuple[Argument, ...]:

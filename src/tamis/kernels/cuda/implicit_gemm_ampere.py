@@ -8,7 +8,14 @@ from tamis.formats.ampere import ROWS
 from tamis.formats.dtype import DType
 from tamis.formats.steps import STEP_BYTES, rows_bytes
 from tamis.kernels.cuda.convolution import Convolution
-from tamis.kernels.cuda.implicit_gemm import Epilogue, bundle_numbers, common_arguments, common_defines, most_stages
+from tamis.kernels.cuda.implicit_gemm import (
+    TENSORS,
+    Epilogue,
+    bundle_numbers,
+    common_arguments,
+    common_defines,
+    most_stages,
+)
 from tamis.kernels.cuda.specification import Argument, Kernel, ceil_divide
 
 _WARP = 32
@@ -111,11 +118,13 @@ def implicit_gemm_ampere(
     (stride_h, stride_w), (dilation_h, dilation_w) = shape.strides, shape.dilations
     numbers = (
         shape.filters, shape.pixels, part.steps, shape.channels, shape.height, shape.width, shape.kernel[1], wide,
-        high, stride_w, stride_h, left, top, dilation_w, dilation_h, *epilogue.places(shape.filters),
-        *bundle_numbers(shape, tile.filters), bundles.filters, bundles.channels,
+        high, stride_w, stride_h, left, top, dilation_w, dilation_h,
     )  # fmt: skip
+    bundled = (*bundle_numbers(shape, tile.filters), bundles.filters, bundles.channels)
+    behind = (*epilogue.places(shape.filters), *bundled)
     across = bundles.count * ceil_divide(part.filters, tile.filters)
     return Kernel(
         "implicit_gemm_ampere", defines, (across * ceil_divide(shape.pixels, tile.pixels), 1, 1), (tile.threads, 1, 1),
-        common_arguments(Argument("in", 0), numbers, epilogue), tile.shared_bytes(sparse=sparse),
+        common_arguments(Argument("in", 0), (*numbers, *behind), epilogue), tile.shared_bytes(sparse=sparse),
+        place=TENSORS + len(numbers),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from tamis.formats.steps import STEP_BYTES, rows_bytes
 from tamis.kernels.cuda.convolution import Convolution
 from tamis.kernels.cuda.implicit_gemm import (
     BARRIER_BYTES,
+    TENSORS,
     Epilogue,
     block_threads,
     common_arguments,
@@ -294,11 +295,12 @@ def implicit_gemm_pooled(
     numbers = (
         shape.filters, shape.batch, steps, chunks, across, high, left, top, shape.dilations[1], shape.dilations[0],
         tile.line_bytes, tops(tile, pooling), begins, pooling.first(pooling.top),
-        pooling.first(pooling.left), pooling.output[1], pooling.output[0], pitch, offset,
+        pooling.first(pooling.left), pooling.output[1], pooling.output[0],
     )  # fmt: skip
     rows = ceil_divide(shape.filters, tile.filters)
     blocks = rows * runs_of_tiles(shape, pooling, tile, multiprocessors) // tile.runs
     return Kernel(
         "implicit_gemm_hopper", defines, (blocks, 1, 1), (tile.threads, 1, 1),
-        common_arguments(Argument("map", 0), numbers, epilogue), tile.shared_bytes(pooling, sparse=sparse), (map_,),
+        common_arguments(Argument("map", 0), (*numbers, pitch, offset), epilogue),
+        tile.shared_bytes(pooling, sparse=sparse), (map_,), TENSORS + len(numbers),
     )  # fmt: skip

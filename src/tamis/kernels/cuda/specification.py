@@ -80,7 +80,8 @@ class Kernel:
 
     ``family`` is the name of the source (``<family>.cu``), and of the function in it unless ``defines`` give that a
     name of its own, ``KERNEL``. ``grid`` and ``block`` count blocks and threads along x, y and z; ``shared_bytes`` is
-    the shared memory that a launch asks for.
+    the shared memory that a launch asks for. ``place``: which argument is the number of elements from pixel to pixel of
+    the output; the next one is that in front of the first. Both may become other multiples of eight.
     """
 
     family: str
@@ -90,6 +91,7 @@ class Kernel:
     arguments: tuple[Argument, ...]
     shared_bytes: int = 0
     maps: tuple[TensorMap, ...] = ()
+    place: int | None = None
 
     @property
     def function(self) -> str:
@@ -109,6 +111,8 @@ class Kernel:
             attributes["shared_bytes"] = self.shared_bytes
         if self.maps:
             attributes["maps"] = [map_.attributes() for map_ in self.maps]
+        if self.place is not None:
+            attributes["place"] = self.place
         return attributes
 
 
