@@ -74,7 +74,8 @@ class Step:
     ``layers`` names the layers that it computes (several for a region), ``kernel`` who computes them.
     ``flops`` counts a multiply-add as two and zeros as if they were dense; ``moved_bytes`` is the least traffic.
     Steps of one ``stream`` run in order; a step starts when those of other streams that it ``waits`` for, by number,
-    have ended. A device without streams runs all steps in order.
+    have ended. A device without streams runs all steps in order. Several steps may write parts of one value, each but the
+    first of which also has it as its last input.
     """
 
     name: str
@@ -136,7 +137,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What is known of one layer: its shape in words, its weight's zeros, and its race."""
+    """What is known of one layer: its shape in words, its weight's zeros, and its race.
+
+    ``step`` computes it; it is empty where nothing has to be done: a view, or a Concat whose pieces are in place.
+    """
 
     name: str
     kind: str

@@ -120,10 +120,11 @@ def _sparsity(record: LayerRecord) -> str:
 
 def _layer(record: LayerRecord) -> RenderableType:
     eligibility = "eligible for 2:4" if record.eligible else f"not eligible: {record.ineligible_reason}"
+    step = f"step {record.step}" if record.step else "no step: nothing is moved"
     choice = f"{record.chosen_tactic} in {record.chosen_precision}, {record.chosen_sparsity}"
     lines = [
         f"{record.name}: {_described(record)}",
-        f"  from {', '.join(record.origin) or 'the compiler'}; step {record.step}",
+        f"  from {', '.join(record.origin) or 'the compiler'}; {step}",
         f"  weight {record.zeros:.0%} zeros, {eligibility}",
         f"  runs as {choice}: {record.why}",
     ]

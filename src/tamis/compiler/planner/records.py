@@ -119,12 +119,18 @@ def _layer_record(race: LayerRace, option: Option, draft: Draft, rivals: Mapping
         ineligible_reason="" if note is None or layer.eligible else note.reason,
         zeros=round(float(note.zeros), 6) if note is not None else 0.0,
         candidates=tuple(candidates),
-        step=draft.step_of.get(layer.name, ""),
+        step=_step(layer.name, draft),
         chosen_tactic=option.choice.tactic,
         chosen_precision=option.choice.precision,
         chosen_sparsity=_sparsity(option.choice, layer.name),
         why=_why(race, place),
     )
+
+
+def _step(layer: str, draft: Draft) -> str:
+    """The step that computes a layer; none where it is a view, or its pieces are written in place."""
+    name = draft.step_of.get(layer, "")
+    return name if any(step.name == name for step in draft.steps) else ""
 
 
 def _sparsity(choice: Choice, layer: str) -> Sparsity:
