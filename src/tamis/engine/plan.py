@@ -74,8 +74,8 @@ class Step:
     ``layers`` names the layers that it computes (several for a region), ``kernel`` who computes them.
     ``flops`` counts a multiply-add as two and zeros as if they were dense; ``moved_bytes`` is the least traffic.
     Steps of one ``stream`` run in order; a step starts when those of other streams that it ``waits`` for, by number,
-    have ended. A device without streams runs all steps in order. Several steps may write parts of one value, each but the
-    first of which also has it as its last input.
+    have ended. A device without streams runs all steps in order. Several steps may write parts of one value; all but
+    the first of them also have it as their last input.
     """
 
     name: str
