@@ -15,7 +15,7 @@ from cuda_emulation import compiled, packed_map
 
 from conv_layers import RELU, SILU, conv, conv_layer, expected
 from cuda_layers import CASES, Case, bound, bound_layer, bound_steps, empty, padding_step, upload
-from gemm_layers import GROUPED, GemmCase
+from gemm_layers import GROUPED, GemmCase, linear_layer
 from gemm_layers import SMALL as PLAIN_CASES
 from small_models import two_of_four
 from stem_layers import SMALL as STEM_CASES
@@ -24,7 +24,7 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.graph import Graph, Node, TensorType
 from tamis.compiler.ir.ops import Concat
-from tamis.compiler.planner.joints import joined_in_place
+from tamis.compiler.planner.joints import aligned_by_joins, joined_in_place
 from tamis.compiler.planner.views import Flow
 from tamis.compiler.tactics import cuda_kernels, cuda_steps, implicit_gemm
 from tamis.compiler.tactics.base import Choice, layer_of
@@ -431,6 +431,60 @@ def test_a_function_that_the_binary_lacks(driver):
         bound(step, uploaded(lowered.constants), [(torch.randn(3, 70), PLAIN)], [((3, 70), PLAIN)])
 
 
+def run_flow(flow: Flow, shapes, given, constants, result: str) -> np.ndarray:
+    """The value ``result`` of a flow, over memory that holds NaN."""
+    slots = [empty(shape, format, "cpu") for shape, format in shapes.values()]
+    places = {name: BoundShape(i, *shapes[name], preallocated=True) for i, name in enumerate(shapes)}
+    for name, place in places.items():
+        if name in given:
+            slots[place.slot].copy_(torch.from_numpy(given[name]))
+        else:
+            slots[place.slot].fill_(float("nan"))
+    uploaded = {name: upload(array, "cpu") for name, array in constants.items()}
+    for step in flow.steps:
+        inputs, outputs = ([places[name] for name in names] for names in (step.inputs, step.outputs))
+        kernels.bind(step, {name: uploaded[name] for name in step.constants}, inputs, outputs)(slots)
+    return slots[places[result].slot].double().numpy()
+
+
+def test_a_concat_pads_the_rows_behind_it(driver):
+    """A linear layer writes into rows of 53, which are 56 long already when the next one reads them."""
+    (first, arrays), (second, more) = linear_layer(9, 32, 24, RELU), linear_layer(9, 53, 40)
+    random = np.random.default_rng(1)
+    beside = random.standard_normal((9, 29), dtype=np.float32)
+    half = Format(DType.FLOAT16)
+    shapes = {"x": ((9, 32), half), "beside": ((9, 29), half), "made": ((9, 24), half), "rows": ((9, 53), half)}
+    steps, constants = [], {}
+    for layer, source, target in ((first, "x", "made"), (second, "rows", "y")):
+        arrays_of = arrays if layer is first else more
+        named = replace(layer, constants={name: arrays_of[name] for name in layer.constants})
+        tactic = ImplicitGemm(HOPPER, sparse=False)
+        choice = next(c for c in tactic.choices(named, H200, CONFIG) if c.precision == DType.FLOAT16)
+        made = tactic.lower(named, choice)
+        shapes |= {f"{target}/{name}": place for name, place in made.temporaries.items()}
+        for step in made.steps:
+            values = {"x": source, "y": target} | {name: f"{target}/{name}" for name in made.temporaries}
+            own = {name: f"{target}/{name}" for name in step.constants}
+            constants |= {own[name]: made.constants[name] for name in step.constants}
+            steps.append(replace(step, inputs=tuple(values[v] for v in step.inputs), constants=tuple(own.values()),
+                                 outputs=tuple(values[v] for v in step.outputs)))  # fmt: skip
+    shapes["y"] = ((9, 40), half)
+    types = {name: TensorType(shapes[name][0]) for name in ("made", "beside", "rows")}
+    node = Node("rows", Concat(1), ("made", "beside"), ("rows",))
+    join = layer_of(Graph("g", ("made", "beside"), ("rows",), (node,), types, {}), node)
+    lowered = TamisCuda().lower(join, next(c for c in TamisCuda().choices(join, H200, CONFIG) if c.outputs == (half,)))
+    flow = Flow((steps[0], *lowered.steps, *steps[1:]), {})
+    flow = joined_in_place(aligned_by_joins(flow, shapes, ("y",)), shapes, ("y",))
+    assert [step.kernel for step in flow.steps] == [
+        "cuda.implicit_gemm_hopper", "cuda.concat", "cuda.implicit_gemm_hopper"
+    ]  # fmt: skip
+    assert flow.steps[0].outputs == flow.steps[1].outputs
+    result = run_flow(flow, shapes, {"x": arrays["x"], "beside": beside}, constants | dict(lowered.constants), "y")
+    middle = expected(first, arrays)
+    exact = expected(second, {**more, "x": np.concatenate([middle, beside], 1)})
+    assert objection(compare(result, exact), DType.FLOAT16, cosine=0.9999, relative=1e-5) is None
+
+
 @pytest.mark.parametrize("generation", [HOPPER, AMPERE], ids=lambda generation: generation.name)
 @pytest.mark.parametrize("copied", [True, False], ids=["one is copied", "all in place"])
 def test_pieces_of_a_concat_are_written_in_place(driver, copied: bool, generation: Generation):
@@ -462,17 +516,7 @@ def test_pieces_of_a_concat_are_written_in_place(driver, copied: bool, generatio
     assert [step.name for step in flow.steps] == ["left", "right", *["joint"] * copied]
     assert all(step.outputs == ("joint",) for step in flow.steps)
 
-    slots = [empty(shape, format, "cpu") for shape, format in shapes.values()]
-    places = {name: BoundShape(i, *shapes[name], preallocated=True) for i, name in enumerate(shapes)}
-    for name, array in {"x": arrays["x"], "image": arrays["x"]}.items():
-        if name in places:
-            slots[places[name].slot].copy_(torch.from_numpy(array))
-    uploaded = {name: upload(array, "cpu") for name, array in (constants | dict(lowered.constants)).items()}
-    slots[places["joint"].slot].fill_(float("nan"))
-    for step in flow.steps:
-        given = {name: uploaded[name] for name in step.constants}
-        inputs, outputs = ([places[name] for name in names] for names in (step.inputs, step.outputs))
-        kernels.bind(step, given, inputs, outputs)(slots)
-    result = slots[places["joint"].slot].double().numpy()
+    given = {"x": arrays["x"], "image": arrays["x"]}
+    result = run_flow(flow, shapes, given, constants | dict(lowered.constants), "joint")
     whole = np.concatenate(list(pieces.values()), 1)
     assert objection(compare(result, whole), DType.FLOAT16, cosine=0.9999, relative=1e-5) is None

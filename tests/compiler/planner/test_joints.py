@@ -11,7 +11,7 @@ import pytest
 from paper_gpu import H200, PaperGpu, make_up_measurements
 from small_models import save_joint
 from tamis.compiler import BuildConfig, build
-from tamis.compiler.planner.joints import joined_in_place
+from tamis.compiler.planner.joints import aligned_by_joins, joined_in_place
 from tamis.compiler.planner.views import Flow
 from tamis.engine.check import check_plan
 from tamis.engine.plan import Format, Plan, Step
@@ -97,6 +97,31 @@ def test_a_joint_value_within_another_one_is_copied() -> None:
         ("a", ("w",)), ("b", ("w",)), ("c", ("v",)), ("v", ("v",))
     ]  # fmt: skip
     assert flow.steps[-1].inputs == ("w", "v")
+
+
+def test_a_concat_writes_what_would_be_padded_behind_it() -> None:
+    shapes = {
+        "a": ((7, 16), HALF), "x": ((7, 5), HALF), "w": ((7, 21), HALF), "wide": ((7, 24), HALF)
+    }  # fmt: skip
+    concat = join("a", "x")
+    concat = replace(concat, attributes={
+        "arguments": [["out", 0], ["int", 147], ["int", 21], ["in", 0], ["in", 1], ["int", 16], ["int", 21]],
+        "joins": [[0, 16], [1, 5]], "grid": [1, 1, 1],
+    })  # fmt: skip
+    pad = Step("pad", "cuda.space_to_depth", ("w",), ("wide",), attributes={"aligns": 24})
+    product = Step("y", "cuda.gemm", ("wide",), ("y",))
+    flow = aligned_by_joins(Flow((concat, pad, product), {}), shapes, ("y",))
+    first, second = flow.steps
+    assert first.outputs == ("wide",) and second is product
+    assert first.attributes["arguments"][1:3] == [["int", 168], ["int", 24]]
+
+    placed_flow = joined_in_place(Flow((writer("a"), *flow.steps), {}), shapes, ("y",))
+    assert [step.outputs for step in placed_flow.steps] == [("wide",), ("wide",), ("y",)]
+    assert placed(placed_flow.steps[0]) == [24, 0]
+
+    read_twice = (concat, pad, product, replace(product, name="z", inputs=("w",), outputs=("z",)))
+    assert aligned_by_joins(Flow(read_twice, {}), shapes, ("y",)).steps == read_twice
+    assert aligned_by_joins(Flow((concat, pad, product), {}), shapes, ("w", "y")).steps == (concat, pad, product)
 
 
 @pytest.fixture

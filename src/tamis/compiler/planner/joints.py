@@ -4,6 +4,8 @@ Our kernels for tensor cores can leave their results between those of others: pi
 element on (``place`` in ``kernels.cuda.specification.Kernel``). So a step whose result goes into one Concat alone
 writes into the joint value itself, and the Concat copies what is left, or is no step any more. The binary stays.
 
+A Concat can write zeros behind its pieces as well, so a step that does nothing but pad rows behind it goes too.
+
 The joint value is then written by several steps. All but the first also read it: what they find there they leave, and
 nobody takes the value for made before the last of them.
 """
@@ -21,12 +23,36 @@ from tamis.engine.plan import Format, Step
 _MULTIPLE = 8  # elements, of all places
 
 
+_THREADS = 256  # of a block of cuda.concat
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Of a joint value: the piece's value and its first element in each pixel."""
 
     value: str
     start: int
+
+
+def aligned_by_joins(
+    flow: Flow, shapes: Mapping[str, tuple[tuple[int, ...], Format]], outputs: Collection[str]
+) -> Flow:
+    """The same flow where a Concat whose rows are padded next, and read by nobody else, writes the padded rows."""
+    read = Counter(value for step in (*flow.steps, *flow.aliases.values()) for value in step.inputs)
+    joins = {step.outputs[0]: step for step in flow.steps if "joins" in step.attributes}
+    pads = {
+        step.inputs[0]: step
+        for step in flow.steps
+        if "aligns" in step.attributes and read[step.inputs[0]] == 1 and step.inputs[0] in joins
+    }
+    steps = []
+    for step in flow.steps:
+        pad = pads.get(step.outputs[0]) if "joins" in step.attributes else None
+        if pad is not None and step.outputs[0] not in outputs:
+            steps.append(_padding(step, pad, shapes[step.outputs[0]][0][-1]))
+        elif not (step.inputs and pads.get(step.inputs[0]) is step and step.inputs[0] not in outputs):
+            steps.append(step)
+    return Flow(tuple(steps), flow.aliases, flow.copied)
 
 
 def joined_in_place(flow: Flow, shapes: Mapping[str, tuple[tuple[int, ...], Format]], outputs: Collection[str]) -> Flow:
@@ -63,7 +89,19 @@ def _pieces(join: Step) -> tuple[int, list[_Piece]]:
     for index, length in join.attributes["joins"]:
         pieces.append(_Piece(join.inputs[index], start))
         start += length
-    return start, pieces
+    return join.attributes.get("aligns", start), pieces
+
+
+def _padding(join: Step, pad: Step, length: int) -> Step:
+    """A Concat of rows of so many elements that writes those of the step which pads them."""
+    columns = pad.attributes["aligns"]
+    arguments: list[Any] = list(join.attributes["arguments"])
+    (_, units), (_, row_units) = arguments[1:3]
+    padded = row_units * columns // length  # units divide 16 bytes, and so do these rows
+    arguments[1:3] = ["int", units // row_units * padded], ["int", padded]
+    attributes = {**join.attributes, "arguments": arguments, "aligns": columns,
+                  "grid": [-(-units // row_units * padded // _THREADS), 1, 1]}  # fmt: skip
+    return replace(join, outputs=pad.outputs, attributes=attributes)
 
 
 def _writing(step: Step, whole: str, start: int, total: int, *, first: bool) -> Step:
@@ -78,7 +116,7 @@ def _writing(step: Step, whole: str, start: int, total: int, *, first: bool) -> 
 def _copying(join: Step, written: Collection[str]) -> Step | None:
     """The step that copies the other pieces behind those that are written; None where there are none."""
     left = tuple(value for value in join.inputs if value not in written)
-    if not left:
+    if not left and "aligns" not in join.attributes:
         return None
     arguments = [
         [kind, left.index(join.inputs[number])] if kind == "in" and join.inputs[number] in left

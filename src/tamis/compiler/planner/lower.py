@@ -15,7 +15,7 @@ import numpy as np
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.planner.aside import aside
 from tamis.compiler.planner.conversions import same_memory
-from tamis.compiler.planner.joints import joined_in_place
+from tamis.compiler.planner.joints import aligned_by_joins, joined_in_place
 from tamis.compiler.planner.memory import Lifetime, peak_bytes, place
 from tamis.compiler.planner.options import Option
 from tamis.compiler.planner.select import port_format
@@ -90,6 +90,7 @@ class Lowering:
         copying, viewing = (
             with_views(flow, writer.shapes, outputs, self.device, allowed=allowed) for allowed in (False, True)
         )
+        viewing = aligned_by_joins(viewing, writer.shapes, outputs)
         viewing = joined_in_place(viewing, writer.shapes, outputs)
         plain = self._finished(options, writer, copying, outputs)
         made = plain if viewing == copying else self._finished(options, writer, viewing, outputs)

@@ -45,6 +45,7 @@ def aligning_step(layer: Layer, choice: Choice) -> tuple[str, Lowered]:
         inputs=layer.node.inputs[:1], outputs=(name,), constants={},
         moved_bytes=rows * (shape[-1] + columns) * source.dtype.size_bytes,
     )  # fmt: skip
+    step = replace(step, attributes={**step.attributes, "aligns": columns})  # a Concat in front can do it (joints.py)
     return name, Lowered((step,), binary, {name: ((*shape[:-1], columns), Format(source.dtype))})
 
 

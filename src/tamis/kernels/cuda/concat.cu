@@ -4,7 +4,7 @@
 //   SPLIT the assignment goes the other way.
 // Layouts: all dense; a row is everything inside the axes in front of the axis (a pixel, for channels that come last).
 //   Lengths are in units of BYTES bytes (16, 8, 4, 2), which divide every run. One thread copies one unit of the whole.
-//   A piece of address 0 is there already, written by someone else.
+//   A piece of address 0 is there already, written by someone else; what a row has behind its last piece is zeros.
 // Limits: 2 to 8 pieces, fewer than 2^31 units, addresses aligned to 16 bytes.
 // Roof: memory. 2 * bytes of the whole over 4.29 TB/s on an H200; fraction not measured yet.
 //
@@ -39,10 +39,13 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     Unit *inside = (Unit *)piece + row * (end - start) + column - start;
     previous_finished();
-    if (place >= units || !piece) return;
+    if (place >= units) return;
 #if SPLIT
     *inside = ((const Unit *)whole)[place];
 #else
-    ((Unit *)whole)[place] = *inside;
+    if (column >= ends[PIECES - 1])
+        ((Unit *)whole)[place] = Unit{};
+    else if (piece)
+        ((Unit *)whole)[place] = *inside;
 #endif
 }
