@@ -80,6 +80,8 @@ CASES = (
     Case("global average", Reduce("mean", (2, 3), True), ((2, 40, 7, 7),)),
     Case("concat", Concat(1), ((2, 16, 5, 3), (2, 24, 5, 3), (2, 8, 5, 3))),
     Case("concat of rows", Concat(2), ((2, 3, 5), (2, 3, 4))),
+    Case("class token", Concat(1), ((2, 1, 24), (2, 6, 24)), (0,)),
+    Case("constant channels", Concat(1), ((2, 16, 5, 3), (2, 3, 5, 3), (2, 8, 5, 3)), (1,)),
     Case("split", Split(1, (4, 12)), ((2, 16, 3, 5),), (), 2),
     Case("global maximum", Reduce("max", (2, 3), False), ((3, 8, 4, 5),)),
 )  # fmt: skip

@@ -52,7 +52,7 @@ def kernels(dtype: DType) -> list[Kernel]:
         space_to_depth((2, 3, 224, 224), (DType.FLOAT32, False), 2, (112, 112), 16, dtype),
         space_to_depth((2, 3, 37, 41), (dtype, True), 3, (13, 14), 32, dtype),
         space_to_depth((2, 3, 224, 224), (DType.FLOAT32, False), 2, (115, 115), 16, dtype, (2, 2)),
-        layer_norm(512, 768, dtype, 1e-5, total=Argument("out", 1), **everything),
+        layer_norm(512, 768, dtype, 1e-5, total=Argument("out", 1), rows_each=4, **everything),
         softmax(4096, 197, dtype),
         pool(IMAGE, (2, 64, 7, 7), dtype, average=False, **WINDOW),
         reduce_pixels(IMAGE, dtype, "mean"),

@@ -69,12 +69,13 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize(("shape", "case", "dtype"), [
-    *((shape, "scale and bias", dtype) for shape in SHAPES for dtype in (F32, F16)),
-    *(((3, 768), case, dtype) for case in NORMS for dtype in (F32, BF16)),
-    ((2, 33000), "rms residual", F16), ((2, 1026), "residual, sum", F16),
+@pytest.mark.parametrize(("shape", "case", "dtype", "rows_each"), [
+    *((shape, "scale and bias", dtype, 1) for shape in SHAPES for dtype in (F32, F16)),
+    *(((3, 768), case, dtype, 1) for case in NORMS for dtype in (F32, BF16)),
+    *(((9, 768), case, F16, 4) for case in NORMS),
+    ((2, 33000), "rms residual", F16, 1), ((2, 1026), "residual, sum", F16, 1), ((3, 33000), "scale and bias", F16, 2),
 ], ids=str)  # fmt: skip
-def test_layer_norm(shape, case, dtype):
+def test_layer_norm(shape, case, dtype, rows_each):
     options = dict(NORMS[case])
     with_sum = options.pop("sum", False)
     op = LayerNorm(-1, 1e-5, **options)
@@ -87,6 +88,7 @@ def test_layer_norm(shape, case, dtype):
         scale=Argument("const", 0) if op.scale else NOTHING,
         bias=Argument("const", 1) if op.bias else NOTHING,
         total=Argument("out", 1) if with_sum else NOTHING,
+        rows_each=rows_each,
     )  # fmt: skip
     results = run(kernel, [x, residual], [scale, bias], [(shape, dtype.numpy)] * (1 + with_sum))
     inputs = [x] + [scale] * op.scale + [bias] * op.bias + [residual] * op.residual

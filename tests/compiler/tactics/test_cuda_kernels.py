@@ -52,7 +52,7 @@ REFUSED = [
     ("reduction prod", layer(Reduce("prod", (2, 3), True), (2, 3, 4, 4))),
     ("1 pieces", layer(Concat(1), (2, 3))),
     ("9 pieces", layer(Split(0, (1,) * 9), (9, 2), outputs=9)),
-    ("constant", layer(Concat(0), (2, 3), (1, 3), constants=(1,))),
+    ("constants", layer(Concat(0), (2, 3), (1, 3), constants=(0, 1))),
     ("int32", replace(RELU, types={"v0": TensorType((2, 8, 4, 4), DType.INT32), "y0": TensorType((2, 8, 4, 4))})),
     ("elements", replace(RELU, types=dict.fromkeys(("v0", "y0"), TensorType((2**16, 2**15))))),
     ("0 elements", replace(RELU, types=dict.fromkeys(("v0", "y0"), TensorType((4, 0))))),

@@ -19,17 +19,19 @@ from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import BOOLEAN_KINDS, Concat, Elementwise, LayerNorm, Pool, Program, Reduce, Softmax, Split
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cuda_steps import OLDEST_GENERATION, generation_of, kernel_step, program_step
+from tamis.compiler.tactics.precision import to_precision
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.compile import NO_COMPILER, compiler_name
 from tamis.kernels.cuda.movement import MOST_PIECES, concat
-from tamis.kernels.cuda.pointwise import MOST_OPERANDS
+from tamis.kernels.cuda.pointwise import MOST_OPERANDS, physical_order
 from tamis.kernels.cuda.pool import pool, reduce_pixels
-from tamis.kernels.cuda.rows import NOTHING, layer_norm, softmax
+from tamis.kernels.cuda.rows import MANY_ROWS, NOTHING, layer_norm, softmax
 from tamis.kernels.cuda.specification import ELEMENTS, MOST_ELEMENTS, Argument, Kernel
 
 _CHANNELS_LAST_ONLY = (Pool, Reduce)
 _EITHER_LAYOUT = (Elementwise, Concat, Split)
+_ROWS_EACH = 4  # of a normalisation, where there are many
 _REDUCTIONS = ("mean", "sum", "max")
 
 
@@ -67,11 +69,22 @@ class TamisCuda:
             for last in layouts:
                 inputs = tuple(uniform_format(layer.types[v], precision, last) for v in layer.values)
                 outputs = tuple(uniform_format(layer.types[v], precision, last) for v in layer.node.outputs)
-                yield Choice(self.name, precision, inputs, outputs, parameters={"architecture": device.architecture})
+                for way in _ways(layer):
+                    parameters = {"architecture": device.architecture} | way
+                    yield Choice(self.name, precision, inputs, outputs, parameters=parameters)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One step, its cubin compiled. ``MissingLibrary`` without a compiler."""
         return _LOWERINGS[type(layer.op)](layer, choice)
+
+
+def _ways(layer: Layer) -> tuple[dict[str, int], ...]:
+    """Parameters by which choices of equal formats differ."""
+    if not isinstance(layer.op, LayerNorm):
+        return ({},)
+    shape = layer.type(0).shape
+    several = prod(shape[: layer.op.axis]) >= MANY_ROWS
+    return ({}, {"rows_each": _ROWS_EACH}) if several else ({},)
 
 
 def _refuses_types(types: list[TensorType]) -> str | None:
@@ -129,8 +142,8 @@ def _refuses_reduction(layer: Layer) -> str | None:
 
 def _refuses_pieces(layer: Layer) -> str | None:
     node = layer.node
-    if any(value in layer.constants for value in node.inputs):
-        return "a piece is a constant"
+    if all(value in layer.constants for value in node.inputs):
+        return "all pieces are constants"
     pieces = len(node.inputs if isinstance(layer.op, Concat) else node.outputs)
     return None if 2 <= pieces <= MOST_PIECES else f"{pieces} pieces; the kernel takes 2 to {MOST_PIECES}"
 
@@ -166,6 +179,7 @@ def _lower_norm(layer: Layer, choice: Choice) -> Lowered:
         scale=arguments.get("scale", NOTHING),
         bias=arguments.get("bias", NOTHING),
         total=Argument("out", 1) if len(node.outputs) > 1 else NOTHING,
+        rows_each=choice.parameters.get("rows_each", 1),
     )  # fmt: skip
     return _single(layer, choice, kernel, constants)
 
@@ -191,11 +205,20 @@ def _lower_reduction(layer: Layer, choice: Choice) -> Lowered:
 
 def _lower_concat(layer: Layer, choice: Choice) -> Lowered:
     shapes = [layer.types[value].shape for value in layer.node.inputs]
-    pieces = [Argument("in", layer.values.index(value)) for value in layer.node.inputs]
     last = choice.outputs[0].layout == "channels_last"
+    known = [value for value in dict.fromkeys(layer.node.inputs) if value in layer.constants]
+    pieces = [
+        Argument("const", known.index(value)) if value in known else Argument("in", layer.values.index(value))
+        for value in layer.node.inputs
+    ]
+    constants = {}
+    for value in known:
+        array = to_precision(layer.constants[value], choice.precision)
+        order = physical_order(array.ndim, last)
+        constants[f"{layer.name}.{value}"] = np.ascontiguousarray(array.transpose(order))
     kernel = concat(shapes, layer.op.axis, choice.precision, last, Argument("out", 0), pieces)
-    lowered = _single(layer, choice, kernel, {})
-    if layer.op.axis != (1 if last else len(shapes[0]) - 1):
+    lowered = _single(layer, choice, kernel, constants)
+    if known or layer.op.axis != (1 if last else len(shapes[0]) - 1):
         return lowered
     # Pixels, or rows, side by side: of each piece its input and its length, for the planner (joints.py).
     joins = [[piece.value, shape[layer.op.axis]] for piece, shape in zip(pieces, shapes, strict=True)]

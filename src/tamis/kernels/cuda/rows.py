@@ -8,7 +8,7 @@ from tamis.kernels.cuda.specification import ELEMENTS, Argument, Kernel, ceil_di
 
 _MOST_WARPS = 32
 # Values of a row that a thread keeps in registers: few where few rows must fill the device, never more than 32.
-_MANY_ROWS, _KEPT_OF_MANY, _KEPT_OF_FEW, _MOST_KEPT = 1024, 32, 8, 32
+MANY_ROWS, _KEPT_OF_MANY, _KEPT_OF_FEW, _MOST_KEPT = 1024, 32, 8, 32
 _ROWS_A_BLOCK = 4
 NOTHING = Argument("null")
 
@@ -24,13 +24,16 @@ def layer_norm(
     bias: Argument = NOTHING,
     total: Argument = NOTHING,
     rms: bool = False,
+    rows_each: int = 1,
 ) -> Kernel:
     """Input 0 [rows, columns] of ``dtype``, normalised, as output 0.
 
-    ``residual`` is added first, and that sum goes to ``total``; ``scale`` and ``bias`` are float32 [columns].
+    ``residual`` is added first, and that sum goes to ``total``; ``scale`` and ``bias`` are float32 [columns]. The
+    threads of a row take ``rows_each`` rows.
     """
-    defines, grid, block = _rows(rows, columns, dtype)
+    defines, (blocks, _, _), block = _rows(rows, columns, dtype)
     defines |= {
+        "ROWS_EACH": rows_each,
         "RMS": int(rms),
         "EPSILON": number_text(epsilon),
         "HAS_RESIDUAL": int(residual != NOTHING),
@@ -39,7 +42,7 @@ def layer_norm(
         "HAS_SUM": int(total != NOTHING),
     }
     arguments = (Argument("out", 0), total, Argument("in", 0), residual, scale, bias, Argument("int", rows))
-    return Kernel("layer_norm", defines, grid, block, arguments)
+    return Kernel("layer_norm", defines, (ceil_divide(blocks, rows_each), 1, 1), block, arguments)
 
 
 def softmax(rows: int, columns: int, dtype: DType, log: bool = False) -> Kernel:
@@ -54,12 +57,12 @@ def _rows(
 ) -> tuple[dict[str, str | int | float], tuple[int, int, int], tuple[int, int, int]]:
     """The constants of ``rows.h``, the grid and the block."""
     width = vector_width(columns, dtype)
-    wanted = _KEPT_OF_MANY if rows >= _MANY_ROWS else _KEPT_OF_FEW
+    wanted = _KEPT_OF_MANY if rows >= MANY_ROWS else _KEPT_OF_FEW
     warps = 1
     while warps < _MOST_WARPS and ceil_divide(columns, 32 * warps * width) * width > wanted:
         warps *= 2
     kept = ceil_divide(columns, 32 * warps * width) * width
-    rows_a_block = _ROWS_A_BLOCK if warps == 1 and rows >= _MANY_ROWS else 1
+    rows_a_block = _ROWS_A_BLOCK if warps == 1 and rows >= MANY_ROWS else 1
     defines: dict[str, str | int | float] = {
         "TYPE": ELEMENTS[dtype],
         "COLUMNS": columns,
