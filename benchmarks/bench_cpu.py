@@ -228,8 +228,7 @@ def tamis_engines(model: Path, feeds: dict[str, np.ndarray], options: argparse.N
             note = f"{winner}; {sparse} sparse layers; built in {seconds:.1f} s"
 
             def call(run: Callable[[], list[torch.Tensor]] = run) -> np.ndarray:
-                with torch.inference_mode():
-                    return run()[0].numpy()
+                return run()[0].numpy()
 
             contestants.append(Contestant(impl, precisions[-1], "2:4" if sparse else "dense", call, note))
     return contestants
