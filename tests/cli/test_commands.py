@@ -74,10 +74,14 @@ def test_build_as_json(capsys: pytest.CaptureFixture[str], model: str, tmp_path:
 
 
 def test_build_with_a_timing_cache_repeats(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
+    said = {}
     for name in ("a", "b"):
         arguments = ["build", model, "-o", str(tmp_path / name), "--timing-cache", str(tmp_path / "cache")]
-        output_of(capsys, *arguments)
+        said[name] = output_of(capsys, *arguments)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    words = "Nothing was measured: all times are from the timing cache"
+    assert words not in said["a"] and words in said["b"]
+    assert not json.loads(output_of(capsys, *arguments, "--json"))["measured"]
 
 
 def test_build_with_a_symbolic_batch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def command(
     from tamis.report import build_data, build_summary
 
     check_output(output, (*input_files(given), *((timing_cache,) if timing_cache else ())))
-    start = time.monotonic()
+    start, known = time.monotonic(), _written(timing_cache)
     with progress_bar(not (json or quiet)) as shown:
         stages = Stages(shown)
         engine = tamis.build(
@@ -106,10 +106,19 @@ def command(
             dump=dump,
         )
     seconds, file_bytes = time.monotonic() - start, output.stat().st_size
+    measured = known is None or _written(timing_cache) != known
     if json:
-        show_json(build_data(engine, seconds, str(output), file_bytes, stages.seconds()))
+        show_json(build_data(engine, seconds, str(output), file_bytes, stages.seconds(), measured=measured))
     elif not quiet:
-        show(build_summary(engine, seconds, str(output), file_bytes, stages.seconds()))
+        show(build_summary(engine, seconds, str(output), file_bytes, stages.seconds(), measured=measured))
+
+
+def _written(cache: Path | None) -> tuple[int, int] | None:
+    """What changes when a timing cache is written; None without a file. Who measures nothing does not write it."""
+    if cache is None or not cache.exists():
+        return None
+    status = cache.stat()
+    return status.st_mtime_ns, status.st_ino
 
 
 def _precisions(device: str, text: str, flags: Mapping[str, bool], best: bool) -> tuple[str, ...]:

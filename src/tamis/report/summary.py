@@ -20,9 +20,12 @@ from tamis.report.units import amount, counted, counts, microseconds, shape, siz
 
 
 def build_summary(
-    engine: Engine, seconds: float, output: str, file_bytes: int, stages: Mapping[str, float]
+    engine: Engine, seconds: float, output: str, file_bytes: int, stages: Mapping[str, float], *, measured: bool = True
 ) -> RenderableType:
-    """What a build made: the sparsity lines, the time of the chosen engine, sizes; where its seconds went."""
+    """What a build made: the sparsity lines, the time of the chosen engine, sizes; where its seconds went.
+
+    ``measured``: whether it measured anything, or had all times from its timing cache.
+    """
     plan, summary = engine.plan, summarize(engine)
     spent = ", ".join(f"{stage} {part:.1f}" for stage, part in stages.items())
     lines = [*sparsity_lines(plan.layers)]
@@ -38,21 +41,24 @@ def build_summary(
         f"most activations at one time {size(summary.peak_bytes)}",
         f"Wrote {output} ({size(file_bytes)}) in {seconds:.1f} s: {spent}",
     ]
+    if not measured:
+        lines.append("Nothing was measured: all times are from the timing cache")
     if not plan.usable_for_accuracy:
         lines.append("This engine was pruned by force to see its speed: do not use its results")
     return Group(*(Text(line) for line in lines))
 
 
 def build_data(
-    engine: Engine, seconds: float, output: str, file_bytes: int, stages: Mapping[str, float]
+    engine: Engine, seconds: float, output: str, file_bytes: int, stages: Mapping[str, float], *, measured: bool = True
 ) -> dict[str, Any]:
-    """The same as data. ``stages``: the seconds of each."""
+    """The same as data. ``stages``: the seconds of each; ``measured``: as of ``build_summary``."""
     plan = engine.plan
     return {
         "output": output,
         "file_bytes": file_bytes,
         "seconds": seconds,
         "stages": dict(stages),
+        "measured": measured,
         "sparsity": sparsity_data(plan.layers),
         "engines": [asdict(record) for record in plan.engines],
         "conditions": asdict(plan.conditions) if plan.conditions is not None else None,
