@@ -21,8 +21,6 @@ from tamis.compiler.planner.views import Flow
 from tamis.engine.plan import Format, Step
 
 _MULTIPLE = 8  # elements, of all places
-
-
 _THREADS = 256  # of a block of cuda.concat
 
 
@@ -39,19 +37,14 @@ def aligned_by_joins(
 ) -> Flow:
     """The same flow where a Concat whose rows are padded next, and read by nobody else, writes the padded rows."""
     read = Counter(value for step in (*flow.steps, *flow.aliases.values()) for value in step.inputs)
-    joins = {step.outputs[0]: step for step in flow.steps if "joins" in step.attributes}
-    pads = {
-        step.inputs[0]: step
+    joint = {step.outputs[0] for step in flow.steps if "joins" in step.attributes and read[step.outputs[0]] == 1}
+    pads = {step.inputs[0]: step for step in flow.steps if "aligns" in step.attributes}
+    pads = {value: pad for value, pad in pads.items() if value in joint and value not in outputs}
+    steps = [
+        _padding(step, pads[value], shapes[value][0][-1]) if (value := step.outputs[0]) in pads else step
         for step in flow.steps
-        if "aligns" in step.attributes and read[step.inputs[0]] == 1 and step.inputs[0] in joins
-    }
-    steps = []
-    for step in flow.steps:
-        pad = pads.get(step.outputs[0]) if "joins" in step.attributes else None
-        if pad is not None and step.outputs[0] not in outputs:
-            steps.append(_padding(step, pad, shapes[step.outputs[0]][0][-1]))
-        elif not (step.inputs and pads.get(step.inputs[0]) is step and step.inputs[0] not in outputs):
-            steps.append(step)
+        if step not in pads.values()
+    ]
     return Flow(tuple(steps), flow.aliases, flow.copied)
 
 

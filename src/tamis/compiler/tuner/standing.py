@@ -43,11 +43,12 @@ class Standing:
         return None
 
     def waives(self, choice: Choice) -> bool:
-        """Whether a candidate may be left out without time: each pair of formats has one, but in slow precisions only
-        PyTorch's must be there, the reference."""
-        return (choice.inputs, choice.outputs) in self.best or (
-            choice.precision in self.slow and choice.tactic != "aten"
-        )
+        """Whether a candidate may be left out for want of time.
+
+        Each pair of formats has one, but of slow precisions only PyTorch's must be there, which is the reference.
+        """
+        has_one = (choice.inputs, choice.outputs) in self.best
+        return has_one or (choice.precision in self.slow and choice.tactic != "aten")
 
     def note(self, choice: Choice, us: float) -> None:
         """A candidate's time, whose result is right."""
