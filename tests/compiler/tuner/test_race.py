@@ -427,3 +427,9 @@ def test_the_rest_of_a_slow_precision_need_not_run(right: bool, monkeypatch: pyt
     result = race_layer(layer_of(graph, graph.nodes[0]), (Aten(), Several()), track)
     left = [e for e in result.entries if "the best of float32 took 100.0 us where another" in e.reason]
     assert [(e.choice.tactic, e.choice.precision) for e in left] == [("several", DType.FLOAT32)] * (2 if right else 0)
+
+    again = race_layer(layer_of(graph, graph.nodes[0]), (Aten(), Several()), track)
+    assert again.entries == result.entries, "all of it is in the timing cache"
+    alone = dataclasses.replace(track, config=dataclasses.replace(config, precisions=(DType.FLOAT32,)))
+    entries = race_layer(layer_of(graph, graph.nodes[0]), (Aten(), Several()), alone).entries
+    assert all(e.timing is not None for e in entries), "without bfloat16 nobody is too slow"

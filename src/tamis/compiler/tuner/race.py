@@ -23,7 +23,7 @@ from tamis.compiler.tuner.cache import Measurement, TimingCache
 from tamis.compiler.tuner.describe import signature_of
 from tamis.compiler.tuner.prior import Roof
 from tamis.compiler.tuner.reference import Reference
-from tamis.compiler.tuner.standing import BEHIND, Standing, slower_precisions
+from tamis.compiler.tuner.standing import BEHIND, OUTCLASSED, Standing, slower_precisions
 from tamis.compiler.tuner.suspect import Suspect, broke_device, suspect_of, watch
 from tamis.compiler.tuner.timing import Clock
 from tamis.compiler.tuner.trial import SharedMemory, Trial, bind_trial
@@ -118,7 +118,7 @@ def prepare(
     work: list[tuple[Layer, Offers]] = []
     for layer in layers:
         offers, _ = _offers(layer, tactics, track)
-        known = all(_known(race_suspects(layer, [choice for _, choice in offers], track), track))
+        known = all(_known(offers, race_suspects(layer, [choice for _, choice in offers], track), track))
         work.append((layer, [] if known else offers))
     late: frozenset[Unit] = frozenset()
     if any(isinstance(tactic, Compiles) for tactic in tactics):
@@ -170,14 +170,20 @@ def _left_out(layer: Layer, offers: Offers, track: Track) -> tuple[tuple[str, st
     return tuple((name, reason) for name, reason in reasons if reason is not None)
 
 
-def _known(suspects: Iterable[Suspect], track: Track) -> list[Measurement | None]:
+def _known(offers: Offers, suspects: Iterable[Suspect], track: Track) -> list[Measurement | None]:
     """What the cache knows of each."""
-    return [_still_valid(track.cache.get(suspect.key), track) for suspect in suspects]
+    racing = _racing(offers)
+    return [_still_valid(track.cache.get(suspect.key), track, racing) for suspect in suspects]
+
+
+def _racing(offers: Offers) -> str:
+    """The precisions of a race, which what was skipped for the sake of others speaks of."""
+    return "+".join(sorted({str(choice.precision) for _, choice in offers}))
 
 
 def _measure(layer: Layer, choices: Offers, track: Track, late: frozenset[Unit]) -> tuple[Entry, ...]:
     suspects = race_suspects(layer, [choice for _, choice in choices], track)
-    found = _known(suspects, track)
+    found = _known(choices, suspects, track)
     if all(found):
         return tuple(_entry(choice, m, track) for (_, choice), m in zip(choices, found, strict=True) if m)
     # Times count beside those taken in turns with them, so a race is run as a whole; only what broke the GPU stays out,
@@ -202,14 +208,16 @@ def race_suspects(layer: Layer, choices: Iterable[Choice], track: Track) -> list
     return [suspect_of(choice, layer.name, f"{race} by {choice.key()}") for choice in choices]
 
 
-def _still_valid(found: Measurement | None, track: Track) -> Measurement | None:
-    """What the cache holds, unless it failed for want of memory, or of time.
+def _still_valid(found: Measurement | None, track: Track, racing: str) -> Measurement | None:
+    """What the cache holds, unless it failed for want of memory or of time, or fell behind precisions not raced now.
 
     The same build with the same time gives the same answer. With more time, or other layers to share it with, there may
     be another one.
     """
     if found is not None and found.failure.startswith(_NO_MEMORY):
         return None
+    if found is not None and found.failure.startswith(OUTCLASSED):
+        return found if found.build == racing else None
     if found is None or not found.failure.startswith(_SPENT):
         return found
     spent = float(found.failure.removeprefix(_SPENT).split()[0])
@@ -238,13 +246,14 @@ def _race_now(layer: Layer, choices: Offers, suspects: Sequence[Suspect], track:
     accuracies: dict[int, Accuracy] = {}
     flops = flops_of(layer)
     memory = SharedMemory()
+    racing = _racing(choices)
     standing = Standing(slower_precisions({choice.precision for _, choice in choices}, track.roof))
     for index, turn in _by_turns(choices, standing.slow):
         tactic, choice = choices[index]
         bound = track.roof.bound_us(flops, moved_bytes_of(layer, choice), choice.precision)
         needless = standing.spares(choice, turn, bound)
         if needless is not None:
-            results[index] = Measurement(failure=needless)
+            results[index] = Measurement(failure=needless, build=racing if needless.startswith(OUTCLASSED) else "")
             continue
         if time.monotonic() > track.deadline and standing.waives(choice):
             results[index] = _skipped("", track)

@@ -13,6 +13,7 @@ from tamis.formats.dtype import DType
 BEHIND = 1.6
 # A precision at less than this fraction of the rate of the fastest is slow: tf32 and float32 beside float16.
 _SLOW = 0.75
+OUTCLASSED = "skipped: the best of"
 
 
 def slower_precisions(precisions: Iterable[DType], roof: Roof) -> frozenset[DType]:
@@ -23,7 +24,10 @@ def slower_precisions(precisions: Iterable[DType], roof: Roof) -> frozenset[DTyp
 
 @dataclass
 class Standing:
-    """What the candidates so far say of those that follow: times of the right ones, by formats and by precision."""
+    """What the candidates so far say of those that follow.
+
+    ``best``: times of the right ones by formats; ``quickest``: of the dense ones among them by precision.
+    """
 
     slow: frozenset[DType]
     best: dict[object, float] = field(default_factory=dict)
@@ -39,7 +43,7 @@ class Standing:
             fast = min((us for other, us in self.quickest.items() if other not in self.slow), default=float("inf"))
             own = self.quickest.get(choice.precision, 0.0)
             if own > BEHIND * fast:
-                return f"skipped: the best of {choice.precision} took {own:.1f} us where another took {fast:.1f}"
+                return f"{OUTCLASSED} {choice.precision} took {own:.1f} us where another took {fast:.1f}"
         return None
 
     def waives(self, choice: Choice) -> bool:
@@ -54,4 +58,5 @@ class Standing:
         """A candidate's time, whose result is right."""
         formats = (choice.inputs, choice.outputs)
         self.best[formats] = min(self.best.get(formats, us), us)
-        self.quickest[choice.precision] = min(self.quickest.get(choice.precision, us), us)
+        if choice.sparsity == "dense":  # as a build without sparse tactics would see it
+            self.quickest[choice.precision] = min(self.quickest.get(choice.precision, us), us)
