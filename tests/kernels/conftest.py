@@ -1,16 +1,24 @@
-"""The kernels under test: every level of this machine, and AMX in emulation where the processor has none."""
+"""The kernels under test: every level of this machine, and AMX in emulation where the processor has none; those for GPUs
+under a driver that is played."""
 
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from played_driver import PlayedDriver, packed_source
 
+from tamis.compiler.tactics import cuda_kernels, cuda_steps, implicit_gemm
+from tamis.devices.cuda import kernels, module, tensor_map
+from tamis.devices.cuda.overlap import Overlap
 from tamis.kernels.cpu import levels, load
 from tamis.kernels.cpu.build import compile_library
 
 NATIVE = Path(__file__).parent / "native"
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # for the networks there
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +42,21 @@ def level(request):
     if request.param == "amx-emulated":
         return request.getfixturevalue("emulated"), "amx"
     return load(), request.param
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """The driver, played on the CPU, in place of the real one; kernels are compiled for it."""
+    played = PlayedDriver()
+
+    monkeypatch.setattr(cuda_steps, "compile_source", packed_source)
+    monkeypatch.setattr(cuda_steps, "compiler_name", lambda: "nvrtc 13.0")
+    monkeypatch.setattr(implicit_gemm, "compiles_for", lambda device: True)
+    monkeypatch.setattr(cuda_kernels, "compiler_name", lambda: "nvrtc 13.0")
+    monkeypatch.setattr(kernels, "current_stream", lambda device: 77)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(kernels, "can_overlap", lambda device: True)
+    monkeypatch.setattr(module, "OVERLAP", Overlap())
+    for user in (module, tensor_map):
+        monkeypatch.setattr(user, "load_driver", lambda: played)
+    return played

@@ -1,0 +1,77 @@
+"""Whole engines for a GPU without one: built on paper, run under the played driver, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from played_driver import packed_source
+
+import models
+from paper_gpu import H200, PaperGpu, make_up_measurements
+from random_joints import Drawn
+from tamis.compiler import BuildConfig, build
+from tamis.compiler.tactics import ahead, cuda_steps
+from tamis.compiler.tuner.accuracy import compare
+from tamis.devices.cuda import kernels
+from tamis.engine import Engine
+from tamis.formats.dtype import DType
+from tamis.runtime import Session
+
+LIBRARIES = ("cudnn", "cublaslt", "cusparselt")
+
+
+class EmulatedGpu(PaperGpu):
+    """Our own kernels run in emulation, PyTorch's on the CPU."""
+
+    def bind(self, step, constants, inputs, outputs):
+        if step.kernel.startswith(kernels.PREFIX):
+            return kernels.bind(step, constants, inputs, outputs)
+        return super().bind(step, constants, inputs, outputs)
+
+
+@pytest.fixture
+def built(driver, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Engine]:
+    """Builds for the emulated GPU: our own kernels and PyTorch's, on made-up times that favour 2:4."""
+    make_up_measurements(monkeypatch)
+    for module in (ahead, cuda_steps):
+        monkeypatch.setattr(module, "compile_source", packed_source)
+    monkeypatch.setattr("tamis.compiler.open_device", lambda kind: EmulatedGpu(H200))
+    config = BuildConfig(device="cuda", precisions=(DType.FLOAT16,), exclude_tactics=LIBRARIES, optimization_level=0)
+    return lambda path: build(path, config)
+
+
+def assert_right(engine: Engine, path: Path, feeds: dict[str, np.ndarray]) -> None:
+    """As ONNX Runtime computes it, in memory that is poisoned as well."""
+    reference = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    exact = reference.run(None, feeds)
+    for poison in (False, True):
+        results = Session(engine, device=EmulatedGpu(H200), poison=poison).run(feeds)
+        for result, expected in zip(results.values(), exact, strict=True):
+            assert compare(result, expected).cosine > 0.9999
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4, 5, 6, 7, 8, 9, 14, 15])
+def test_a_random_joint(seed: int, built: Callable[[Path], Engine], tmp_path: Path):
+    """Pieces of a Concat in place, in memory that others use before and after."""
+    drawn = Drawn(seed)
+    path = drawn.save(tmp_path / "drawn.onnx")
+    engine = built(path)
+    writers = [value for step in engine.plan.steps for value in step.outputs]
+    assert len(writers) > len(set(writers)), "no piece is in place"
+    feeds = {p.name: drawn.random.standard_normal(p.shape).astype(np.float32) for p in engine.plan.inputs}
+    assert_right(engine, path, feeds)
+
+
+@pytest.mark.parametrize("name", ["small-mlp", "small-resnet34", "small-vit", "small-bert", "small-detector"])
+def test_a_network(name: str, built: Callable[[Path], Engine], tmp_path: Path):
+    """Small ones of the benchmarks' networks, in 2:4: most of their layers run in our kernels."""
+    path = tmp_path / "model.onnx"
+    models.export(name, path, 1, "2:4", compare=False)
+    engine = built(path)
+    assert any(step.sparsity == "2:4" and "implicit_gemm" in step.kernel for step in engine.plan.steps)
+    feeds = {key: value.numpy() for key, value in models.get(name).inputs(1).items()}
+    assert_right(engine, path, feeds)
