@@ -121,5 +121,5 @@ class PlayedDriver:
 
 def packed_source(source, defines, architecture):
     """What stands for a cubin."""
-    assert architecture in ("sm_90", "sm_90a")
+    assert architecture in ("sm_80", "sm_90", "sm_90a")
     return translation_unit(source, defines).encode()
