@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from played_driver import packed_source
@@ -14,6 +15,7 @@ from played_driver import packed_source
 import models
 from paper_gpu import H200, PaperGpu, make_up_measurements
 from random_joints import Drawn
+from random_networks import drawn
 from tamis import build
 from tamis.compiler.tactics import ahead, cuda_steps
 from tamis.compiler.tuner.accuracy import compare
@@ -66,12 +68,12 @@ def assert_right(engine: Engine, path: Path, feeds: dict[str, np.ndarray]) -> No
 @pytest.mark.parametrize("seed", [1, 2, 4, 5, 6, 7, 8, 9, 14, 15])
 def test_a_random_joint(seed: int, built: Callable[..., Engine], tmp_path: Path):
     """Pieces of a Concat in place, in memory that others use before and after."""
-    drawn = Drawn(seed)
-    path = drawn.save(tmp_path / "drawn.onnx")
+    joint = Drawn(seed)
+    path = joint.save(tmp_path / "drawn.onnx")
     engine = built(path)
     writers = [value for step in engine.plan.steps for value in step.outputs]
     assert len(writers) > len(set(writers)), "no piece is in place"
-    feeds = {p.name: drawn.random.standard_normal(p.shape).astype(np.float32) for p in engine.plan.inputs}
+    feeds = {p.name: joint.random.standard_normal(p.shape).astype(np.float32) for p in engine.plan.inputs}
     assert_right(engine, path, feeds)
 
 
@@ -91,3 +93,12 @@ def test_a_network(name: str, info: DeviceInfo, precision: DType, built: Callabl
     assert any(step.sparsity == "2:4" and "implicit_gemm" in step.kernel for step in engine.plan.steps)
     feeds = {key: value.numpy() for key, value in models.get(name).inputs(1).items()}
     assert_right(engine, path, feeds)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_random_network(seed: int, built: Callable[..., Engine], tmp_path: Path):
+    """On both GPUs, in both types."""
+    draw, path = drawn(seed), tmp_path / "drawn.onnx"
+    onnx.save(draw.model(), path)
+    engine = built(path, (H200, A100)[seed % 2], (DType.FLOAT16, DType.BFLOAT16)[seed // 2 % 2])
+    assert_right(engine, path, {"x": draw.numbers.standard_normal(draw.values["x"]).astype(np.float32)})
