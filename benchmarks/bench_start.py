@@ -142,7 +142,7 @@ def loaded(path: Path, inputs: dict[str, np.ndarray], kind: str) -> tuple[np.nda
 
     engine = tamis.engine.read(path)
     done("file")
-    device = tamis.runtime.open_device(kind)  # type: ignore[arg-type]
+    device = tamis.runtime.open_device(kind)
     done("device")
     binding: dict[str, float] = {}
     bind = device.bind

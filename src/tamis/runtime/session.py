@@ -116,29 +116,24 @@ class Session:
             return self._recording(tensors).replay
         pairs = tuple(zip(self._input_slots, tensors, strict=True))
         outputs = tuple(self._output_slots)
+
+        def launch() -> list[Tensor]:
+            for slot, tensor in pairs:
+                slots[slot] = tensor
+            for step in loop:
+                step(slots)
+            return [slots[slot] for slot in outputs]
+
+        if not any(self._memory.views) and all(step.kernel.startswith("tamis.") for step in self.plan.steps):
+            return launch  # nothing that PyTorch would have to know of: saves half a microsecond
         # What torch.inference_mode() wraps, at a third of the cost; it is entered in every run.
         inference_mode = torch._C._InferenceMode
 
-        if not any(self._memory.views) and all(step.kernel.startswith("tamis.") for step in self.plan.steps):
-
-            def launch_own() -> list[Tensor]:  # nothing that PyTorch would have to know of: saves half a microsecond
-                for slot, tensor in pairs:
-                    slots[slot] = tensor
-                for step in loop:
-                    step(slots)
-                return [slots[slot] for slot in outputs]
-
-            return launch_own
-
-        def launch() -> list[Tensor]:
+        def launch_inferring() -> list[Tensor]:
             with inference_mode(True):
-                for slot, tensor in pairs:
-                    slots[slot] = tensor
-                for step in loop:
-                    step(slots)
-            return [slots[slot] for slot in outputs]
+                return launch()
 
-        return launch
+        return launch_inferring
 
     def run_into(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Run on contiguous torch tensors and copy the results into ``outputs``, in the order of the plan.

@@ -106,7 +106,7 @@ def test_a_concat_writes_what_would_be_padded_behind_it() -> None:
     concat = join("a", "x")
     concat = replace(concat, attributes={
         "arguments": [["out", 0], ["int", 147], ["int", 21], ["in", 0], ["in", 1], ["int", 16], ["int", 21]],
-        "joins": [[0, 16], [1, 5]], "grid": [1, 1, 1],
+        "joins": [[0, 16], [1, 5]], "grid": [1, 1, 1], "block": [256, 1, 1],
     })  # fmt: skip
     pad = Step("pad", "cuda.space_to_depth", ("w",), ("wide",), attributes={"aligns": 24})
     product = Step("y", "cuda.gemm", ("wide",), ("y",))

@@ -21,7 +21,6 @@ from tamis.compiler.planner.views import Flow
 from tamis.engine.plan import Format, Step
 
 _MULTIPLE = 8  # elements, of all places
-_THREADS = 256  # of a block of cuda.concat
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def aligned_by_joins(
     flow: Flow, shapes: Mapping[str, tuple[tuple[int, ...], Format]], outputs: Collection[str]
 ) -> Flow:
     """The same flow where a Concat whose rows are padded next, and read by nobody else, writes the padded rows."""
-    read = Counter(value for step in (*flow.steps, *flow.aliases.values()) for value in step.inputs)
+    read = _times_read(flow)
     joint = {step.outputs[0] for step in flow.steps if "joins" in step.attributes and read[step.outputs[0]] == 1}
     pads = {step.inputs[0]: step for step in flow.steps if "aligns" in step.attributes}
     pads = {value: pad for value, pad in pads.items() if value in joint and value not in outputs}
@@ -50,7 +49,7 @@ def aligned_by_joins(
 
 def joined_in_place(flow: Flow, shapes: Mapping[str, tuple[tuple[int, ...], Format]], outputs: Collection[str]) -> Flow:
     """The same flow with pieces written in place, wherever a kernel can and nobody else reads them."""
-    read = Counter(value for step in (*flow.steps, *flow.aliases.values()) for value in step.inputs)
+    read = _times_read(flow)
     placeable = {step.outputs[0] for step in flow.steps if "place" in step.attributes and len(step.outputs) == 1}
     steps: list[Step] = list(flow.steps)
     for join in flow.steps:
@@ -76,6 +75,10 @@ def joined_in_place(flow: Flow, shapes: Mapping[str, tuple[tuple[int, ...], Form
     return Flow(tuple(steps), flow.aliases, flow.copied)
 
 
+def _times_read(flow: Flow) -> Counter[str]:
+    return Counter(value for step in (*flow.steps, *flow.aliases.values()) for value in step.inputs)
+
+
 def _pieces(join: Step) -> tuple[int, list[_Piece]]:
     """Elements of a pixel of the joint value, and its pieces."""
     pieces, start = [], 0
@@ -91,9 +94,10 @@ def _padding(join: Step, pad: Step, length: int) -> Step:
     arguments: list[Any] = list(join.attributes["arguments"])
     (_, units), (_, row_units) = arguments[1:3]
     padded = row_units * columns // length  # units divide 16 bytes, and so do these rows
-    arguments[1:3] = ["int", units // row_units * padded], ["int", padded]
+    units, threads = units // row_units * padded, join.attributes["block"][0]
+    arguments[1:3] = ["int", units], ["int", padded]
     attributes = {**join.attributes, "arguments": arguments, "aligns": columns,
-                  "grid": [-(-units // row_units * padded // _THREADS), 1, 1]}  # fmt: skip
+                  "grid": [-(-units // threads), 1, 1]}  # fmt: skip
     return replace(join, outputs=pad.outputs, attributes=attributes)
 
 
