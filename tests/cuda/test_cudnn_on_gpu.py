@@ -33,7 +33,7 @@ from tamis.compiler.tactics.base import Choice, Layer, Lowered, Tactic
 from tamis.compiler.tactics.cudnn import CudnnConv, CudnnTorch
 from tamis.devices.aten import kernels as aten
 from tamis.devices.base import BoundShape, Runner
-from tamis.devices.cuda import cudnn, cudnn_torch, kernels
+from tamis.devices.cuda import cudnn, cudnn_builders, cudnn_torch, kernels
 from tamis.devices.cuda.info import cuda_info
 from tamis.devices.cuda.workspace import Workspace
 from tamis.devices.tensors import torch_dtype, upload
@@ -265,6 +265,38 @@ def test_captured_in_a_graph_and_replayed(op: Conv, precision: DType, tactic: Ta
         assert error_of(result, reference(layer, fresh, precision)) <= LARGEST_ERROR[precision], choice
         assert all(bool(block.isnan().all()) for block in spoilt), "the graph wrote into memory that was freed"
         del spoilt
+
+
+@pytest.mark.parametrize("precision", [DType.TF32, DType.FLOAT16])
+@pytest.mark.parametrize(("op", "x", "w"), [case[1:] for case in CASES if "detector" in case[0]], ids=str)
+def test_plans_built_ahead_by_other_processes_run(
+    op: Conv, x: tuple[int, ...], w: tuple[int, ...], precision: DType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They plan for this GPU without seeing it. What they leave is found, right, and of the rank that was asked for."""
+    layer, arrays = conv_layer(op, x, w)
+    choices = CudnnConv().choices(layer, gpu(), replace(CONFIG, precisions=(precision,)))
+    mine = [choice for choice in choices if choice.precision == precision and CudnnConv().units(layer, choice)]
+    assert bool(mine) == (SILU in op.epilogue)
+    here = cudnn.Context(torch.cuda.current_device(), KernelStore(tmp_path / "built ahead"))
+    monkeypatch.setattr(cudnn_builders, "context", lambda device: here)
+    with cudnn_builders.plan_builders(2) as builders:
+        assert builders is not None, "this cuDNN cannot tell its properties"
+        for choice in mine:
+            (unit,) = CudnnConv().units(layer, choice)
+            builders.build(unit.problem, unit.rank)
+    direct = cudnn.Context(torch.cuda.current_device(), None)
+    monkeypatch.setattr(here, "_built", lambda problem, rank: pytest.fail("it was not stored"))
+    wanted = reference(layer, arrays, precision)
+    for choice in mine:
+        try:
+            plain = bound(CudnnConv().lower(layer, choice), layer, arrays, choice, direct).run().clone()
+        except DeviceError:
+            with pytest.raises(DeviceError, match="cuDNN"):
+                bound(CudnnConv().lower(layer, choice), layer, arrays, choice, here)
+            continue
+        result = bound(CudnnConv().lower(layer, choice), layer, arrays, choice, here).run()
+        assert error_of(result, wanted) <= LARGEST_ERROR[precision], choice
+        assert torch.equal(result, plain), f"another plan than the one of this rank: {choice}"
 
 
 def test_results_are_the_same_each_time(shared: cudnn.Context) -> None:

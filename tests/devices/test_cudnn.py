@@ -75,7 +75,7 @@ def shared_context(fake: FakeCudnn, folder: Path) -> cudnn.Context:
     """A context that has a fake package."""
     made = object.__new__(cudnn.Context)
     made.cudnn, made.store, made.handle = fake, KernelStore(folder), "handle"
-    made._ranked, made._plans, made._versions = {}, {}, "fake"
+    made._ranked, made._plans, made._refused, made.versions = {}, {}, {}, "fake"
     made._lock = threading.Lock()
     return made
 
@@ -236,7 +236,7 @@ def test_files_that_are_no_plans_are_written_anew(damage: str, tmp_path: Path) -
     whole = file.read_bytes()
     if damage == "alien":
         shared = shared_context(fake, tmp_path)
-        key = shared._key(_problem_of(layer), 0)
+        key = cudnn.plan_key(shared.versions, _problem_of(layer), 0)
         shared.store.write(key, "plan", b"not a plan")
         assert shared.store.read(key, "plan") == b"not a plan"
     elif damage == "gone":
@@ -252,6 +252,43 @@ def test_files_that_are_no_plans_are_written_anew(damage: str, tmp_path: Path) -
 def _problem_of(layer: Layer) -> ConvProblem:
     step = CudnnConv().lower(layer, choice_of(layer, DType.FLOAT16)).steps[0]
     return conv_problem(step.attributes, (1, 8, 4, 4), (8, 3, 3, 8), DType.FLOAT16, bias=True)
+
+
+@pytest.mark.usefixtures("stream")
+def test_what_a_builder_was_refused_is_not_built_to_find_out(tmp_path: Path) -> None:
+    layer, arrays = conv_layer(conv(RELU), (1, 8, 4, 4), (8, 8, 3, 3))
+    fake = FakeCudnn(FakePlan(), FakePlan())
+    shared = shared_context(fake, tmp_path)
+    shared.refuse(_problem_of(layer), 1, "cuDNN offers only 1 algorithms")
+    with pytest.raises(DeviceError, match="offers only 1"):
+        run_step(layer, arrays, choice_of(layer, DType.FLOAT16, rank=1), shared)
+    assert not fake.builds
+    run_step(layer, arrays, choice_of(layer, DType.FLOAT16), shared)
+    assert fake.builds == 1
+
+
+@pytest.mark.parametrize("epilogue", [(SILU,), (RESIDUAL, SILU), (SILU, RESIDUAL), (GELU,), (RELU,), (RESIDUAL, RELU)])
+@pytest.mark.parametrize("image", [(1, 8, 8, 8), (1, 3, 8, 8)])
+def test_what_is_built_ahead_is_what_the_step_asks_for(epilogue: tuple, image: tuple, tmp_path: Path) -> None:
+    """For every choice, rearranged images among them: exactly those that cuDNN compiles have a plan to build."""
+    op = conv(*epilogue, stride=2)
+    layer, _ = conv_layer(op, image, (8, image[1], 3, 3))
+    config = BuildConfig(device="cuda", precisions=(DType.FLOAT16, DType.TF32))
+    told = 0
+    for choice in CudnnConv().choices(layer, GPU, config):
+        lowered = CudnnConv().lower(layer, choice)
+        step = next(step for step in lowered.steps if step.kernel == "cudnn.conv")
+        units = CudnnConv().units(layer, choice)
+        kinds = [entry["kind"] for entry in step.attributes["epilogue"]]
+        assert len(units) == (kinds not in ([], ["relu"], ["add"], ["add", "relu"]))
+        if units:
+            told += 1
+            inside = lowered.temporaries.get(step.inputs[0])
+            shape = inside[0] if inside else image
+            weight, bias = lowered.constants[step.constants[0]], len(step.constants) > 1
+            problem = conv_problem(step.attributes, shape, weight.shape, step.precision, bias=bias)
+            assert (units[0].problem, units[0].rank) == (problem, step.attributes["rank"])
+    assert bool(told) == (epilogue[-1] != RELU)
 
 
 @pytest.mark.usefixtures("stream")

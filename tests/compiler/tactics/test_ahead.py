@@ -5,19 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from conv_layers import conv, conv_layer
+from conv_layers import SILU, conv, conv_layer
 from paper_gpu import H200
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Node, TensorType
 from tamis.compiler.ir.ops import Linear
 from tamis.compiler.tactics import ahead, tactics_of
-from tamis.compiler.tactics.ahead import Unit, compile_ahead, in_order, unit_of, units_of
+from tamis.compiler.tactics.ahead import PlanUnit, Unit, compile_ahead, in_order, unit_of, units_of
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Choice, Layer, Tactic
+from tamis.compiler.tactics.cudnn import COMPILED_RANKS, CudnnConv
 from tamis.engine.plan import Format
 from tamis.errors import BuildError
 from tamis.formats.dtype import DType
@@ -64,6 +66,17 @@ def test_every_layers_best_comes_before_any_layers_second() -> None:
     found = [unit.source.removesuffix(".cu") for unit in in_order([(layer_with(4), small), (layer_with(64), large)])]
     assert found == ["c1", "d1", "a1", "b1", "shared", "c2", "d2", "a2", "a3"]
     assert in_order([]) == []
+
+
+def test_of_slow_precisions_only_the_best_is_compiled_ahead() -> None:
+    layer, _ = conv_layer(conv(SILU), (1, 16, 8, 8), (16, 16, 3, 3))
+    tactic, config = CudnnConv(), BuildConfig(device="cuda", precisions=(DType.FLOAT16,))
+    gpu = replace(H200, libraries={"cudnn": "9.19.0", "cudnn_frontend": "1.32.0"})
+    offers = [(tactic, choice) for choice in tactic.choices(layer, gpu, config)]
+    units = in_order([(layer, offers)], frozenset({DType.FLOAT32}))
+    ranks = {(unit.problem.precision, unit.rank) for unit in units if isinstance(unit, PlanUnit)}
+    assert ranks == {(DType.FLOAT32, 0), *((DType.FLOAT16, rank) for rank in range(COMPILED_RANKS))}
+    assert len(in_order([(layer, offers)])) == 2 * COMPILED_RANKS
 
 
 def test_the_tiles_of_real_layers_are_told_as_they_are_lowered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """Compiling kernels ahead of the races: on all cores, and the most promising of every layer first.
 
-A kernel for tensor cores takes a compiler part of a second, and dozens of tiles race in one network. When the time for
-it is short, each layer should have its best tile, by the order in which its tactics offer them, before any layer gets
-its second. What was not begun in time does not race, and its layer says so.
+A kernel for tensor cores takes a compiler part of a second, and dozens of tiles race in one network; cuDNN takes as
+long, or several seconds, for a convolution with an activation that it has no ready kernel for. When the time for it is
+short, each layer should have its best tile, by the order in which its tactics offer them, before any layer gets its
+second. What was not begun in time does not race, and its layer says so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from tamis.compiler.tactics.base import Choice, Layer, Tactic, flops_of
+from tamis.devices.cuda.cudnn_builders import plan_builders
+from tamis.devices.cuda.cudnn_problem import ConvProblem
 from tamis.errors import TamisError
+from tamis.formats.dtype import DType
 from tamis.kernels.cuda.compile import compile_source
 from tamis.kernels.cuda.specification import Kernel
 
@@ -31,16 +35,30 @@ class Unit:
     architecture: str
 
 
+@dataclass(frozen=True)
+class PlanUnit:
+    """A plan of cuDNN that is compiled when it is built."""
+
+    problem: ConvProblem
+    rank: int
+
+    @property
+    def source(self) -> str:
+        """What progress calls it."""
+        return "a plan of cuDNN"
+
+
+AnyUnit: TypeAlias = Unit | PlanUnit
 # The units that each choice of a ladder needs: choices of one kind for one layer, the most promising first.
-Ladder: TypeAlias = Sequence[Sequence[Unit]]
+Ladder: TypeAlias = Sequence[Sequence[AnyUnit]]
 
 
 @runtime_checkable
 class Compiles(Protocol):
-    """A tactic whose lowering compiles kernels that take long."""
+    """A tactic some of whose choices compile kernels that take long."""
 
-    def units(self, layer: Layer, choice: Choice) -> Iterable[Unit]:
-        """What lowering a choice compiles."""
+    def units(self, layer: Layer, choice: Choice) -> Iterable[AnyUnit]:
+        """What lowering a choice, or binding its step, compiles."""
         ...
 
 
@@ -50,35 +68,40 @@ def unit_of(kernel: Kernel, choice: Choice) -> Unit:
     return Unit(f"{kernel.family}.cu", defines, str(choice.parameters["architecture"]))
 
 
-def units_of(tactic: Tactic, layer: Layer, choice: Choice) -> tuple[Unit, ...]:
-    """What lowering a choice compiles; nothing for tactics that do not tell."""
+def units_of(tactic: Tactic, layer: Layer, choice: Choice) -> tuple[AnyUnit, ...]:
+    """What a choice compiles; nothing for tactics that do not tell."""
     return tuple(tactic.units(layer, choice)) if isinstance(tactic, Compiles) else ()
 
 
-def in_order(work: Iterable[tuple[Layer, Iterable[tuple[Tactic, Choice]]]]) -> list[Unit]:
+def in_order(
+    work: Iterable[tuple[Layer, Iterable[tuple[Tactic, Choice]]]], slow: frozenset[DType] = frozenset()
+) -> list[AnyUnit]:
     """Every unit once: first those of the best choice of every layer, then those of the second, and so on.
 
     A choice is one of its tactic, precision and pattern. Within a turn the layers with the most arithmetic come first.
+    Of slow precisions only the best choices are there: behind these the others seldom race.
     """
     ladders: list[Ladder] = []
     for layer, offers in sorted(work, key=lambda share: -flops_of(share[0])):
-        ladders += _ladders(layer, offers)
+        ladders += _ladders(layer, offers, slow)
     turns = itertools.chain.from_iterable(itertools.zip_longest(*ladders, fillvalue=()))
     return list(dict.fromkeys(itertools.chain.from_iterable(turns)))
 
 
-def _ladders(layer: Layer, offers: Iterable[tuple[Tactic, Choice]]) -> Iterator[Ladder]:
-    kinds: dict[tuple[str, object, str], dict[tuple[Unit, ...], None]] = {}
+def _ladders(layer: Layer, offers: Iterable[tuple[Tactic, Choice]], slow: frozenset[DType]) -> Iterator[Ladder]:
+    kinds: dict[tuple[str, DType, str], dict[tuple[AnyUnit, ...], None]] = {}
     for tactic, choice in offers:
         units = units_of(tactic, layer, choice)
         if units:
             # Choices that differ in what is not compiled, such as how their operands lie, are one.
             kinds.setdefault((tactic.name, choice.precision, choice.sparsity), {})[units] = None
-    for choices in kinds.values():
-        yield tuple(choices)
+    for (_, precision, _), choices in kinds.items():
+        yield tuple(choices)[: 1 if precision in slow else None]
 
 
-def compile_ahead(units: Sequence[Unit], deadline: float, progress: Callable[[int, int, str], None]) -> frozenset[Unit]:
+def compile_ahead(
+    units: Sequence[AnyUnit], deadline: float, progress: Callable[[int, int, str], None]
+) -> frozenset[AnyUnit]:
     """Compile units in this order, as many at a time as there are cores; returns those that had not begun in time.
 
     Args:
@@ -86,23 +109,29 @@ def compile_ahead(units: Sequence[Unit], deadline: float, progress: Callable[[in
         deadline: a time of ``time.monotonic``; what has begun by then is finished.
         progress: called with how many are done, how many there are, and the source of one.
     """
+    late = set[AnyUnit]()
+    cores = max(len(os.sched_getaffinity(0)), 1)
+    plans = any(isinstance(unit, PlanUnit) for unit in units)
+    with plan_builders(cores) if plans else contextlib.nullcontext() as builders:
 
-    def compiled(unit: Unit) -> bool:
-        if time.monotonic() >= deadline:
-            return False
-        with contextlib.suppress(TamisError):
-            compile_source(unit.source, dict(unit.defines), unit.architecture)
-        return True
+        def compiled(unit: AnyUnit) -> bool:
+            if time.monotonic() >= deadline:
+                return False
+            with contextlib.suppress(TamisError):
+                if isinstance(unit, Unit):
+                    compile_source(unit.source, dict(unit.defines), unit.architecture)
+                elif builders is not None:  # otherwise its race builds it
+                    builders.build(unit.problem, unit.rank)
+            return True
 
-    late = set[Unit]()
-    pool = ThreadPoolExecutor(max(len(os.sched_getaffinity(0)), 1), "compile")
-    try:
-        begun = {pool.submit(compiled, unit): unit for unit in units}
-        for done, future in enumerate(as_completed(begun), 1):
-            unit = begun[future]
-            if not future.result():
-                late.add(unit)
-            progress(done, len(units), unit.source)
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an interrupt nobody waits for those that have not begun
+        pool = ThreadPoolExecutor(cores, "compile")
+        try:
+            begun = {pool.submit(compiled, unit): unit for unit in units}
+            for done, future in enumerate(as_completed(begun), 1):
+                unit = begun[future]
+                if not future.result():
+                    late.add(unit)
+                progress(done, len(units), unit.source)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interrupt nobody waits for those that have not begun
     return frozenset(late)

@@ -24,6 +24,7 @@ import numpy as np
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilogue_of
+from tamis.compiler.tactics.ahead import PlanUnit
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cuda_steps import compiles_for, rest_parameters, rest_step
 from tamis.compiler.tactics.precision import runs_in, to_precision
@@ -36,6 +37,7 @@ from tamis.compiler.tactics.space_to_depth import (
     rearranging_step,
 )
 from tamis.devices.cuda.cudnn_graph import can_fuse
+from tamis.devices.cuda.cudnn_problem import conv_problem
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
 
@@ -52,6 +54,16 @@ class Split:
     fused: Program
     tail: Program
     bias: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """One ``cudnn.conv`` step: what it computes, on which rearranged image if any, and whether it has a bias."""
+
+    split: Split
+    made: Rearranged | None
+    bias: bool
+    attributes: dict[str, Any]
 
 
 class CudnnConv:
@@ -92,16 +104,9 @@ class CudnnConv:
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """The call; before it a step that rearranges the image, after it a step for what it does not fuse."""
-        op, node = layer.op, layer.node
-        split = _split(layer, choice.parameters.get("fuse", "all"))
-        made = rearranged(layer, choice.precision, choice.parameters)
-        # Without a bias only engines that are compiled at run time would remain.
-        wants_bias = split.bias if op.bias else bool(split.fused)
-        constants = _packed(layer, choice.precision, bias=wants_bias, made=made)
-        attributes = _geometry(op, made) | {
-            "rank": choice.parameters["rank"],
-            "epilogue": [{"kind": s.kind, "params": list(s.params)} for s in split.fused],
-        }
+        node, call = layer.node, _call(layer, choice)
+        split, made = call.split, call.made
+        constants = _packed(layer, choice.precision, bias=call.bias, made=made)
         image = node.inputs[0]
         before: tuple[Step, ...] = ()
         temporaries: dict[str, tuple[tuple[int, ...], Format]] = {}
@@ -113,8 +118,21 @@ class CudnnConv:
             before, constants = (step,), constants | binary
         residuals = tuple(node.inputs[s.operand] for s in split.fused if s.operand is not None)
         return _finished(
-            layer, choice, split, (image, *residuals), ("cudnn.conv", attributes), constants, before, temporaries
+            layer, choice, split, (image, *residuals), ("cudnn.conv", call.attributes), constants, before, temporaries
         )
+
+    def units(self, layer: Layer, choice: Choice) -> tuple[PlanUnit, ...]:
+        """The plan, if cuDNN compiles it."""
+        call = _call(layer, choice)
+        if _is_ready(call.split.fused):
+            return ()
+        image, weight = layer.type(0).shape, layer.constants[layer.node.inputs[1]]
+        kernel = (weight.shape[0], *weight.shape[2:], weight.shape[1])
+        if call.made:
+            image = (image[0], call.made.channels, *call.made.size)
+            kernel = rearranged_weight(weight, layer.op.pads, call.made).shape
+        problem = conv_problem(call.attributes, image, kernel, choice.precision, bias=call.bias)
+        return (PlanUnit(problem, choice.parameters["rank"]),)
 
 
 class CudnnTorch:
@@ -202,6 +220,18 @@ def _split(layer: Layer, fuse: str) -> Split:
             break
         count += 1
     return Split(program[:count], program[count:], True)
+
+
+def _call(layer: Layer, choice: Choice) -> Call:
+    """What a choice of ``cudnn.conv`` asks of cuDNN."""
+    split = _split(layer, choice.parameters.get("fuse", "all"))
+    made = rearranged(layer, choice.precision, choice.parameters)
+    attributes = _geometry(layer.op, made) | {
+        "rank": choice.parameters["rank"],
+        "epilogue": [{"kind": s.kind, "params": list(s.params)} for s in split.fused],
+    }
+    # Without a bias only engines that are compiled at run time would remain.
+    return Call(split, made, split.bias if layer.op.bias else bool(split.fused), attributes)
 
 
 def _is_ready(fused: Program) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.tactics.ahead import Compiles, Unit, compile_ahead, in_order, units_of
+from tamis.compiler.tactics.ahead import AnyUnit, Compiles, compile_ahead, in_order, units_of
 from tamis.compiler.tactics.base import Choice, Layer, LeavesOut, Lowered, Tactic, flops_of, moved_bytes_of
 from tamis.compiler.tuner.accuracy import compare, objection, worst
 from tamis.compiler.tuner.cache import Measurement, TimingCache
@@ -102,7 +102,7 @@ class Prepared:
     """
 
     waiting: tuple[int, ...]
-    late: frozenset[Unit]
+    late: frozenset[AnyUnit]
 
 
 def prepare(
@@ -120,9 +120,10 @@ def prepare(
         offers, _ = _offers(layer, tactics, track)
         known = all(_known(offers, race_suspects(layer, [choice for _, choice in offers], track), track))
         work.append((layer, [] if known else offers))
-    late: frozenset[Unit] = frozenset()
+    late: frozenset[AnyUnit] = frozenset()
     if any(isinstance(tactic, Compiles) for tactic in tactics):
-        late = compile_ahead(in_order(work), (time.monotonic() + track.deadline) / 2, progress)
+        slow = slower_precisions({choice.precision for _, offers in work for _, choice in offers}, track.roof)
+        late = compile_ahead(in_order(work, slow), (time.monotonic() + track.deadline) / 2, progress)
     return Prepared(tuple(len(offers) for _, offers in work), late)
 
 
@@ -137,7 +138,7 @@ def share_of(deadline: float, waiting: int, others: int) -> float:
 
 
 def race_layer(
-    layer: Layer, tactics: tuple[Tactic, ...], track: Track, late: frozenset[Unit] = frozenset()
+    layer: Layer, tactics: tuple[Tactic, ...], track: Track, late: frozenset[AnyUnit] = frozenset()
 ) -> LayerRace:
     """Race all tactics for one layer, but for the candidates that need a kernel which was not compiled in time.
 
@@ -181,7 +182,7 @@ def _racing(offers: Offers) -> str:
     return "+".join(sorted({str(choice.precision) for _, choice in offers}))
 
 
-def _measure(layer: Layer, choices: Offers, track: Track, late: frozenset[Unit]) -> tuple[Entry, ...]:
+def _measure(layer: Layer, choices: Offers, track: Track, late: frozenset[AnyUnit]) -> tuple[Entry, ...]:
     suspects = race_suspects(layer, [choice for _, choice in choices], track)
     found = _known(choices, suspects, track)
     if all(found):

@@ -110,14 +110,26 @@ class Context:
         self.store = store  # of plans, on disk
         with torch.cuda.device(device):
             self.handle = self.cudnn.create_handle()
+        self.device = device
         properties = torch.cuda.get_device_properties(device)
-        self._versions = (
-            f"cudnn {self.cudnn.backend_version()}, frontend {self.cudnn.__version__}, {properties.name}, "
-            f"sm_{properties.major}{properties.minor}, {properties.multi_processor_count} multiprocessors"
+        # What plans depend on besides their problem.
+        self.versions = (
+            f"{versions_of(self.cudnn)}, {properties.name}, sm_{properties.major}{properties.minor}, "
+            f"{properties.multi_processor_count} multiprocessors"
         )
         self._ranked: dict[ConvProblem, RankedPlans] = {}
         self._plans: dict[tuple[ConvProblem, int], Plan] = {}
+        self._refused: dict[tuple[ConvProblem, int], str] = {}
         self._lock = threading.Lock()
+
+    def properties(self) -> str:
+        """What cuDNN must know of the GPU to plan for it where it is not; cuDNN 9.11 or newer."""
+        return str(self.cudnn.create_device_properties(self.device).serialize())
+
+    def refuse(self, problem: ConvProblem, rank: int, reason: str) -> None:
+        """Remember that cuDNN has no such plan, so that nobody builds all plans before it to find out."""
+        with self._lock:
+            self._refused[problem, rank] = reason
 
     def launch(self, execute: Execute, addresses: Mapping[int, int], workspace: int, stream: int) -> None:
         """Give the work of a plan to a stream."""
@@ -128,16 +140,15 @@ class Context:
     def plan(self, problem: ConvProblem, rank: int) -> Plan:
         """The plan of a problem: from this process, from the disk, or built and then stored on both."""
         with self._lock:
+            if (problem, rank) in self._refused:
+                raise DeviceError(self._refused[problem, rank])
             found = self._plans.get((problem, rank))
             if found is None:
                 found = self._plans[problem, rank] = self._stored(problem, rank) or self._built(problem, rank)
             return found
 
-    def _key(self, problem: ConvProblem, rank: int) -> str:
-        return f"{self._versions}, rank {rank}, {problem.key()}"
-
     def _stored(self, problem: ConvProblem, rank: int) -> Plan | None:
-        data = self.store.read(self._key(problem, rank), "plan") if self.store is not None else None
+        data = self.store.read(plan_key(self.versions, problem, rank), "plan") if self.store is not None else None
         if data is None:
             return None
         try:
@@ -157,12 +168,22 @@ class Context:
         index, graph = ranked.index(rank), ranked.graph
         if self.store is not None:
             with contextlib.suppress(DeviceError):  # some engines cannot be stored; they are built each time
-                self.store.write(self._key(problem, rank), "plan", ranked.serialize(rank))
+                self.store.write(plan_key(self.versions, problem, rank), "plan", ranked.serialize(rank))
 
         def execute(addresses: Mapping[int, int], workspace: int) -> None:
             graph.execute_plan_at_index(addresses, workspace, index=index, handle=self.handle)
 
         return Plan(execute, int(graph.get_workspace_size_plan_at_index(index)))
+
+
+def versions_of(cudnn: Any) -> str:
+    """The versions of cuDNN and of its Python package, as text."""
+    return f"cudnn {cudnn.backend_version()}, frontend {cudnn.__version__}"
+
+
+def plan_key(versions: str, problem: ConvProblem, rank: int) -> str:
+    """What a plan is stored under; ``versions`` are those of a context."""
+    return f"{versions}, rank {rank}, {problem.key()}"
 
 
 @functools.cache
