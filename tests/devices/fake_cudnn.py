@@ -224,13 +224,17 @@ class FakeCudnn:
         TENSOR_CORE="TENSOR_CORE",
     )
 
-    def __init__(self, *plans: FakePlan, refuses: bool = False, serializes: bool = True) -> None:
+    def __init__(self, *plans: FakePlan, refuses: bool = False, serializes: bool = True, version: int = 91900) -> None:
+        self.version = version
         self.plans, self.refuses, self.serializes = plans, refuses, serializes
         self.graphs: list[FakeGraph] = []
         self.builds = 0
         self.executed: list[int] = []
         self.streams: list[int] = []
         self.workspaces: list[int] = []
+
+    def backend_version(self) -> int:
+        return self.version
 
     def pygraph(self, **given: Any) -> FakeGraph:
         return FakeGraph(self, **given)

@@ -76,7 +76,7 @@ def shared_context(fake: FakeCudnn, folder: Path) -> cudnn.Context:
     made = object.__new__(cudnn.Context)
     made.cudnn, made.store, made.handle = fake, KernelStore(folder), "handle"
     made._ranked, made._plans, made._refused, made.versions = {}, {}, {}, "fake"
-    made._lock = threading.Lock()
+    made._lock, made.device = threading.Lock(), 0
     return made
 
 
@@ -289,6 +289,34 @@ def test_what_is_built_ahead_is_what_the_step_asks_for(epilogue: tuple, image: t
             problem = conv_problem(step.attributes, shape, weight.shape, step.precision, bias=bias)
             assert (units[0].problem, units[0].rank) == (problem, step.attributes["rank"])
     assert bool(told) == (epilogue[-1] != RELU)
+
+
+class Afar(FakeCudnn):
+    """A package that plans for a GPU by its properties."""
+
+    def create_device_properties(self, of: int | str) -> SimpleNamespace:
+        return SimpleNamespace(serialize=lambda: f"properties of {of}", of=of)
+
+
+@pytest.mark.usefixtures("stream")
+@pytest.mark.parametrize(("op", "afar"), [(conv(SILU), True), (conv(RESIDUAL, RELU), False), (conv(RELU6), True)])
+def test_plans_that_are_compiled_are_planned_as_builders_plan_them(op: Conv, afar: bool, tmp_path: Path) -> None:
+    layer, arrays = conv_layer(op, (1, 8, 6, 6), (8, 8, 3, 3))
+    fake = Afar(FakePlan(), FakePlan(workspace=64))
+    for rank in (0, 1):
+        result = run_step(layer, arrays, choice_of(layer, DType.FLOAT16, rank), shared_context(fake, tmp_path))
+        wanted = torch.from_numpy(expected(layer, arrays))
+        assert float((result.double() - wanted).abs().max() / wanted.abs().max()) < 5e-3
+        given = fake.graphs[-1].given
+        assert ("device_property" in given, "handle" in given) == (afar, not afar)
+        assert not afar or given["device_property"].of == "properties of 0"
+    assert fake.executed == [0, 1]
+    stubborn = Afar(FakePlan(), serializes=False)
+    if afar:
+        with pytest.raises(DeviceError, match="cannot store"):
+            run_step(layer, arrays, choice_of(layer, DType.FLOAT16), shared_context(stubborn, tmp_path / "other"))
+    else:
+        run_step(layer, arrays, choice_of(layer, DType.FLOAT16), shared_context(stubborn, tmp_path / "other"))
 
 
 @pytest.mark.usefixtures("stream")

@@ -55,10 +55,8 @@ class Shared:
 
     def __init__(self, folder: Path) -> None:
         self.store, self.versions = KernelStore(folder), "cudnn 91900, frontend 1.0, a GPU"
+        self.properties = "an H200"
         self.refused: dict[tuple[ConvProblem, int], str] = {}
-
-    def properties(self) -> str:
-        return "an H200"
 
     def refuse(self, problem: ConvProblem, rank: int, reason: str) -> None:
         self.refused[problem, rank] = reason
@@ -84,7 +82,7 @@ def provide(folder: Path, monkeypatch: pytest.MonkeyPatch, *, version: str = "1.
 @pytest.fixture
 def builders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Shared) -> Iterator[PlanBuilders]:
     provide(tmp_path, monkeypatch)
-    made = PlanBuilders(shared, shared.properties(), 2)  # type: ignore[arg-type]
+    made = PlanBuilders(shared, 2)  # type: ignore[arg-type]
     yield made
     made.stop()
 
@@ -116,7 +114,7 @@ def test_a_builder_that_fails_says_nothing(
     provide(tmp_path, monkeypatch, version="2.0" if how == "another version" else "1.0", dies=how == "dies")
     if how == "does not start":
         monkeypatch.setattr(cudnn_builders.sys, "executable", str(tmp_path / "no python"))
-    builders = PlanBuilders(shared, shared.properties(), 1)  # type: ignore[arg-type]
+    builders = PlanBuilders(shared, 1)  # type: ignore[arg-type]
     for _ in range(2):
         builders.build(problem(8), 0)
     builders.stop()
@@ -128,14 +126,15 @@ def test_there_are_none_without_a_gpu_a_package_or_a_store(monkeypatch: pytest.M
     monkeypatch.setattr(cudnn_builders, "context", lambda device: shared)
     with plan_builders(1) as builders:
         assert builders is not None
-    shared.store = None  # type: ignore[assignment]
+    store, shared.store = shared.store, None  # type: ignore[assignment]
     with plan_builders(1) as builders:
         assert builders is None
-    old = object.__new__(cudnn.Context)
-    old.cudnn, old.device = FakeCudnn(FakePlan()), 0
-    monkeypatch.setattr(cudnn_builders, "context", lambda device: old)
-    with plan_builders(1) as builders:
-        assert builders is None, "this package knows nothing of properties"
+    for version in (91000, 91900):
+        old = object.__new__(cudnn.Context)
+        old.cudnn, old.device, old.store = FakeCudnn(FakePlan(), version=version), 0, store
+        monkeypatch.setattr(cudnn_builders, "context", lambda device, old=old: old)
+        with plan_builders(1) as builders:
+            assert builders is None, "this cuDNN, or its package, knows nothing of properties"
 
 
 def test_what_has_not_begun_is_late_and_the_rest_is_there(

@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conv_layers import SILU, conv, conv_layer
+from conv_layers import RELU, SILU, conv, conv_layer
 from paper_gpu import H200
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.graph import Node, TensorType
-from tamis.compiler.ir.ops import Linear
+from tamis.compiler.ir.ops import Conv, Linear
 from tamis.compiler.tactics import ahead, tactics_of
-from tamis.compiler.tactics.ahead import PlanUnit, Unit, compile_ahead, in_order, unit_of, units_of
+from tamis.compiler.tactics.ahead import PlanUnit, Unit, compile_ahead, in_order, lowerings, unit_of, units_of
 from tamis.compiler.tactics.aten import Aten
 from tamis.compiler.tactics.base import Choice, Layer, Tactic
 from tamis.compiler.tactics.cudnn import COMPILED_RANKS, CudnnConv
@@ -103,11 +103,47 @@ def test_the_tiles_of_real_layers_are_told_as_they_are_lowered(monkeypatch: pyte
         for tactic, choice in offers:
             tactic.lower(layer, choice)
     units = in_order(work)
-    gemms = {unit for unit in asked if unit.source.startswith("implicit_gemm")}
-    assert set(units) == gemms and len(units) == len(gemms)
+    assert set(units) == asked and len(units) == len(asked)
     (layer, offers), _ = work
     first = {units_of(tactic, layer, choice)[0] for tactic, choice in offers if choice == offers[0][1]}
     assert first <= set(units[:4]), "the best tile in float16 is among the first of two layers in two precisions"
+
+
+@pytest.mark.parametrize(("op", "image", "weight"), [
+    (conv(SILU), (1, 16, 8, 8), (16, 16, 3, 3)), (conv(SILU, pads=0), (1, 16, 8, 8), (16, 16, 1, 1)),
+    (conv(RELU, stride=2), (1, 3, 16, 16), (16, 3, 3, 3)),
+])  # fmt: skip
+def test_small_kernels_are_compiled_by_lowering_ahead(
+    op: Conv, image: tuple, weight: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind libraries' calls and before them: a race that lowers every choice finds all of them compiled."""
+    asked: set[tuple] = set()
+
+    def compiled(source: str, defines: dict, architecture: str) -> bytes:
+        asked.add((source, tuple(sorted((name, str(value)) for name, value in defines.items())), architecture))
+        return b"cubin"
+
+    monkeypatch.setattr("tamis.compiler.tactics.cuda_steps.compiler_name", lambda: "nvrtc 13.0")
+    monkeypatch.setattr("tamis.compiler.tactics.cuda_steps.compile_source", compiled)
+    monkeypatch.setattr(ahead, "compile_source", compiled)
+    layer, _ = conv_layer(op, image, weight)
+    gpu = replace(H200, libraries={"cudnn": "9.19.0", "cudnn_frontend": "1.32.0", "cublaslt": "13.0"})
+    offers = [
+        (tactic, choice)
+        for tactic in tactics_of("cuda")
+        if tactic.refuses(layer, gpu, CONFIG) is None
+        for choice in tactic.choices(layer, gpu, CONFIG)
+    ]
+    work = [(layer, offers)]
+    found = lowerings(work)
+    assert 0 < len(found) < len(offers) / 3
+    assert compile_ahead([*found, *in_order(work)], float("inf"), lambda *_: None) == frozenset()
+    ahead_of_time = set(asked)
+    for tactic, choice in offers:
+        tactic.lower(layer, choice)
+    small = {source for source, *_ in ahead_of_time} - {"implicit_gemm_hopper.cu"}
+    assert small and asked == ahead_of_time
+    assert compile_ahead(found, 0.0, lambda *_: None) == frozenset(), "a race compiles them when there was no time"
 
 
 def test_all_are_compiled_once_and_those_that_fail_are_left_to_the_race(monkeypatch: pytest.MonkeyPatch) -> None:

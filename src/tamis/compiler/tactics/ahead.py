@@ -48,6 +48,20 @@ class PlanUnit:
         return "a plan of cuDNN"
 
 
+@dataclass(frozen=True, eq=False)
+class Lowering:
+    """A choice whose lowering compiles small kernels only, which take a fifth of a second each."""
+
+    tactic: Tactic
+    layer: Layer
+    choice: Choice
+
+    @property
+    def source(self) -> str:
+        """What progress calls it."""
+        return f"what {self.tactic.name} needs"
+
+
 AnyUnit: TypeAlias = Unit | PlanUnit
 # The units that each choice of a ladder needs: choices of one kind for one layer, the most promising first.
 Ladder: TypeAlias = Sequence[Sequence[AnyUnit]]
@@ -88,6 +102,24 @@ def in_order(
     return list(dict.fromkeys(itertools.chain.from_iterable(turns)))
 
 
+def lowerings(work: Iterable[tuple[Layer, Iterable[tuple[Tactic, Choice]]]]) -> list[Lowering]:
+    """One choice for each set of small kernels: pointwise programs behind a library's call, conversions, pooling.
+
+    Choices that name an architecture compile something; those that differ by the rank of an algorithm compile the same.
+    """
+    found: dict[tuple[object, ...], Lowering] = {}
+    for number, (layer, offers) in enumerate(work):
+        for tactic, choice in offers:
+            if "architecture" not in choice.parameters or any(
+                isinstance(unit, Unit) for unit in units_of(tactic, layer, choice)
+            ):
+                continue
+            rest = {name: value for name, value in choice.parameters.items() if name != "rank"}
+            key = (number, tactic.name, choice.precision, choice.inputs, choice.outputs, str(rest))
+            found.setdefault(key, Lowering(tactic, layer, choice))
+    return list(found.values())
+
+
 def _ladders(layer: Layer, offers: Iterable[tuple[Tactic, Choice]], slow: frozenset[DType]) -> Iterator[Ladder]:
     kinds: dict[tuple[str, DType, str], dict[tuple[AnyUnit, ...], None]] = {}
     for tactic, choice in offers:
@@ -100,12 +132,13 @@ def _ladders(layer: Layer, offers: Iterable[tuple[Tactic, Choice]], slow: frozen
 
 
 def compile_ahead(
-    units: Sequence[AnyUnit], deadline: float, progress: Callable[[int, int, str], None]
+    units: Sequence[AnyUnit | Lowering], deadline: float, progress: Callable[[int, int, str], None]
 ) -> frozenset[AnyUnit]:
     """Compile units in this order, as many at a time as there are cores; returns those that had not begun in time.
 
     Args:
-        units: what to compile. A unit that does not compile is left for the race to complain of.
+        units: what to compile. What does not compile is left for the race to complain of, and so is, in silence, a
+            lowering that has not begun.
         deadline: a time of ``time.monotonic``; what has begun by then is finished.
         progress: called with how many are done, how many there are, and the source of one.
     """
@@ -114,12 +147,14 @@ def compile_ahead(
     plans = any(isinstance(unit, PlanUnit) for unit in units)
     with plan_builders(cores) if plans else contextlib.nullcontext() as builders:
 
-        def compiled(unit: AnyUnit) -> bool:
+        def compiled(unit: AnyUnit | Lowering) -> bool:
             if time.monotonic() >= deadline:
                 return False
             with contextlib.suppress(TamisError):
                 if isinstance(unit, Unit):
                     compile_source(unit.source, dict(unit.defines), unit.architecture)
+                elif isinstance(unit, Lowering):
+                    unit.tactic.lower(unit.layer, unit.choice)
                 elif builders is not None:  # otherwise its race builds it
                     builders.build(unit.problem, unit.rank)
             return True
@@ -129,7 +164,7 @@ def compile_ahead(
             begun = {pool.submit(compiled, unit): unit for unit in units}
             for done, future in enumerate(as_completed(begun), 1):
                 unit = begun[future]
-                if not future.result():
+                if not future.result() and not isinstance(unit, Lowering):
                     late.add(unit)
                 progress(done, len(units), unit.source)
         finally:

@@ -36,7 +36,7 @@ from tamis.compiler.tactics.space_to_depth import (
     rearrangements,
     rearranging_step,
 )
-from tamis.devices.cuda.cudnn_graph import can_fuse
+from tamis.devices.cuda.cudnn_graph import can_fuse, has_ready_engines
 from tamis.devices.cuda.cudnn_problem import conv_problem
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
@@ -235,9 +235,8 @@ def _call(layer: Layer, choice: Choice) -> Call:
 
 
 def _is_ready(fused: Program) -> bool:
-    """Whether cuDNN has engines for an epilogue that need no compilation: a leading residual, then ReLU."""
-    rest = fused[1:] if fused and fused[0].operand is not None else fused
-    return rest in ((), (_RELU,))
+    """Whether cuDNN need not compile a graph with this epilogue."""
+    return has_ready_engines(["add" if step.operand is not None else step.kind for step in fused])
 
 
 def _fusions(layer: Layer) -> tuple[str, ...]:

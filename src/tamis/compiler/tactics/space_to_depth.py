@@ -25,7 +25,7 @@ from tamis.compiler.tactics.cuda_steps import kernel_step
 from tamis.engine.plan import Step
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.movement import space_to_depth
-from tamis.kernels.cuda.specification import MOST_ELEMENTS, VECTOR_BYTES, ceil_divide
+from tamis.kernels.cuda.specification import MOST_ELEMENTS, VECTOR_BYTES, Kernel, ceil_divide
 
 # Images of at most this many channels are rearranged, into at most so many.
 FEW_CHANNELS, MOST_CHANNELS = 4, 4096
@@ -101,18 +101,23 @@ def rearranged_weight(weight: np.ndarray, pads: tuple[int, ...], made: Rearrange
     return np.pad(flat, ((0, 0), (0, 0), (0, 0), (0, made.channels - flat.shape[3])))
 
 
+def rearranging_kernel(layer: Layer, choice: Choice, made: Rearranged) -> Kernel:
+    """The kernel that rearranges the image, from its format in the choice."""
+    source = choice.inputs[0]
+    lies = (source.dtype, source.layout == "channels_last")
+    return space_to_depth(
+        layer.type(0).shape, lies, made.block, made.size, made.channels, choice.precision.storage, made.before
+    )
+
+
 def rearranging_step(layer: Layer, choice: Choice, made: Rearranged, output: str) -> tuple[Step, dict[str, np.ndarray]]:
     """The step that rearranges the image in the format of the convolution, with its kernel."""
-    image, source = layer.type(0), choice.inputs[0]
-    lies = (source.dtype, source.layout == "channels_last")
+    image = layer.type(0)
     written = image.shape[0] * made.channels * prod(made.size) * choice.precision.size_bytes
     return kernel_step(
-        space_to_depth(
-            image.shape, lies, made.block, made.size, made.channels, choice.precision.storage, made.before
-        ),
-        choice,
+        rearranging_kernel(layer, choice, made), choice,
         name=f"{layer.name}/image", layers=(layer.name,), inputs=(layer.node.inputs[0],), outputs=(output,),
-        constants={}, moved_bytes=image.elements * source.dtype.size_bytes + written,
+        constants={}, moved_bytes=image.elements * choice.inputs[0].dtype.size_bytes + written,
     )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from tamis.compiler.tactics.space_to_depth import (
     Rearranged,
     in_blocks,
     rearranged_weight,
+    rearranging_kernel,
     rearranging_step,
 )
 from tamis.engine.plan import DeviceInfo, Format
@@ -87,8 +88,10 @@ class HopperStem:
         return missing_tiles(lambda level: _tiles(layer, device, level), config)
 
     def units(self, layer: Layer, choice: Choice) -> tuple[Unit, ...]:
-        """The product; the step in front compiles quickly."""
-        return (unit_of(kernel_of(HOPPER, layer, choice, windows_of(layer)[1]), choice),)
+        """The product, and the step in front."""
+        made, windows = windows_of(layer)
+        kernels = (kernel_of(HOPPER, layer, choice, windows), rearranging_kernel(layer, choice, made))
+        return tuple(unit_of(kernel, choice) for kernel in kernels)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """The step that makes blocks of the image and pads it, the product over its windows, and what that leaves."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.tactics.ahead import AnyUnit, Compiles, compile_ahead, in_order, units_of
+from tamis.compiler.tactics.ahead import AnyUnit, Compiles, compile_ahead, in_order, lowerings, units_of
 from tamis.compiler.tactics.base import Choice, Layer, LeavesOut, Lowered, Tactic, flops_of, moved_bytes_of
 from tamis.compiler.tuner.accuracy import compare, objection, worst
 from tamis.compiler.tuner.cache import Measurement, TimingCache
@@ -123,7 +123,8 @@ def prepare(
     late: frozenset[AnyUnit] = frozenset()
     if any(isinstance(tactic, Compiles) for tactic in tactics):
         slow = slower_precisions({choice.precision for _, offers in work for _, choice in offers}, track.roof)
-        late = compile_ahead(in_order(work, slow), (time.monotonic() + track.deadline) / 2, progress)
+        units = [*lowerings(work), *in_order(work, slow)]
+        late = compile_ahead(units, (time.monotonic() + track.deadline) / 2, progress)
     return Prepared(tuple(len(offers) for _, offers in work), late)
 
 

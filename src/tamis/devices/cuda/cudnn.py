@@ -21,13 +21,24 @@ import torch
 
 from tamis.devices.base import BoundShape, Runner, Slots, Tensor
 from tamis.devices.cuda import cudnn_torch
-from tamis.devices.cuda.cudnn_graph import BIAS, IMAGE, RESIDUAL, RESULT, WEIGHT, RankedPlans, deserialized
+from tamis.devices.cuda.cudnn_graph import (
+    BIAS,
+    IMAGE,
+    RESIDUAL,
+    RESULT,
+    WEIGHT,
+    RankedPlans,
+    deserialized,
+    has_ready_engines,
+)
 from tamis.devices.cuda.cudnn_problem import ConvProblem, conv_problem
 from tamis.devices.cuda.workspace import Workspace
 from tamis.engine.plan import Step
 from tamis.errors import DeviceError, MissingLibrary
 from tamis.kernels import KernelStore, kernel_store
 
+# The first cuDNN that plans for a GPU by its properties.
+_PLANS_FROM_AFAR = 91100
 # What runs a plan: addresses by number of the tensor, and the address of the workspace.
 Execute: TypeAlias = Callable[[Mapping[int, int], int], None]
 
@@ -122,9 +133,15 @@ class Context:
         self._refused: dict[tuple[ConvProblem, int], str] = {}
         self._lock = threading.Lock()
 
+    @functools.cached_property
     def properties(self) -> str:
-        """What cuDNN must know of the GPU to plan for it where it is not; cuDNN 9.11 or newer."""
-        return str(self.cudnn.create_device_properties(self.device).serialize())
+        """What cuDNN must know of the GPU to plan for it where it is not; empty where it cannot do that."""
+        if self.cudnn.backend_version() < _PLANS_FROM_AFAR:
+            return ""
+        try:
+            return str(self.cudnn.create_device_properties(self.device).serialize())
+        except (AttributeError, RuntimeError):  # an older package
+            return ""
 
     def refuse(self, problem: ConvProblem, rank: int, reason: str) -> None:
         """Remember that cuDNN has no such plan, so that nobody builds all plans before it to find out."""
@@ -152,28 +169,43 @@ class Context:
         if data is None:
             return None
         try:
-            graph = deserialized(self.cudnn, data, {"handle": self.handle})
+            return self._loaded(data)
         except DeviceError:
             return None  # of another driver, say: built anew and written over
-
-        def execute(addresses: Mapping[int, int], workspace: int) -> None:
-            graph.execute(addresses, workspace, handle=self.handle)
-
-        return Plan(execute, int(graph.get_workspace_size()))
 
     def _built(self, problem: ConvProblem, rank: int) -> Plan:
         ranked = self._ranked.get(problem)
         if ranked is None:
-            ranked = self._ranked[problem] = RankedPlans(self.cudnn, problem, {"handle": self.handle})
+            ranked = self._ranked[problem] = RankedPlans(self.cudnn, problem, self._target(problem))
         index, graph = ranked.index(rank), ranked.graph
-        if self.store is not None:
-            with contextlib.suppress(DeviceError):  # some engines cannot be stored; they are built each time
-                self.store.write(plan_key(self.versions, problem, rank), "plan", ranked.serialize(rank))
+        data = b""
+        # Some engines cannot be stored; they are built each time, but not without the handle that they shall run with.
+        with contextlib.suppress(*(() if ranked.from_afar else (DeviceError,))):
+            data = ranked.serialize(rank)
+        if data and self.store is not None:
+            self.store.write(plan_key(self.versions, problem, rank), "plan", data)
+        if ranked.from_afar:
+            return self._loaded(data)
 
         def execute(addresses: Mapping[int, int], workspace: int) -> None:
             graph.execute_plan_at_index(addresses, workspace, index=index, handle=self.handle)
 
         return Plan(execute, int(graph.get_workspace_size_plan_at_index(index)))
+
+    def _target(self, problem: ConvProblem) -> dict[str, Any]:
+        """What to plan with: as a builder would, where there may be builders, for its ranks would differ else."""
+        if self.properties and not has_ready_engines([step.kind for step in problem.epilogue]):
+            return {"device_property": self.cudnn.create_device_properties(self.properties)}
+        return {"handle": self.handle}
+
+    def _loaded(self, data: bytes) -> Plan:
+        """The plan of stored bytes. Raises ``DeviceError`` when this cuDNN does not take them."""
+        graph = deserialized(self.cudnn, data, {"handle": self.handle})
+
+        def execute(addresses: Mapping[int, int], workspace: int) -> None:
+            graph.execute(addresses, workspace, handle=self.handle)
+
+        return Plan(execute, int(graph.get_workspace_size()))
 
 
 def versions_of(cudnn: Any) -> str:

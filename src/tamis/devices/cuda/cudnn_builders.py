@@ -27,8 +27,8 @@ from tamis.errors import TamisError
 class Builder:
     """One process, started when it is first asked for a plan."""
 
-    def __init__(self, shared: Context, properties: str) -> None:
-        self._shared, self._properties = shared, properties
+    def __init__(self, shared: Context) -> None:
+        self._shared = shared
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,15 +74,15 @@ class Builder:
         finally:
             there.close()
         self._connection = here
-        here.send((self._properties, self._shared.versions, store.folder, store.most_bytes))
+        here.send((self._shared.properties, self._shared.versions, store.folder, store.most_bytes))
         return here
 
 
 class PlanBuilders:
     """Builders that share the problems of a build among them; all ranks of a problem go to the same one."""
 
-    def __init__(self, shared: Context, properties: str, count: int) -> None:
-        self._builders = tuple(Builder(shared, properties) for _ in range(count))
+    def __init__(self, shared: Context, count: int) -> None:
+        self._builders = tuple(Builder(shared) for _ in range(count))
         self._places: dict[ConvProblem, int] = {}
         self._lock = threading.Lock()
 
@@ -103,13 +103,13 @@ def plan_builders(count: int) -> Iterator[PlanBuilders | None]:
     """Builders for the current GPU; None where cuDNN cannot plan for it from afar, or nothing can be stored."""
     try:
         shared = context(torch.cuda.current_device())
-        properties = shared.properties()
-    except (TamisError, RuntimeError, AssertionError, AttributeError):  # no GPU, no package, or older than 9.11
-        properties = ""
-    if not properties or shared.store is None:
+    except (TamisError, RuntimeError, AssertionError):  # no GPU, or no package
         yield None
         return
-    builders = PlanBuilders(shared, properties, count)
+    if not shared.properties or shared.store is None:
+        yield None
+        return
+    builders = PlanBuilders(shared, count)
     try:
         yield builders
     finally:

@@ -17,7 +17,7 @@ REDUCED_PRECISION_REDUCTION (sums in 16 bits) and NONDETERMINISTIC are left out 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tamis.devices.cuda.cudnn_problem import ConvProblem, Pointwise
@@ -110,8 +110,15 @@ def can_fuse(kind: str, params: tuple[float, ...]) -> bool:
     return kind in ACTIVATIONS and len(params) == counts.get(kind, 0) and all(map(math.isfinite, params))
 
 
+def has_ready_engines(kinds: Sequence[str]) -> bool:
+    """Whether cuDNN has engines for an epilogue that need no compilation: a leading residual, then ReLU."""
+    return tuple(kinds) in ((), ("add",), ("relu",), ("add", "relu"))
+
+
 class RankedPlans:
     """The plans of one problem that can be built, in the order of cuDNN's heuristics.
+
+    ``from_afar``: they are planned without the GPU, so they run only when they are stored and loaded again.
 
     Plans are built when they are asked for and kept. Building may compile (0.3 to 2 s), so a rank costs all ranks
     before it; a race asks for them in turn.
@@ -119,6 +126,7 @@ class RankedPlans:
 
     def __init__(self, cudnn: Any, problem: ConvProblem, target: Mapping[str, Any]) -> None:
         self._cudnn = cudnn
+        self.from_afar = "handle" not in target
         self.graph = build_graph(cudnn, problem, target)
         self._built: list[int] = []
         self._next = 0
