@@ -150,7 +150,7 @@ def compile_ahead(
         def compiled(unit: AnyUnit | Lowering) -> bool:
             if time.monotonic() >= deadline:
                 return False
-            with contextlib.suppress(TamisError):
+            with contextlib.suppress(TamisError, RuntimeError):  # what a race takes for a candidate's failure
                 if isinstance(unit, Unit):
                     compile_source(unit.source, dict(unit.defines), unit.architecture)
                 elif isinstance(unit, Lowering):
