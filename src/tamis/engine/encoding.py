@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -30,11 +31,10 @@ def decode(kind: Any, data: Any) -> Any:
     """The inverse of ``encode`` for a type; ``ValueError``, ``TypeError`` or ``KeyError`` for what is not one."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {f.name for f in dataclasses.fields(kind)}
-        if set(data) != known:
-            raise ValueError(_wrong_fields(kind.__name__, known, set(data)))
-        return kind(**{name: decode(hints[name], data[name]) for name in known})
+        hints = _fields_of(kind)
+        if set(data) != set(hints):
+            raise ValueError(_wrong_fields(kind.__name__, set(hints), set(data)))
+        return kind(**{name: decode(hint, data[name]) for name, hint in hints.items()})
     if origin is tuple:
         return tuple(decode(arguments[0], item) for item in data)
     if origin in (typing.Union, types.UnionType):
@@ -50,6 +50,13 @@ def decode(kind: Any, data: Any) -> Any:
     if isinstance(kind, type) and origin is None and kind is not Any and not isinstance(data, kind):
         raise ValueError(f"{data!r} is not of type {kind.__name__}")
     return data
+
+
+@functools.cache
+def _fields_of(kind: type) -> Mapping[str, Any]:
+    """The type of each field. Evaluating them takes longer than all the rest, and a plan holds thousands of objects."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
 def _wrong_fields(kind: str, known: set[str], given: set[str]) -> str:
