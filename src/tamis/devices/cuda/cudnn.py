@@ -9,7 +9,6 @@ that share a workspace must not run on two streams at the same time.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import threading
@@ -178,14 +177,16 @@ class Context:
         if ranked is None:
             ranked = self._ranked[problem] = RankedPlans(self.cudnn, problem, self._target(problem))
         index, graph = ranked.index(rank), ranked.graph
-        data = b""
-        # Some engines cannot be stored; they are built each time, but not without the handle that they shall run with.
-        with contextlib.suppress(*(() if ranked.from_afar else (DeviceError,))):
+        try:
             data = ranked.serialize(rank)
-        if data and self.store is not None:
-            self.store.write(plan_key(self.versions, problem, rank), "plan", data)
-        if ranked.from_afar:
-            return self._loaded(data)
+        except DeviceError:  # some engines cannot be stored: they are built each time, with the handle that runs them
+            if ranked.from_afar:
+                raise
+        else:
+            if self.store is not None:
+                self.store.write(plan_key(self.versions, problem, rank), "plan", data)
+            if ranked.from_afar:
+                return self._loaded(data)
 
         def execute(addresses: Mapping[int, int], workspace: int) -> None:
             graph.execute_plan_at_index(addresses, workspace, index=index, handle=self.handle)
