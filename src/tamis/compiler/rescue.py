@@ -21,6 +21,7 @@ import onnx
 
 from tamis.compiler.config import BuildConfig, Progress
 from tamis.compiler.tuner.cache import TimingCache
+from tamis.devices.child_process import child_environment
 from tamis.engine.file import Engine, read
 from tamis.errors import BuildError, DeviceLost
 
@@ -176,8 +177,7 @@ def _explain_death(code: int, stderr: Path) -> NoReturn:
 
 def _environment(device: str) -> dict[str, str]:
     """The variables of the new process: it finds the modules that this one finds, and sees this one's GPU first."""
-    path = os.pathsep.join(str(place) or str(Path.cwd()) for place in sys.path)
-    environment = os.environ | {"PYTHONPATH": path}
+    environment = child_environment()
     if device == "cuda":
         from tamis.devices.cuda.info import visible_from  # noqa: PLC0415  only the device in use is loaded
 

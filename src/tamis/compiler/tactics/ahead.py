@@ -50,7 +50,7 @@ class PlanUnit:
 
 @dataclass(frozen=True, eq=False)
 class Lowering:
-    """A choice whose lowering compiles small kernels only, which take a fifth of a second each."""
+    """A choice whose lowering compiles small kernels only, each in a part of a second."""
 
     tactic: Tactic
     layer: Layer

@@ -7,11 +7,11 @@ them; then one (problem, rank) after another. It answers each with why there is 
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
 
 from tamis.devices.cuda.cudnn import frontend, plan_key, versions_of
 from tamis.devices.cuda.cudnn_graph import RankedPlans
@@ -30,33 +30,25 @@ def main(descriptor: int) -> None:
             raise SystemExit("this process found another cuDNN")
         target = {"device_property": cudnn.create_device_properties(properties)}
         store = KernelStore(folder, most_bytes)
-        ranked: dict[ConvProblem, RankedPlans] = {}
+        ranked = functools.cache(lambda problem: RankedPlans(cudnn, problem, target))
         while True:
             problem, rank = connection.recv()
-            connection.send(build(cudnn, target, ranked, problem, rank, versions, store))
+            connection.send(build(ranked, problem, rank, plan_key(versions, problem, rank), store))
 
 
 def build(
-    cudnn: Any,
-    target: Mapping[str, Any],
-    ranked: dict[ConvProblem, RankedPlans],
-    problem: ConvProblem,
-    rank: int,
-    versions: str,
-    store: KernelStore,
+    ranked: Callable[[ConvProblem], RankedPlans], problem: ConvProblem, rank: int, key: str, store: KernelStore
 ) -> str:
     """Store the plan of a rank; why cuDNN has none, or nothing. What cannot be stored is nobody's refusal."""
-    key = plan_key(versions, problem, rank)
     if store.read(key, "plan") is not None:
         return ""
     try:
-        if problem not in ranked:
-            ranked[problem] = RankedPlans(cudnn, problem, target)
-        ranked[problem].index(rank)
+        plans = ranked(problem)
+        plans.index(rank)
     except DeviceError as error:
         return error.cause
     with contextlib.suppress(DeviceError):
-        store.write(key, "plan", ranked[problem].serialize(rank))
+        store.write(key, "plan", plans.serialize(rank))
     return ""
 
 

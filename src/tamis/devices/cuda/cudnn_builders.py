@@ -9,16 +9,15 @@ what they cannot build is built, or refused, when a step is bound.
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 
 import torch
 
+from tamis.devices.child_process import child_environment
 from tamis.devices.cuda.cudnn import Context, context
 from tamis.devices.cuda.cudnn_problem import ConvProblem
 from tamis.errors import TamisError
@@ -61,11 +60,10 @@ class Builder:
         store = self._shared.store
         assert store is not None
         here, there = Pipe()
-        path = os.pathsep.join(str(place) or str(Path.cwd()) for place in sys.path)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tamis.devices.cuda.cudnn_builder_main", str(there.fileno())],
-                env=os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+                env=child_environment() | {"CUDA_VISIBLE_DEVICES": ""},
                 pass_fds=(there.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

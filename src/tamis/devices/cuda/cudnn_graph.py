@@ -120,7 +120,7 @@ class RankedPlans:
 
     ``from_afar``: they are planned without the GPU, so they run only when they are stored and loaded again.
 
-    Plans are built when they are asked for and kept. Building may compile (0.3 to 2 s), so a rank costs all ranks
+    Plans are built when they are asked for and kept. Building may compile (0.3 to 4 s), so a rank costs all ranks
     before it; a race asks for them in turn.
     """
 
