@@ -58,6 +58,17 @@ def test_the_same_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert again.cells == crossover_from_json((folder / "map.json").read_text()).cells
 
 
+def test_a_map_is_gone_on_with(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = [*SMALL, "--budget", "1e-9", "-o", str(tmp_path / "map.json")]
+    assert run_command(first) == 0
+    assert "--resume" in fails(capsys, 2, "--from", tmp_path / "map.json", "--resume", tmp_path / "map.json")
+    again = [*SMALL, "--resume", str(folder / "map.json"), "-o", str(tmp_path / "again.json"), "--budget", "1e-9"]
+    assert run_command(again) == 0
+    whole, resumed = (crossover_from_json(path.read_text()) for path in (folder / "map.json", tmp_path / "again.json"))
+    assert resumed.cells == whole.cells
+    assert "another size of images" in fails(capsys, 2, *SMALL[1:], "--map", "9", "--resume", folder / "map.json")
+
+
 def test_a_map_is_shown_and_drawn_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,8 +15,9 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.crossover import grid_order, layer_graph, layer_outline, levels
 from tamis.compiler.ir.verify import verify
 from tamis.compiler.tactics import tactics_of
-from tamis.compiler.tactics.base import layer_of
+from tamis.compiler.tactics.base import Layer, layer_of
 from tamis.compiler.tuner.cache import Measurement, TimingCache
+from tamis.compiler.tuner.race import LayerRace, Prepared
 from tamis.devices.cpu import CpuDevice
 from tamis.engine import LAYER_KINDS, Cell, CrossoverMap, DeviceInfo, crossover_from_json, crossover_json
 from tamis.errors import ConfigError, DeviceError, DeviceLost
@@ -93,6 +94,62 @@ def test_all_cells_of_a_small_grid(measured: tuple[CrossoverMap, CrossoverMap]) 
 def test_with_the_timing_cache_nothing_is_measured_again(measured: tuple[CrossoverMap, CrossoverMap]) -> None:
     first, second = measured
     assert first.cells == second.cells and first.dense_only == second.dense_only
+
+
+def test_measured_cells_of_an_earlier_map_are_taken_over(
+    measured: tuple[CrossoverMap, CrossoverMap], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured[0]
+    earlier = replace(whole, cells=(*whole.cells[:2], *(replace(c, left_out="no time") for c in whole.cells[2:])))
+    race, raced = measuring.race_layer, []
+
+    def counted(layer: Layer, *rest: object) -> object:
+        raced.append(layer.types["weight"].shape)
+        return race(layer, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measuring, "race_layer", counted)
+    wider = measure_crossover(replace(SMALL, batches=(1, 2)), earlier=earlier)
+    missing = [(cell.c_out, cell.c_in) for cell in whole.cells[2:]]
+    assert len(raced) == 6 and sorted(raced) == sorted([(o, i) for o in (64, 128) for i in (64, 128)] + missing)
+    assert all(cell in wider.cells for cell in whole.cells[:2]) and not any(cell.left_out for cell in wider.cells)
+    assert wider.batches == (1, 2) and wider.seconds > earlier.seconds
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"tamis": "0.0.1"}, "by another version of Tamis"),
+        ({"device": DeviceInfo("cpu", "another", "x", 1, (), {})}, "on another device, or with other libraries"),
+        ({"precision": DType.FLOAT16}, "in another precision"),
+        ({"map_size": 15}, "with another size of images"),
+        ({"threads": 3}, "with another number of threads"),
+    ],
+)
+def test_an_earlier_map_must_have_been_measured_alike(
+    measured: tuple[CrossoverMap, CrossoverMap], changes: dict[str, object], difference: str
+) -> None:
+    with pytest.raises(ConfigError, match=difference):
+        measure_crossover(SMALL, earlier=replace(measured[0], **changes))  # type: ignore[arg-type]
+
+
+def test_kernels_of_several_cells_are_compiled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit; and where the time did not suffice for all, the rest in front of each cell's race."""
+    together: list[int] = []
+    late: frozenset[object] = frozenset()
+
+    def noted(layers: list[Layer], *rest: object) -> Prepared:
+        together.append(len(layers))
+        return Prepared((), late)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measuring, "prepare", noted)
+    monkeypatch.setattr(measuring, "race_layer", lambda layer, *rest: LayerRace(layer, (), ()))
+    monkeypatch.setattr(measuring, "_WEIGHTS_TOGETHER", 64 * 64 + 2 * 64 * 128)
+    measure_crossover(SMALL)
+    assert together == [3, 1]
+    together.clear()
+    late = frozenset({"a kernel"})
+    measure_crossover(SMALL)
+    assert together == [3, 1, 1, 1, 1, 1]
 
 
 def test_layers_without_a_sparse_tactic_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

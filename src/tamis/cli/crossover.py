@@ -56,6 +56,15 @@ def command(
             show_default=False,
         ),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FILE.json",
+            help="Take over the cells that were measured there, and measure the others.",
+            show_default=False,
+        ),
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -72,7 +81,7 @@ def command(
     Every cell is a layer with random 2:4 weights. All tactics race for it as in a build, with cold caches, since
     inside a network the other layers evict a layer's weights.
     """
-    from tamis.engine import crossover_data, crossover_from_json, crossover_json
+    from tamis.engine import crossover_data, crossover_json
     from tamis.files import replaced_file
     from tamis.report import check_picture, crossover_report, draw_crossover
 
@@ -80,11 +89,14 @@ def command(
         _check_writable(path)
     if picture is not None:
         check_picture(picture)
+    if source is not None and resume is not None:
+        raise ConfigError("--from measures nothing and --resume goes on measuring", remedy="give one of the two")
     if source is not None:
-        measured = crossover_from_json(read_written(source), str(source))
+        measured = _read(source)
     else:
         measured = _measure(
             not json,
+            None if resume is None else _read(resume),
             device=device,
             precision=_one_precision(precision),
             kinds=tuple(read_list(kinds)),
@@ -108,12 +120,18 @@ def command(
         raise KeyboardInterrupt
 
 
-def _measure(watched: bool, **options: Any) -> Any:
+def _read(path: Path) -> Any:
+    from tamis.engine import crossover_from_json
+
+    return crossover_from_json(read_written(path), str(path))
+
+
+def _measure(watched: bool, earlier: Any, **options: Any) -> Any:
     from tamis.compiler import CrossoverConfig, measure_crossover
 
     config = CrossoverConfig(**options)
     with progress_bar(watched) as progress:
-        return measure_crossover(config, progress)
+        return measure_crossover(config, progress, earlier=earlier)
 
 
 def _one_precision(text: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,8 @@ SIZES = (64, 128, 256, 512, 1024, 2048)
 
 # Calls of about the length of the roofline's bound that one race takes, to tell whether a cell fits into the budget.
 _CALLS = 60
+# Cells whose kernels are compiled together have at most this many weights: 256 MiB of float32, or one cell's.
+_WEIGHTS_TOGETHER = 2**26
 _TAPS: dict[LayerKind, int] = {"linear": 1, "conv1x1": 1, "conv3x3": 9}
 
 
@@ -110,10 +112,24 @@ class CrossoverConfig:
         return self.batches or ()
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """Cells that come next, their kernels compiled side by side, since those of one cell do not fill all cores.
+
+    Attributes:
+        graphs: those of the cells that are not measured yet.
+        complete: the time sufficed for all kernels.
+    """
+
+    graphs: dict[Cell, Graph]
+    complete: bool
+
+
 def measure_crossover(
     config: CrossoverConfig,
     progress: Callable[[str, int, int, str], None] | None = None,
     device: Device | None = None,
+    earlier: CrossoverMap | None = None,
 ) -> CrossoverMap:
     """Race the cells of a grid, coarse to fine, until all are measured or the budget is spent.
 
@@ -124,29 +140,40 @@ def measure_crossover(
         config: what to measure.
         progress: called with (stage, done, total, what is being done).
         device: where; None to open the one that ``config`` names.
+        earlier: a map whose measured cells are taken over.
 
     Raises ``DeviceError`` when the device is missing, ``DeviceLost`` when a kernel breaks it, ``ConfigError`` or
-    ``OutputError`` for a timing cache that cannot be read or written.
+    ``OutputError`` for a timing cache that cannot be read or written, ``ConfigError`` for an earlier map that was
+    measured in another way.
     """
     start = time.monotonic()
     device = device if device is not None else open_device(config.device)
     cells = grid_order(config)
     track = _track(layer_outline(cells[0], config), device, config.build)
+    known = {} if earlier is None else _taken_over(earlier, config, track)
     offers: dict[str, set[str]] = {}
     measured: list[Cell] = []
+    ahead = _Ahead({}, complete=True)
     interrupted = False
     try:
         for index, cell in enumerate(cells):
             if progress is not None:
                 progress("crossover", index, len(cells), _name_of(cell))
             left = config.budget_seconds - (time.monotonic() - start)
-            measured.append(_measure(cell, config, track, left, offers))
+            found = known.get(_place_of(cell)) or _unmeasured(cell, config, track, left, offers)
+            if found is None:
+                if cell not in ahead.graphs:
+                    coming = [c for c in cells[index:] if _place_of(c) not in known]
+                    ahead = _made_ahead(coming, config, track, left)
+                found = _measured(cell, ahead, config, track)
+            measured.append(found)
     except KeyboardInterrupt:
         interrupted = True
     for cell in cells[len(measured) :]:
         refusals = _note_offers(layer_outline(cell, config), track, offers)
         why = "measuring was interrupted" if refusals is None else ""
-        measured.append(replace(cell, reasons=refusals or (), left_out=why))
+        measured.append(known.get(_place_of(cell)) or replace(cell, reasons=refusals or (), left_out=why))
+    took = round(time.monotonic() - start, 3)
     return CrossoverMap(
         version=CROSSOVER_VERSION,
         tamis=__version__,
@@ -158,7 +185,7 @@ def measure_crossover(
         sizes=config.sizes,
         map_size=config.map_size,
         cold=track.clock.cold,
-        seconds=round(time.monotonic() - start, 3),
+        seconds=took if earlier is None else round(earlier.seconds + took, 3),
         interrupted=interrupted,
         dense_only=tuple(sorted(tactic for tactic, patterns in offers.items() if patterns == {"dense"})),
         cells=tuple(measured),
@@ -238,8 +265,36 @@ def _track(layer: Layer, device: Device, config: BuildConfig) -> Track:
     return replace(track, clock=Clock(device, cold=True), deadline=float("inf"))
 
 
-def _measure(cell: Cell, config: CrossoverConfig, track: Track, left: float, offers: dict[str, set[str]]) -> Cell:
-    """The cell with its results; ``left`` seconds remain. What each tactic offers is added to ``offers``."""
+def _taken_over(earlier: CrossoverMap, config: CrossoverConfig, track: Track) -> dict[object, Cell]:
+    """The cells that were measured, by their place. Raises ``ConfigError`` if others would not be comparable."""
+    ways = (
+        ("by another version of Tamis", earlier.tamis, __version__),
+        ("on another device, or with other libraries", earlier.device, track.device.info()),
+        ("with another number of threads", earlier.threads, track.threads),
+        ("in another precision", earlier.precision, config.precision),
+        ("with another size of images", earlier.map_size, config.map_size),
+        ("with warm caches", earlier.cold, track.clock.cold),
+    )
+    for difference, before, now in ways:
+        if before != now:
+            raise ConfigError(
+                f"the earlier map was measured {difference}", remedy="measure all cells anew, without the earlier map"
+            )
+    return {_place_of(cell): cell for cell in earlier.cells if not cell.left_out}
+
+
+def _place_of(cell: Cell) -> tuple[str, int, int, int]:
+    """Where a cell stands in the grid."""
+    return cell.kind, cell.batch, cell.c_in, cell.c_out
+
+
+def _unmeasured(
+    cell: Cell, config: CrossoverConfig, track: Track, left: float, offers: dict[str, set[str]]
+) -> Cell | None:
+    """The cell with the reason why it is not to be measured; None if it is.
+
+    ``left`` seconds remain. What each tactic offers is added to ``offers``.
+    """
     outline = layer_outline(cell, config)
     refusals = _note_offers(outline, track, offers)
     if refusals is not None:
@@ -248,13 +303,35 @@ def _measure(cell: Cell, config: CrossoverConfig, track: Track, left: float, off
         return replace(cell, left_out="the time budget was spent")
     if _CALLS * track.roof.bound_us(flops_of(outline), 0, DType.FLOAT32) / 1e6 > left:
         return replace(cell, left_out="it would have taken more than what was left of the time budget")
-    graph = layer_graph(cell, config)
+    return None
+
+
+def _made_ahead(cells: Sequence[Cell], config: CrossoverConfig, track: Track, left: float) -> _Ahead:
+    """The first of these cells; the compilation may take half of the ``left`` seconds."""
+    graphs: dict[Cell, Graph] = {}
+    weights = 0
+    for cell in cells:
+        if _note_offers(layer_outline(cell, config), track, {}) is not None:
+            continue
+        weights += cell.c_in * cell.c_out * _TAPS[cell.kind]
+        if graphs and weights > _WEIGHTS_TOGETHER:
+            break
+        graphs[cell] = layer_graph(cell, config)
+    layers = [layer_of(graph, graph.nodes[0]) for graph in graphs.values()]
+    prepared = prepare(layers, tactics_of(config.device), replace(track, deadline=time.monotonic() + left))
+    return _Ahead(graphs, complete=not prepared.late)
+
+
+def _measured(cell: Cell, ahead: _Ahead, config: CrossoverConfig, track: Track) -> Cell:
+    """The cell with its results, or with the failure."""
+    graph = ahead.graphs.pop(cell)
     layer = layer_of(graph, graph.nodes[0])
     here = replace(track, reference=Reference(graph, track.device, track.config))
     try:
         with watch(track.device, Suspect()):
             tactics = tactics_of(config.device)
-            prepare([layer], tactics, here)
+            if not ahead.complete:
+                prepare([layer], tactics, here)
             result = _result(cell, race_layer(layer, tactics, here), here)
     except DeviceLost as lost:
         note_culprit(track.cache, lost)
