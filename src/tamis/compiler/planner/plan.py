@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tamis import __version__
@@ -20,6 +20,7 @@ from tamis.compiler.planner.overflow import Overflows
 from tamis.compiler.planner.records import layer_records, region_records
 from tamis.compiler.planner.regions import RegionRaces
 from tamis.compiler.planner.search import Filter, Search
+from tamis.compiler.planner.select import Selection, select
 from tamis.compiler.tactics import region_tactics_of, tactics_of
 from tamis.compiler.tuner.conditions import conditions_of
 from tamis.compiler.tuner.race import LayerRace, Track
@@ -74,7 +75,10 @@ def plan_engine(
         ("all tactics", guarded(best, _any)),
     ]
     whole = [o for o in region_races.options() if (o.start, o.stop) == (0, len(graph.nodes)) and wishes.permit(o)]
-    simple = [(f"{o.choice.tactic} {o.choice.precision} {o.choice.sparsity}", lowering.draft((o,))) for o in whole]
+    simple = [
+        (name, lowering.draft(chosen.options))
+        for name, chosen in cheapest_by_name(whole, lambda o: select(graph, [o], conversions)).items()
+    ]
     proposals = [*simple, *(p for name, draft in elaborate for p in with_viewing(name, draft))]
     objections = []
     for done, (name, draft) in enumerate(proposals):
@@ -101,6 +105,19 @@ def plan_engine(
     return dataclasses.replace(
         engine, plan=dataclasses.replace(engine.plan, conditions=conditions_of(engine.plan, track))
     )
+
+
+def cheapest_by_name(whole: Iterable[Option], cover: Callable[[Option], Selection]) -> dict[str, Selection]:
+    """Of the options that run the whole graph in one step, the cheapest of each tactic, precision and pattern.
+
+    They may differ in the formats of the ports, and then in what is to be converted.
+    """
+    found: dict[str, Selection] = {}
+    for option in whole:
+        name, selection = f"{option.choice.tactic} {option.choice.precision} {option.choice.sparsity}", cover(option)
+        if name not in found or selection.cost_us < found[name].cost_us:
+            found[name] = selection
+    return found
 
 
 def _any(option: Option) -> bool:

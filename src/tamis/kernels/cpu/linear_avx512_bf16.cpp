@@ -24,20 +24,37 @@
 
 namespace {
 
-template <int R>
+/* Sums of R rows x N tiles are kept this many times, for vdpbf16ps takes 6 cycles and Zen 5 begins two in each. */
+template <int R, int N>
 constexpr int ways() {
-    return R >= 8 ? 1 : 8 / R; /* vdpbf16ps takes 6 cycles: keep at least 8 sums going */
+    return R * N >= 16 ? 1 : R * N > 1 ? 16 / (R * N) : 8;
 }
 
-template <int R, int WAYS>
-inline void store_sums(__m512 (&acc)[R][WAYS], float *sum, int64_t ld) {
+template <int R, int N>
+struct Sums {
+    enum { WAYS = ways<R, N>() };
+    __m512 of[N][R][WAYS];
+
+    inline Sums() {
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++)
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
+            for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int way = 1; way < WAYS; way++) acc[r][0] = _mm512_add_ps(acc[r][0], acc[r][way]);
-        _mm512_storeu_ps(sum + r * ld, acc[r][0]);
+                for (int way = 0; way < WAYS; way++) of[n][r][way] = _mm512_setzero_ps();
     }
-}
+
+    inline void store(float *sum, int64_t ld) {
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++)
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+                for (int way = 1; way < WAYS; way++) of[n][r][0] = _mm512_add_ps(of[n][r][0], of[n][r][way]);
+                _mm512_storeu_ps(sum + r * ld + n * TILE_N, of[n][r][0]);
+            }
+    }
+};
 
 inline __m512bh broadcast_pair(const uint16_t *x) {
     int32_t pair;
@@ -51,82 +68,106 @@ inline __m512i broadcast_group(const uint16_t *x) {
     return _mm512_set1_epi64(group);
 }
 
-template <int R>
-void multiply_dense(const uint8_t *weight, const uint16_t *x, int64_t step, int64_t tiles, float *sum, int64_t ld) {
-    constexpr int WAYS = ways<R>();
-    __m512 acc[R][WAYS];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int way = 0; way < WAYS; way++) acc[r][way] = _mm512_setzero_ps();
+/* R rows by N tiles of 16 outputs, `to_next` bytes apart, over `tiles` tiles of k. */
+template <int R, int N>
+void multiply_dense(const uint8_t *weight, int64_t to_next, const uint16_t *x, int64_t step, int64_t tiles, float *sum,
+                    int64_t ld) {
+    Sums<R, N> sums;
     for (int64_t t = 0; t < tiles; t++, weight += 1024) {
-        prefetch_tile(weight, 1024);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) prefetch_tile(weight + n * to_next, 1024);
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++, x += step) {
 #pragma GCC unroll 2
             for (int half = 0; half < 2; half++) {
-                const __m512bh w = (__m512bh)_mm512_loadu_si512(weight + (2 * g + half) * 64);
+                __m512bh w[N];
+#pragma GCC unroll 4
+                for (int n = 0; n < N; n++)
+                    w[n] = (__m512bh)_mm512_loadu_si512(weight + n * to_next + (2 * g + half) * 64);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; r++) {
-                    __m512 &a = acc[r][(2 * g + half) % WAYS];
-                    a = _mm512_dpbf16_ps(a, w, broadcast_pair(x + 4 * r + 2 * half));
+                    const __m512bh pair = broadcast_pair(x + 4 * r + 2 * half);
+#pragma GCC unroll 4
+                    for (int n = 0; n < N; n++) {
+                        __m512 &a = sums.of[n][r][(2 * g + half) % Sums<R, N>::WAYS];
+                        a = _mm512_dpbf16_ps(a, w[n], pair);
+                    }
                 }
             }
         }
     }
-    store_sums(acc, sum, ld);
+    sums.store(sum, ld);
 }
 
-template <int R>
-void multiply_sparse(const uint8_t *weight, const uint16_t *x, int64_t step, int64_t tiles, float *sum, int64_t ld) {
-    constexpr int WAYS = ways<R>();
-    __m512 acc[R][WAYS];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int way = 0; way < WAYS; way++) acc[r][way] = _mm512_setzero_ps();
+template <int R, int N>
+void multiply_sparse(const uint8_t *weight, int64_t to_next, const uint16_t *x, int64_t step, int64_t tiles, float *sum,
+                     int64_t ld) {
+    Sums<R, N> sums;
     for (int64_t t = 0; t < tiles; t++, weight += 576) {
-        prefetch_tile(weight, 576);
-        const __m512i places = _mm512_loadu_si512(weight);
+        __m512i places[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) {
+            prefetch_tile(weight + n * to_next, 576);
+            places[n] = _mm512_loadu_si512(weight + n * to_next);
+        }
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++, x += step) {
-            const __m512bh w = (__m512bh)_mm512_loadu_si512(weight + 64 + g * 64);
-            const __m512i index = _mm512_srli_epi16(places, 2 * g);
+            __m512bh w[N];
+            __m512i index[N];
+#pragma GCC unroll 4
+            for (int n = 0; n < N; n++) {
+                w[n] = (__m512bh)_mm512_loadu_si512(weight + n * to_next + 64 + g * 64);
+                index[n] = _mm512_srli_epi16(places[n], 2 * g);
+            }
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
-                const __m512i chosen = _mm512_permutexvar_epi16(index, broadcast_group(x + 4 * r));
-                __m512 &a = acc[r][g % WAYS];
-                a = _mm512_dpbf16_ps(a, w, (__m512bh)chosen);
+                const __m512i group = broadcast_group(x + 4 * r);
+#pragma GCC unroll 4
+                for (int n = 0; n < N; n++) {
+                    __m512 &a = sums.of[n][r][g % Sums<R, N>::WAYS];
+                    a = _mm512_dpbf16_ps(a, w[n], (__m512bh)_mm512_permutexvar_epi16(index[n], group));
+                }
             }
         }
     }
-    store_sums(acc, sum, ld);
+    sums.store(sum, ld);
 }
 
-template <int R>
-inline void multiply_rows_bf16(int32_t pattern, const uint8_t *weight, const uint16_t *x, int64_t step,
-                               int64_t tiles, float *sum, int64_t ld) {
-    if (pattern == TAMIS_DENSE)
-        multiply_dense<R>(weight, x, step, tiles, sum, ld);
-    else
-        multiply_sparse<R>(weight, x, step, tiles, sum, ld);
+/* A block of `stored` rows, R at a time, by N tiles. */
+template <int R, int N>
+inline void multiply_block(int32_t pattern, const uint8_t *weight, int64_t to_next, const uint16_t *x, int64_t stored,
+                           int64_t tiles, float *sum, int64_t ld) {
+    for (int64_t row = 0; row < stored; row += R)
+        if (pattern == TAMIS_DENSE)
+            multiply_dense<R, N>(weight, to_next, x + 4 * row, 4 * stored, tiles, sum + row * ld, ld);
+        else
+            multiply_sparse<R, N>(weight, to_next, x + 4 * row, 4 * stored, tiles, sum + row * ld, ld);
 }
 
 void multiply_unit_bf16(const Task *task, const Unit *unit, float *sum, int64_t ld, void *) {
     const Panel *in = &task->in;
-    const int64_t tiles = unit->k1 - unit->k0;
-    for (int64_t tile = 0; tile < unit->tiles; tile++) {
-        const uint8_t *weight = task->weight + ((unit->tile + tile) * task->k_blocks + unit->k0) * task->tile_bytes;
+    const int32_t pattern = task->pattern;
+    const int64_t tiles = unit->k1 - unit->k0, to_next = task->k_blocks * task->tile_bytes;
+    for (int64_t tile = 0; tile < unit->tiles; tile += 2) {
+        const uint8_t *weight = task->weight + (unit->tile + tile) * to_next + unit->k0 * task->tile_bytes;
+        const bool two = tile + 1 < unit->tiles;
         for (int64_t row = 0; row < unit->rows; row += BLOCK_ROWS) {
             const int64_t block = (unit->row + row) / BLOCK_ROWS, rows = block_rows(in, block);
             const uint16_t *x = (const uint16_t *)in->data + block * BLOCK_ROWS * in->k + unit->k0 * TILE_K * rows;
             float *to = sum + row * ld + tile * TILE_N;
-            switch (rows) {
-                case 1: multiply_rows_bf16<1>(task->pattern, weight, x, 4, tiles, to, ld); break;
-                case 2: multiply_rows_bf16<2>(task->pattern, weight, x, 8, tiles, to, ld); break;
-                case 4: multiply_rows_bf16<4>(task->pattern, weight, x, 16, tiles, to, ld); break;
-                case 8: multiply_rows_bf16<8>(task->pattern, weight, x, 32, tiles, to, ld); break;
-                default: multiply_rows_bf16<16>(task->pattern, weight, x, 64, tiles, to, ld); break;
+            if (rows >= 8 && two) {
+                multiply_block<8, 2>(pattern, weight, to_next, x, rows, tiles, to, ld);
+                continue;
+            }
+            for (int n = 0; n < 1 + two; n++) { /* few rows: one stream of weights */
+                const uint8_t *w = weight + n * to_next;
+                switch (rows) {
+                    case 1: multiply_block<1, 1>(pattern, w, 0, x, 1, tiles, to + n * TILE_N, ld); break;
+                    case 2: multiply_block<2, 1>(pattern, w, 0, x, 2, tiles, to + n * TILE_N, ld); break;
+                    case 4: multiply_block<4, 1>(pattern, w, 0, x, 4, tiles, to + n * TILE_N, ld); break;
+                    case 8: multiply_block<8, 1>(pattern, w, 0, x, 8, tiles, to + n * TILE_N, ld); break;
+                    default: multiply_block<16, 1>(pattern, w, 0, x, 16, tiles, to + n * TILE_N, ld); break;
+                }
             }
         }
     }
@@ -135,7 +176,7 @@ void multiply_unit_bf16(const Task *task, const Unit *unit, float *sum, int64_t 
 }  // namespace
 
 const Kernels *avx512_bf16_kernels(int32_t weight_dtype) {
-    static const Kernels bfloat16 = {TAMIS_BF16, 4, 0, MAX_GROUP_TILES, 1, 4, 512 << 10, 0, nullptr, nullptr,
+    static const Kernels bfloat16 = {TAMIS_BF16, 4, 0, MAX_GROUP_TILES, 2, 4, 512 << 10, 0, nullptr, nullptr,
                                      multiply_unit_bf16, finish_unit, pack_panel};
     return weight_dtype == TAMIS_BF16 ? &bfloat16 : nullptr;
 }

@@ -7,7 +7,7 @@
 #ifndef TAMIS_PANEL_H
 #define TAMIS_PANEL_H
 
-#if defined(__AVX512BW__)
+#if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
@@ -24,19 +24,23 @@ inline uint16_t to_bf16(float x) {
 
 inline float from_bf16(uint16_t x) { return float_of((uint32_t)x << 16); }
 
-/* 16 of them at once; compilers leave the loop scalar because of its NaN branch. */
-inline void narrow_16(const float *__restrict v, uint16_t *__restrict to) {
-#if defined(__AVX512BW__)
-    const __m512 x = _mm512_loadu_ps(v);
-    const __m512i u = _mm512_castps_si512(x), high = _mm512_srli_epi32(u, 16);
-    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
-    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, quiet)));
-#else
-    for (int i = 0; i < TILE_N; i++) to[i] = to_bf16(v[i]);
-#endif
+/* 16 values as one vector, whatever registers there are: compilers leave loops over them partly scalar. */
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef int32_t Integers __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+template <class Vector>
+inline Vector load_16(const void *from) {
+    Vector v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+}
+
+/* As `to_bf16`. */
+inline Halves narrow_16(Floats v) {
+    const Words u = (Words)v, high = u >> 16, rounded = (u + 0x7fffu + (high & 1u)) >> 16;
+    return __builtin_convertvector(v == v ? rounded : high | 0x40u, Halves);
 }
 
 /* Elements at `offset` of an array of the given type, as float32. */
@@ -60,20 +64,6 @@ inline void write_floats(void *data, int32_t dtype, int64_t offset, int64_t coun
     }
 }
 
-/* 16 values at a time: loops of a fixed length become one or two vector instructions, where loops of a length that is
- * known only at run time cost tens of nanoseconds before their first element. */
-inline void write_16(void *data, int32_t dtype, int64_t offset, const float *__restrict v) {
-    if (dtype == TAMIS_F32) {
-        __builtin_memcpy((float *)data + offset, v, 64);
-    } else {
-        narrow_16(v, (uint16_t *)data + offset);
-    }
-}
-
-inline void add_16(float *__restrict to, const float *__restrict v) {
-    for (int i = 0; i < TILE_N; i++) to[i] += v[i];
-}
-
 /* One row of a panel: where its groups of k begin, and how far apart they are. */
 struct PanelRow {
     char *data;
@@ -89,20 +79,54 @@ inline PanelRow panel_row(const Panel *panel, int64_t row) {
     return {data, rows * panel->group * size, size, panel->dtype, panel->group};
 }
 
-/* Store k..k+15 of a row; k is a multiple of 16. */
-inline void write_panel_16(const PanelRow &row, int64_t k, const float *v) {
-    char *to = row.data + k / row.group * row.step + k % row.group * row.size;
-    if (row.group >= TILE_N || row.step == row.group * row.size) { /* 16 neighbours */
-        write_16(to, row.dtype, 0, v);
-        return;
+/* Where k of a row lies; k is a multiple of 16. A division by a number known only at run time would take longer than all
+ * else that is done to 16 values. */
+inline char *place_of(const PanelRow &row, int64_t k) {
+    if (row.group == 4) return row.data + k / 4 * row.step;
+    return row.data + k / TILE_K * row.step + k % TILE_K * row.size;
+}
+
+/* How 16 neighbouring outputs lie where they are stored: side by side, or in groups of four, `step` bytes apart. */
+enum Layout { F32_ROW, BF16_ROW, F32_GROUPS, BF16_GROUPS };
+
+inline Layout layout_of(const PanelRow &row) {
+    const bool neighbours = row.group >= TILE_N || row.step == row.group * row.size;
+    if (row.dtype == TAMIS_F32) return neighbours ? F32_ROW : F32_GROUPS;
+    return neighbours ? BF16_ROW : BF16_GROUPS;
+}
+
+template <Layout LAYOUT>
+inline void put_16(char *to, int64_t step, Floats v) {
+    if (LAYOUT == F32_ROW) {
+        __builtin_memcpy(to, &v, 64);
+    } else if (LAYOUT == F32_GROUPS) {
+        for (int g = 0; g < 4; g++) __builtin_memcpy(to + g * step, (const char *)&v + 16 * g, 16);
+    } else {
+        const Halves narrow = narrow_16(v);
+        if (LAYOUT == BF16_ROW)
+            __builtin_memcpy(to, &narrow, 32);
+        else
+            for (int g = 0; g < 4; g++) __builtin_memcpy(to + g * step, (const char *)&narrow + 8 * g, 8);
     }
-    if (row.dtype == TAMIS_F32) { /* groups of 4 */
-        for (int g = 0; g < 4; g++) __builtin_memcpy(to + g * row.step, v + 4 * g, 16);
-        return;
+}
+
+template <Layout LAYOUT>
+inline void pack_row(const tamis_matrix *x, int64_t offset, int64_t columns, int64_t column, const PanelRow &row,
+                     int64_t k, int64_t end) {
+    for (; k < end; k += TILE_N, column += TILE_N) {
+        const int64_t live = smaller(columns - column, TILE_N), at = offset + column;
+        Floats v = {};
+        if (live < TILE_N) {
+            float some[TILE_N] = {};
+            if (live > 0) read_floats(x->data, x->dtype, at, live, some);
+            v = load_16<Floats>(some);
+        } else if (x->dtype == TAMIS_F32) {
+            v = load_16<Floats>((const float *)x->data + at);
+        } else {
+            v = (Floats)(__builtin_convertvector(load_16<Halves>((const uint16_t *)x->data + at), Words) << 16);
+        }
+        put_16<LAYOUT>(place_of(row, k), row.step, v);
     }
-    uint16_t narrow[TILE_N];
-    narrow_16(v, narrow);
-    for (int g = 0; g < 4; g++) __builtin_memcpy(to + g * row.step, narrow + 4 * g, 8);
 }
 
 void pack_panel(const tamis_matrix *x, int64_t columns, int64_t start, const Panel *panel, int64_t block, int64_t k,
@@ -110,14 +134,12 @@ void pack_panel(const tamis_matrix *x, int64_t columns, int64_t start, const Pan
     const int64_t first = block * BLOCK_ROWS, last = smaller(first + BLOCK_ROWS, panel->rows);
     for (int64_t r = first; r < last; r++) {
         const PanelRow row = panel_row(panel, r);
-        for (int64_t at = k; at < end; at += TILE_N) {
-            float v[TILE_N] = {};
-            const int64_t column = at - start, live = smaller(columns - column, TILE_N);
-            if (live == TILE_N)
-                read_floats(x->data, x->dtype, r * x->stride + column, TILE_N, v);
-            else if (live > 0)
-                read_floats(x->data, x->dtype, r * x->stride + column, live, v);
-            write_panel_16(row, at, v);
+        const int64_t offset = r * x->stride;
+        switch (layout_of(row)) {
+            case F32_ROW: pack_row<F32_ROW>(x, offset, columns, k - start, row, k, end); break;
+            case BF16_ROW: pack_row<BF16_ROW>(x, offset, columns, k - start, row, k, end); break;
+            case F32_GROUPS: pack_row<F32_GROUPS>(x, offset, columns, k - start, row, k, end); break;
+            case BF16_GROUPS: pack_row<BF16_GROUPS>(x, offset, columns, k - start, row, k, end); break;
         }
     }
 }
@@ -132,44 +154,131 @@ inline void add_residual(const Task *task, const Unit *unit, float *sum, int64_t
     }
 }
 
-inline void store_unit(const Task *task, const Unit *unit, float *sum, int64_t ld) {
-    const int64_t column = unit->tile * TILE_N, width = unit->tiles * TILE_N;
-    const int64_t live = smaller(width, task->n - column), whole = live / TILE_N * TILE_N;
-    if (!task->out.data) {
-        for (int64_t r = 0; r < unit->rows; r++) {
-            const int64_t at = (unit->row + r) * task->y.stride + column;
-            for (int64_t c = 0; c < whole; c += TILE_N)
-                write_16(task->y.data, task->y.dtype, at + c, sum + r * ld + c);
-            if (whole < live)
-                write_floats(task->y.data, task->y.dtype, at + whole, live - whole, sum + r * ld + whole);
+/* 16 sums of a row as they are stored: with bias and ReLU, which nearly every layer has and no other pass need do. */
+inline Floats finished(const float *sum, Floats bias, bool relu) {
+    const Floats v = load_16<Floats>(sum) + bias, zero = {};
+    return relu ? v < zero ? zero : v : v;
+}
+
+/* The bias of a unit's outputs, and zeros where it has none. */
+struct Bias {
+    float of[MAX_GROUP_TILES * TILE_N] = {};
+
+    Bias(const float *bias, int64_t live) {
+        if (bias) __builtin_memcpy(of, bias, live * 4);
+    }
+};
+
+/* `rows` rows of Y, each from its first place on: 16 outputs at a time, then what is left of them. A row's outputs
+ * are neighbours in memory and are written one after another. */
+template <Layout LAYOUT>
+inline void store_in_y(const tamis_matrix *y, int64_t offset, int64_t rows, int64_t live, const float *sum, int64_t ld,
+                       const Bias &bias, bool relu) {
+    const int64_t size = LAYOUT == F32_ROW ? 4 : 2;
+    for (int64_t r = 0; r < rows; r++, sum += ld, offset += y->stride) {
+        int64_t c = 0;
+        for (; c + TILE_N <= live; c += TILE_N)
+            put_16<LAYOUT>((char *)y->data + (offset + c) * size, 0,
+                           finished(sum + c, load_16<Floats>(bias.of + c), relu));
+        if (c == live) continue;
+        const Floats v = finished(sum + c, load_16<Floats>(bias.of + c), relu);
+        write_floats(y->data, y->dtype, offset + c, live - c, (const float *)&v);
+    }
+}
+
+#if defined(__AVX512BF16__)
+/* 16 outputs of 8 rows in groups of four: of each group, the 8 rows are 64 neighbouring bytes. One store for a group and one
+ * conversion for two rows, where row by row it would be eight stores and eight times the shifts and sums of `narrow_16`. The
+ * instruction takes denormal values as zero, like the products that will read them. */
+inline void put_8_rows(char *to, int64_t step, const Floats *v) {
+    __m512i two[4]; /* groups 0..3 of a row, then those of the next one */
+    for (int i = 0; i < 4; i++) two[i] = (__m512i)_mm512_cvtne2ps_pbh((__m512)v[2 * i + 1], (__m512)v[2 * i]);
+    const __m512i low = _mm512_set_epi64(13, 9, 5, 1, 12, 8, 4, 0), high = _mm512_set_epi64(15, 11, 7, 3, 14, 10, 6, 2);
+    const __m512i first = _mm512_permutex2var_epi64(two[0], low, two[1]); /* rows 0..3 of groups 0 and 1 */
+    const __m512i second = _mm512_permutex2var_epi64(two[2], low, two[3]);
+    const __m512i third = _mm512_permutex2var_epi64(two[0], high, two[1]);
+    const __m512i fourth = _mm512_permutex2var_epi64(two[2], high, two[3]);
+    _mm512_storeu_si512(to, _mm512_shuffle_i64x2(first, second, 0x44));
+    _mm512_storeu_si512(to + step, _mm512_shuffle_i64x2(first, second, 0xee));
+    _mm512_storeu_si512(to + 2 * step, _mm512_shuffle_i64x2(third, fourth, 0x44));
+    _mm512_storeu_si512(to + 3 * step, _mm512_shuffle_i64x2(third, fourth, 0xee));
+}
+#endif
+
+/* 16 outputs of up to 16 rows into a panel; zeros in place of those behind the first `live`. */
+template <Layout LAYOUT>
+inline void store_in_block(const PanelRow &first, int64_t column, int64_t rows, int64_t live, const float *sum,
+                           int64_t ld, Floats bias, bool relu) {
+    const Integers places = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, kept = places < (int32_t)live;
+    const Floats zero = {};
+    char *to = place_of(first, column);
+    int64_t r = 0;
+#if defined(__AVX512BF16__)
+    if (LAYOUT == BF16_GROUPS)
+        for (; r + 8 <= rows; r += 8, to += 64) {
+            Floats v[8];
+            for (int i = 0; i < 8; i++, sum += ld) v[i] = kept ? finished(sum, bias, relu) : zero;
+            put_8_rows(to, first.step, v);
         }
-        return;
-    }
-    /* The next layer multiplies padding by zero weights: it must be finite, so it is zero. */
-    const bool last = column + live == task->n;
-    const int64_t padded = last ? task->out_columns - column : width;
+#endif
+    for (; r < rows; r++, sum += ld, to += first.group * first.size)
+        put_16<LAYOUT>(to, first.step, kept ? finished(sum, bias, relu) : zero);
+}
+
+/* A unit's outputs into the next layer's panel, and behind the layer's last ones zeros: the next layer multiplies them by
+ * zero weights, so they must be finite. */
+inline void store_in_panel(const Task *task, const Unit *unit, const float *sum, int64_t ld, int64_t live,
+                           const Bias &bias, bool relu) {
+    const int64_t column = unit->tile * TILE_N;
+    const int64_t end = column + live < task->n ? column + live : task->out_columns;
     const float zeros[TILE_N] = {};
-    for (int64_t r = 0; r < unit->rows; r++) {
-        const PanelRow to = panel_row(&task->out, unit->row + r);
-        float *row = sum + r * ld;
-        for (int64_t c = live; c < width; c++) row[c] = 0.0f;
-        for (int64_t c = 0; c < width; c += TILE_N) write_panel_16(to, column + c, row + c);
-        for (int64_t c = width; c < padded; c += TILE_N) write_panel_16(to, column + c, zeros);
+    for (int64_t row = 0; row < unit->rows; row += BLOCK_ROWS) { /* unit->row is a multiple of it */
+        const PanelRow first = panel_row(&task->out, unit->row + row);
+        const int64_t rows = smaller(unit->rows - row, BLOCK_ROWS);
+        for (int64_t c = 0; column + c < end; c += TILE_N) {
+            const int64_t here = live - c; /* behind the last tile nothing is left to be read */
+            const float *from = here > 0 ? sum + row * ld + c : zeros;
+            const Floats added = here > 0 ? load_16<Floats>(bias.of + c) : Floats{};
+            const int64_t from_ld = here > 0 ? ld : 0;
+            switch (layout_of(first)) {
+                case F32_ROW: store_in_block<F32_ROW>(first, column + c, rows, here, from, from_ld, added, relu); break;
+                case BF16_ROW: store_in_block<BF16_ROW>(first, column + c, rows, here, from, from_ld, added, relu); break;
+                case F32_GROUPS:
+                    store_in_block<F32_GROUPS>(first, column + c, rows, here, from, from_ld, added, relu);
+                    break;
+                case BF16_GROUPS:
+                    store_in_block<BF16_GROUPS>(first, column + c, rows, here, from, from_ld, added, relu);
+                    break;
+            }
+        }
     }
+}
+
+inline void store_unit(const Task *task, const Unit *unit, const float *sum, int64_t ld, const float *bias, bool relu) {
+    const int64_t column = unit->tile * TILE_N, live = smaller(unit->tiles * TILE_N, task->n - column);
+    const Bias added(bias ? bias + column : nullptr, live);
+    const tamis_matrix *y = &task->y;
+    const int64_t offset = unit->row * y->stride + column;
+    if (task->out.data)
+        store_in_panel(task, unit, sum, ld, live, added, relu);
+    else if (y->dtype == TAMIS_F32)
+        store_in_y<F32_ROW>(y, offset, unit->rows, live, sum, ld, added, relu);
+    else
+        store_in_y<BF16_ROW>(y, offset, unit->rows, live, sum, ld, added, relu);
 }
 
 inline void add_bias(const Task *task, const Unit *unit, float *sum, int64_t ld) {
     const int64_t column = unit->tile * TILE_N, live = smaller(unit->tiles * TILE_N, task->n - column);
-    const int64_t whole = live / TILE_N * TILE_N;
-    const float *bias = task->bias + column;
-    for (int64_t r = 0; r < unit->rows; r++) {
-        float *row = sum + r * ld;
-        for (int64_t c = 0; c < whole; c += TILE_N) add_16(row + c, bias + c);
-        for (int64_t c = whole; c < live; c++) row[c] += bias[c];
-    }
+    for (int64_t r = 0; r < unit->rows; r++)
+        for (int64_t c = 0; c < live; c++) sum[r * ld + c] += task->bias[column + c];
 }
 
 void finish_unit(const Task *task, const Unit *unit, float *sum, int64_t ld) {
+    const bool relu = task->epilogue_count == 1 && task->epilogue[0].kind == TAMIS_RELU;
+    if (relu || !task->epilogue_count) {
+        store_unit(task, unit, sum, ld, task->bias, relu);
+        return;
+    }
     if (task->bias) add_bias(task, unit, sum, ld);
     for (int32_t s = 0; s < task->epilogue_count; s++) {
         if (task->epilogue[s].kind == TAMIS_ADD_RESIDUAL)
@@ -177,7 +286,7 @@ void finish_unit(const Task *task, const Unit *unit, float *sum, int64_t ld) {
         else
             activate(&task->epilogue[s], sum, unit->rows * ld);
     }
-    store_unit(task, unit, sum, ld);
+    store_unit(task, unit, sum, ld, nullptr, false);
 }
 
 }  // namespace
