@@ -12,11 +12,16 @@
  * choose and the other 3 change nothing. So a 2:4 group costs one load, one shift and, for each row, one
  * permutation and ONE dot product where dense needs two: sparsity halves the arithmetic and the bytes.
  *
- * LIMITS (Zen 4 core at 3.5 GHz, measured in the L1 cache: one 512-bit dot product a cycle = 227 GFLOP/s dense;
- * dot product + permutation share three 256-bit pipes, 1.38 cycles, so 16 rows of 2:4 take 50 ns a tile where
- * dense takes 72 ns: 1.45x). Memory gives 29 GB/s a core: a dense tile (1024 B) arrives in 35 ns, a 2:4 tile
- * (576 B) in 20 ns. So one to four rows are bound by memory (ratio up to 1.78), sixteen and more by arithmetic
- * (ratio up to 1.45).
+ * BLOCKING. 2:4: 16 rows by one tile. Dense: 8 rows by two tiles, for a block of one tile loads as often as it multiplies
+ * (16 broadcasts and the weights for 16 products, and a core of Zen 5 does two of either a cycle). With up to four rows
+ * memory binds, and weights come in one stream.
+ *
+ * LIMITS, measured in the L1 cache. Zen 4 core at 3.5 GHz: one 512-bit dot product a cycle = 227 GFLOP/s dense; dot product
+ * + permutation share three 256-bit pipes, 1.38 cycles, so 16 rows of 2:4 take 50 ns a tile where dense takes 72 ns: 1.45x.
+ * Zen 5 core at 4.05 GHz: 0.124 ns a dot product (two a cycle, latency 6 cycles), 0.178 with a permutation (three pipes for
+ * four operations), again 1.4x; here 0.131 and 0.180. Memory gives 29 GB/s a core: a dense tile (1024 B) arrives in
+ * 35 ns, a 2:4 tile (576 B) in 20 ns. So one to four rows are bound by memory (ratio up to 1.78), sixteen and more by
+ * arithmetic (ratio up to 1.45).
  */
 #include <immintrin.h>
 
@@ -99,77 +104,68 @@ void multiply_dense(const uint8_t *weight, int64_t to_next, const uint16_t *x, i
     sums.store(sum, ld);
 }
 
-template <int R, int N>
-void multiply_sparse(const uint8_t *weight, int64_t to_next, const uint16_t *x, int64_t step, int64_t tiles, float *sum,
-                     int64_t ld) {
-    Sums<R, N> sums;
+/* R rows by one tile: arithmetic binds, not loads, and one stream of weights keeps memory busy all the time. */
+template <int R>
+void multiply_sparse(const uint8_t *weight, const uint16_t *x, int64_t step, int64_t tiles, float *sum, int64_t ld) {
+    Sums<R, 1> sums;
     for (int64_t t = 0; t < tiles; t++, weight += 576) {
-        __m512i places[N];
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) {
-            prefetch_tile(weight + n * to_next, 576);
-            places[n] = _mm512_loadu_si512(weight + n * to_next);
-        }
+        prefetch_tile(weight, 576);
+        const __m512i places = _mm512_loadu_si512(weight);
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++, x += step) {
-            __m512bh w[N];
-            __m512i index[N];
-#pragma GCC unroll 4
-            for (int n = 0; n < N; n++) {
-                w[n] = (__m512bh)_mm512_loadu_si512(weight + n * to_next + 64 + g * 64);
-                index[n] = _mm512_srli_epi16(places[n], 2 * g);
-            }
+            const __m512bh w = (__m512bh)_mm512_loadu_si512(weight + 64 + g * 64);
+            const __m512i index = _mm512_srli_epi16(places, 2 * g);
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
-                const __m512i group = broadcast_group(x + 4 * r);
-#pragma GCC unroll 4
-                for (int n = 0; n < N; n++) {
-                    __m512 &a = sums.of[n][r][g % Sums<R, N>::WAYS];
-                    a = _mm512_dpbf16_ps(a, w[n], (__m512bh)_mm512_permutexvar_epi16(index[n], group));
-                }
+                const __m512i chosen = _mm512_permutexvar_epi16(index, broadcast_group(x + 4 * r));
+                __m512 &a = sums.of[0][r][g % Sums<R, 1>::WAYS];
+                a = _mm512_dpbf16_ps(a, w, (__m512bh)chosen);
             }
         }
     }
     sums.store(sum, ld);
 }
 
-/* A block of `stored` rows, R at a time, by N tiles. */
-template <int R, int N>
-inline void multiply_block(int32_t pattern, const uint8_t *weight, int64_t to_next, const uint16_t *x, int64_t stored,
-                           int64_t tiles, float *sum, int64_t ld) {
-    for (int64_t row = 0; row < stored; row += R)
-        if (pattern == TAMIS_DENSE)
-            multiply_dense<R, N>(weight, to_next, x + 4 * row, 4 * stored, tiles, sum + row * ld, ld);
-        else
-            multiply_sparse<R, N>(weight, to_next, x + 4 * row, 4 * stored, tiles, sum + row * ld, ld);
+/* A block of R rows by one tile. */
+template <int R>
+inline void multiply_rows_bf16(int32_t pattern, const uint8_t *weight, const uint16_t *x, int64_t tiles, float *sum,
+                               int64_t ld) {
+    if (pattern == TAMIS_DENSE)
+        multiply_dense<R, 1>(weight, 0, x, 4 * R, tiles, sum, ld);
+    else
+        multiply_sparse<R>(weight, x, 4 * R, tiles, sum, ld);
 }
 
 void multiply_unit_bf16(const Task *task, const Unit *unit, float *sum, int64_t ld, void *) {
     const Panel *in = &task->in;
     const int32_t pattern = task->pattern;
     const int64_t tiles = unit->k1 - unit->k0, to_next = task->k_blocks * task->tile_bytes;
-    for (int64_t tile = 0; tile < unit->tiles; tile += 2) {
+    for (int64_t tile = 0; tile < unit->tiles;) {
         const uint8_t *weight = task->weight + (unit->tile + tile) * to_next + unit->k0 * task->tile_bytes;
-        const bool two = tile + 1 < unit->tiles;
+        /* Dense weights of two tiles at a time, except for few rows, which memory binds. */
+        const int64_t width = pattern == TAMIS_DENSE && unit->rows > 4 && tile + 1 < unit->tiles ? 2 : 1;
         for (int64_t row = 0; row < unit->rows; row += BLOCK_ROWS) {
             const int64_t block = (unit->row + row) / BLOCK_ROWS, rows = block_rows(in, block);
             const uint16_t *x = (const uint16_t *)in->data + block * BLOCK_ROWS * in->k + unit->k0 * TILE_K * rows;
             float *to = sum + row * ld + tile * TILE_N;
-            if (rows >= 8 && two) {
-                multiply_block<8, 2>(pattern, weight, to_next, x, rows, tiles, to, ld);
+            if (width == 2 && rows >= 8) {
+                for (int64_t r = 0; r < rows; r += 8)
+                    multiply_dense<8, 2>(weight, to_next, x + 4 * r, 4 * rows, tiles, to + r * ld, ld);
                 continue;
             }
-            for (int n = 0; n < 1 + two; n++) { /* few rows: one stream of weights */
+            for (int64_t n = 0; n < width; n++) { /* two at most, where a unit's last block has few rows */
                 const uint8_t *w = weight + n * to_next;
+                float *sums = to + n * TILE_N;
                 switch (rows) {
-                    case 1: multiply_block<1, 1>(pattern, w, 0, x, 1, tiles, to + n * TILE_N, ld); break;
-                    case 2: multiply_block<2, 1>(pattern, w, 0, x, 2, tiles, to + n * TILE_N, ld); break;
-                    case 4: multiply_block<4, 1>(pattern, w, 0, x, 4, tiles, to + n * TILE_N, ld); break;
-                    case 8: multiply_block<8, 1>(pattern, w, 0, x, 8, tiles, to + n * TILE_N, ld); break;
-                    default: multiply_block<16, 1>(pattern, w, 0, x, 16, tiles, to + n * TILE_N, ld); break;
+                    case 1: multiply_rows_bf16<1>(pattern, w, x, tiles, sums, ld); break;
+                    case 2: multiply_rows_bf16<2>(pattern, w, x, tiles, sums, ld); break;
+                    case 4: multiply_rows_bf16<4>(pattern, w, x, tiles, sums, ld); break;
+                    case 8: multiply_rows_bf16<8>(pattern, w, x, tiles, sums, ld); break;
+                    default: multiply_rows_bf16<16>(pattern, w, x, tiles, sums, ld); break;
                 }
             }
         }
+        tile += width;
     }
 }
 
