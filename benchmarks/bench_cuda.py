@@ -54,8 +54,8 @@ CASES = (
     Case("dlrm-b2048", "dlrm", 2048, 40),
     Case("resnet34-b128", "resnet34", 128, 55),
     Case("resnet34-b1", "resnet34", 1, 45),
-    Case("detector-b1", "detector", 1, 150),
-    Case("detector-b32", "detector", 32, 150),
+    Case("detector-b1", "detector", 1, 255),
+    Case("detector-b32", "detector", 32, 400),  # more than the 250 that it once got
 )
 # For trying the script out; not run unless asked for.
 TRIALS = (Case("small-mlp-b4", "small-mlp", 4), Case("small-resnet50-b2", "small-resnet50", 2),
@@ -82,7 +82,8 @@ def main() -> int:
         return 1
     name = short_name(found[0]) if options.device == "cuda" and found is not None else "cpu-trial"
     output = options.output or Path(__file__).parent / "results" / f"{BENCH}-{name}.json"
-    with tempfile.TemporaryDirectory() as folder:
+    # A compiler that was stopped may still write.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         missing = run_all(options, output, Path(folder), {"gpu": found[0], "driver": found[1]} if found else {})
     for case, reason in missing.items():
         print(f"not run: {case}: {reason}")

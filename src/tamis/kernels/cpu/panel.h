@@ -1,8 +1,9 @@
 /* What goes into the multiplication and what comes out of it: packing X into panels, and finishing a unit
- * (bias, epilogue, conversion, store to Y or straight into the next layer's panel). Plain loops; every
- * instruction set's file includes this and gets its own vectorised copy.
+ * (bias, epilogue, conversion, store to Y or straight into the next layer's panel). Every instruction set's file
+ * includes this and gets its own copy, with its own registers.
  *
- * Both are memory-bound and small: X once per call, the sums once per layer.
+ * Both are small, X once per call and the sums once per layer, as long as each 16 values take a few instructions: with 64
+ * rows and 1024 inputs a product of 16 values takes 180 cycles, so 40 more for finishing them were a fifth.
  */
 #ifndef TAMIS_PANEL_H
 #define TAMIS_PANEL_H
@@ -160,7 +161,7 @@ inline Floats finished(const float *sum, Floats bias, bool relu) {
     return relu ? v < zero ? zero : v : v;
 }
 
-/* The bias of a unit's outputs, and zeros where it has none. */
+/* The bias of a unit's outputs; zeros where there is none. */
 struct Bias {
     float of[MAX_GROUP_TILES * TILE_N] = {};
 
