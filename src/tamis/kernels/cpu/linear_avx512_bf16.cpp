@@ -12,9 +12,9 @@
  * choose and the other 3 change nothing. So a 2:4 group costs one load, one shift and, for each row, one
  * permutation and ONE dot product where dense needs two: sparsity halves the arithmetic and the bytes.
  *
- * BLOCKING. 2:4: 16 rows by one tile. Dense: 8 rows by two tiles, for a block of one tile loads as often as it multiplies
- * (16 broadcasts and the weights for 16 products, and a core of Zen 5 does two of either a cycle). With up to four rows
- * memory binds, and weights come in one stream.
+ * BLOCKING. 2:4: 16 rows by one tile. Dense: 8 rows by two tiles where it helps (`two_tiles`), for a block of one tile
+ * loads as often as it multiplies (16 broadcasts and the weights for 16 products, and a core of Zen 5 does two of either
+ * a cycle).
  *
  * LIMITS, measured in the L1 cache. Zen 4 core at 3.5 GHz: one 512-bit dot product a cycle = 227 GFLOP/s dense; dot product
  * + permutation share three 256-bit pipes, 1.38 cycles, so 16 rows of 2:4 take 50 ns a tile where dense takes 72 ns: 1.45x.
@@ -136,14 +136,20 @@ inline void multiply_rows_bf16(int32_t pattern, const uint8_t *weight, const uin
         multiply_sparse<R>(weight, x, 4 * R, tiles, sum, ld);
 }
 
+/* Whether weights are read two tiles at a time: dense ones, by 8 rows in one go, or by so many that arithmetic hides when
+ * they come from memory. In between the first 8 rows would wait for two streams and leave memory idle to the others: four
+ * layers of 4096 x 4096 with 16 rows take 2.9 ms by one tile and 3.4 by two, in caches 2.6 and 2.3. */
+inline bool two_tiles(const Task *task, const Unit *unit) {
+    return task->pattern == TAMIS_DENSE && ((unit->rows > 4 && unit->rows <= 8) || unit->rows > 2 * BLOCK_ROWS);
+}
+
 void multiply_unit_bf16(const Task *task, const Unit *unit, float *sum, int64_t ld, void *) {
     const Panel *in = &task->in;
     const int32_t pattern = task->pattern;
     const int64_t tiles = unit->k1 - unit->k0, to_next = task->k_blocks * task->tile_bytes;
     for (int64_t tile = 0; tile < unit->tiles;) {
         const uint8_t *weight = task->weight + (unit->tile + tile) * to_next + unit->k0 * task->tile_bytes;
-        /* Dense weights of two tiles at a time, except for few rows, which memory binds. */
-        const int64_t width = pattern == TAMIS_DENSE && unit->rows > 4 && tile + 1 < unit->tiles ? 2 : 1;
+        const int64_t width = two_tiles(task, unit) && tile + 1 < unit->tiles ? 2 : 1;
         for (int64_t row = 0; row < unit->rows; row += BLOCK_ROWS) {
             const int64_t block = (unit->row + row) / BLOCK_ROWS, rows = block_rows(in, block);
             const uint16_t *x = (const uint16_t *)in->data + block * BLOCK_ROWS * in->k + unit->k0 * TILE_K * rows;
