@@ -304,7 +304,7 @@ def main() -> None:
         "command": command_line(sys.argv), "threads": args.threads, "isa": args.isa or load().levels[-1],
         "cache_bytes": _cache_bytes(), "working_set_bytes": args.working_set,
     }  # fmt: skip
-    merge(out, results, extra)
+    merge(out, results, extra, key=("bench", "case", "batch"))  # other numbers of rows stay
     print(f"written: {out}")
 
 

@@ -22,6 +22,7 @@ from tamis.compiler.ir.graph import Graph, Node, SparsityNote, TensorType
 from tamis.compiler.ir.ops import Conv, Linear, Pointwise
 from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.compiler.tactics import tactics_of
+from tamis.compiler.tactics.ahead import Compiles
 from tamis.compiler.tactics.base import Layer, flops_of, layer_of
 from tamis.compiler.tuner import open_track
 from tamis.compiler.tuner.duel import duel, fastest, runner_of
@@ -307,18 +308,23 @@ def _unmeasured(
 
 
 def _made_ahead(cells: Sequence[Cell], config: CrossoverConfig, track: Track, left: float) -> _Ahead:
-    """The first of these cells; the compilation may take half of the ``left`` seconds."""
+    """The first of these cells; the compilation may take half of the ``left`` seconds.
+
+    Only one where no tactic compiles: more would be made for nothing.
+    """
+    tactics = tactics_of(config.device)
+    most = _WEIGHTS_TOGETHER if any(isinstance(tactic, Compiles) for tactic in tactics) else 0
     graphs: dict[Cell, Graph] = {}
     weights = 0
     for cell in cells:
         if _note_offers(layer_outline(cell, config), track, {}) is not None:
             continue
         weights += cell.c_in * cell.c_out * _TAPS[cell.kind]
-        if graphs and weights > _WEIGHTS_TOGETHER:
+        if graphs and weights > most:
             break
         graphs[cell] = layer_graph(cell, config)
     layers = [layer_of(graph, graph.nodes[0]) for graph in graphs.values()]
-    prepared = prepare(layers, tactics_of(config.device), replace(track, deadline=time.monotonic() + left))
+    prepared = prepare(layers, tactics, replace(track, deadline=time.monotonic() + left))
     return _Ahead(graphs, complete=not prepared.late)
 
 
