@@ -16,15 +16,6 @@
 
 namespace {
 
-/* float32 to bfloat16, nearest, ties to even; NaN stays NaN. */
-inline uint16_t to_bf16(float x) {
-    uint32_t u = bits_of(x);
-    uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded);
-}
-
-inline float from_bf16(uint16_t x) { return float_of((uint32_t)x << 16); }
-
 /* 16 values as one vector, whatever registers there are: compilers leave loops over them partly scalar. */
 typedef float Floats __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
@@ -38,31 +29,28 @@ inline Vector load_16(const void *from) {
     return v;
 }
 
-/* As `to_bf16`. */
+/* float32 to bfloat16, nearest, ties to even; NaN stays NaN. */
 inline Halves narrow_16(Floats v) {
     const Words u = (Words)v, high = u >> 16, rounded = (u + 0x7fffu + (high & 1u)) >> 16;
     return __builtin_convertvector(v == v ? rounded : high | 0x40u, Halves);
 }
 
-/* Elements at `offset` of an array of the given type, as float32. */
-inline void read_floats(const void *data, int32_t dtype, int64_t offset, int64_t count, float *__restrict out) {
-    if (dtype == TAMIS_F32) {
-        const float *from = (const float *)data + offset;
-        for (int64_t i = 0; i < count; i++) out[i] = from[i];
-    } else {
-        const uint16_t *from = (const uint16_t *)data + offset;
-        for (int64_t i = 0; i < count; i++) out[i] = from_bf16(from[i]);
+/* The first `live` of 16 elements from `offset` on, as float32, and zeros in place of the others; nothing behind is read. */
+inline Floats read_16(const tamis_matrix *from, int64_t offset, int64_t live) {
+    if (from->dtype == TAMIS_F32) {
+        const float *data = (const float *)from->data + offset;
+        if (live >= TILE_N) return load_16<Floats>(data);
+        Floats v = {};
+        if (live > 0) __builtin_memcpy(&v, data, live * 4);
+        return v;
     }
-}
-
-inline void write_floats(void *data, int32_t dtype, int64_t offset, int64_t count, const float *__restrict v) {
-    if (dtype == TAMIS_F32) {
-        float *to = (float *)data + offset;
-        for (int64_t i = 0; i < count; i++) to[i] = v[i];
-    } else {
-        uint16_t *to = (uint16_t *)data + offset;
-        for (int64_t i = 0; i < count; i++) to[i] = to_bf16(v[i]);
-    }
+    const uint16_t *data = (const uint16_t *)from->data + offset;
+    Halves narrow = {};
+    if (live >= TILE_N)
+        narrow = load_16<Halves>(data);
+    else if (live > 0)
+        __builtin_memcpy(&narrow, data, live * 2);
+    return (Floats)(__builtin_convertvector(narrow, Words) << 16);
 }
 
 /* One row of a panel: where its groups of k begin, and how far apart they are. */
@@ -97,6 +85,22 @@ inline Layout layout_of(const PanelRow &row) {
 }
 
 template <Layout LAYOUT>
+struct LayoutIs {
+    static constexpr Layout value = LAYOUT;
+};
+
+/* Run a loop that is compiled for each layout. */
+template <class Run>
+inline void with_layout(Layout layout, Run run) {
+    switch (layout) {
+        case F32_ROW: return run(LayoutIs<F32_ROW>());
+        case BF16_ROW: return run(LayoutIs<BF16_ROW>());
+        case F32_GROUPS: return run(LayoutIs<F32_GROUPS>());
+        case BF16_GROUPS: return run(LayoutIs<BF16_GROUPS>());
+    }
+}
+
+template <Layout LAYOUT>
 inline void put_16(char *to, int64_t step, Floats v) {
     if (LAYOUT == F32_ROW) {
         __builtin_memcpy(to, &v, 64);
@@ -111,48 +115,30 @@ inline void put_16(char *to, int64_t step, Floats v) {
     }
 }
 
-template <Layout LAYOUT>
-inline void pack_row(const tamis_matrix *x, int64_t offset, int64_t columns, int64_t column, const PanelRow &row,
-                     int64_t k, int64_t end) {
-    for (; k < end; k += TILE_N, column += TILE_N) {
-        const int64_t live = smaller(columns - column, TILE_N), at = offset + column;
-        Floats v = {};
-        if (live < TILE_N) {
-            float some[TILE_N] = {};
-            if (live > 0) read_floats(x->data, x->dtype, at, live, some);
-            v = load_16<Floats>(some);
-        } else if (x->dtype == TAMIS_F32) {
-            v = load_16<Floats>((const float *)x->data + at);
-        } else {
-            v = (Floats)(__builtin_convertvector(load_16<Halves>((const uint16_t *)x->data + at), Words) << 16);
-        }
-        put_16<LAYOUT>(place_of(row, k), row.step, v);
-    }
-}
-
 void pack_panel(const tamis_matrix *x, int64_t columns, int64_t start, const Panel *panel, int64_t block, int64_t k,
                 int64_t end) {
     const int64_t first = block * BLOCK_ROWS, last = smaller(first + BLOCK_ROWS, panel->rows);
     for (int64_t r = first; r < last; r++) {
         const PanelRow row = panel_row(panel, r);
-        const int64_t offset = r * x->stride;
-        switch (layout_of(row)) {
-            case F32_ROW: pack_row<F32_ROW>(x, offset, columns, k - start, row, k, end); break;
-            case BF16_ROW: pack_row<BF16_ROW>(x, offset, columns, k - start, row, k, end); break;
-            case F32_GROUPS: pack_row<F32_GROUPS>(x, offset, columns, k - start, row, k, end); break;
-            case BF16_GROUPS: pack_row<BF16_GROUPS>(x, offset, columns, k - start, row, k, end); break;
-        }
+        with_layout(layout_of(row), [&](auto layout) {
+            for (int64_t at = k; at < end; at += TILE_N) {
+                const int64_t column = at - start;
+                const Floats v = read_16(x, r * x->stride + column, columns - column);
+                put_16<decltype(layout)::value>(place_of(row, at), row.step, v);
+            }
+        });
     }
 }
 
 inline void add_residual(const Task *task, const Unit *unit, float *sum, int64_t ld) {
+    const tamis_matrix *residual = &task->residual;
     const int64_t column = unit->tile * TILE_N, live = smaller(unit->tiles * TILE_N, task->n - column);
-    float other[MAX_GROUP_TILES * TILE_N];
-    for (int64_t r = 0; r < unit->rows; r++) {
-        const int64_t offset = (unit->row + r) * task->residual.stride + column;
-        read_floats(task->residual.data, task->residual.dtype, offset, live, other);
-        for (int64_t c = 0; c < live; c++) sum[r * ld + c] += other[c];
-    }
+    for (int64_t r = 0; r < unit->rows; r++)
+        for (int64_t c = 0; c < live; c += TILE_N) {
+            const Floats other = read_16(residual, (unit->row + r) * residual->stride + column + c, live - c);
+            const Floats v = load_16<Floats>(sum + r * ld + c) + other;
+            __builtin_memcpy(sum + r * ld + c, &v, sizeof v);
+        }
 }
 
 /* 16 sums of a row as they are stored: with bias and ReLU, which nearly every layer has and no other pass need do. */
@@ -170,21 +156,22 @@ struct Bias {
     }
 };
 
-/* `rows` rows of Y, each from its first place on: 16 outputs at a time, then what is left of them. A row's outputs
- * are neighbours in memory and are written one after another. */
+/* `rows` rows of Y. A row's outputs are neighbours in memory and are written one after another. */
 template <Layout LAYOUT>
 inline void store_in_y(const tamis_matrix *y, int64_t offset, int64_t rows, int64_t live, const float *sum, int64_t ld,
                        const Bias &bias, bool relu) {
     const int64_t size = LAYOUT == F32_ROW ? 4 : 2;
-    for (int64_t r = 0; r < rows; r++, sum += ld, offset += y->stride) {
-        int64_t c = 0;
-        for (; c + TILE_N <= live; c += TILE_N)
-            put_16<LAYOUT>((char *)y->data + (offset + c) * size, 0,
-                           finished(sum + c, load_16<Floats>(bias.of + c), relu));
-        if (c == live) continue;
-        const Floats v = finished(sum + c, load_16<Floats>(bias.of + c), relu);
-        write_floats(y->data, y->dtype, offset + c, live - c, (const float *)&v);
-    }
+    for (int64_t r = 0; r < rows; r++, sum += ld, offset += y->stride)
+        for (int64_t c = 0; c < live; c += TILE_N) {
+            const Floats v = finished(sum + c, load_16<Floats>(bias.of + c), relu);
+            char *to = (char *)y->data + (offset + c) * size, some[sizeof v];
+            if (c + TILE_N <= live) {
+                put_16<LAYOUT>(to, 0, v);
+            } else {
+                put_16<LAYOUT>(some, 0, v);
+                __builtin_memcpy(to, some, (live - c) * size);
+            }
+        }
 }
 
 #if defined(__AVX512BF16__)
@@ -236,22 +223,15 @@ inline void store_in_panel(const Task *task, const Unit *unit, const float *sum,
     for (int64_t row = 0; row < unit->rows; row += BLOCK_ROWS) { /* unit->row is a multiple of it */
         const PanelRow first = panel_row(&task->out, unit->row + row);
         const int64_t rows = smaller(unit->rows - row, BLOCK_ROWS);
-        for (int64_t c = 0; column + c < end; c += TILE_N) {
-            const int64_t here = live - c; /* behind the last tile nothing is left to be read */
-            const float *from = here > 0 ? sum + row * ld + c : zeros;
-            const Floats added = here > 0 ? load_16<Floats>(bias.of + c) : Floats{};
-            const int64_t from_ld = here > 0 ? ld : 0;
-            switch (layout_of(first)) {
-                case F32_ROW: store_in_block<F32_ROW>(first, column + c, rows, here, from, from_ld, added, relu); break;
-                case BF16_ROW: store_in_block<BF16_ROW>(first, column + c, rows, here, from, from_ld, added, relu); break;
-                case F32_GROUPS:
-                    store_in_block<F32_GROUPS>(first, column + c, rows, here, from, from_ld, added, relu);
-                    break;
-                case BF16_GROUPS:
-                    store_in_block<BF16_GROUPS>(first, column + c, rows, here, from, from_ld, added, relu);
-                    break;
-            }
-        }
+        with_layout(layout_of(first), [&](auto layout) {
+            constexpr Layout LAYOUT = decltype(layout)::value;
+            int64_t c = 0;
+            for (; c < live; c += TILE_N)
+                store_in_block<LAYOUT>(first, column + c, rows, live - c, sum + row * ld + c, ld,
+                                       load_16<Floats>(bias.of + c), relu);
+            for (; column + c < end; c += TILE_N)
+                store_in_block<LAYOUT>(first, column + c, rows, 0, zeros, 0, Floats{}, false);
+        });
     }
 }
 
