@@ -12,8 +12,7 @@ from tamis.compiler import BuildConfig
 from tamis.compiler.planner.contest import Contest, drop_duplicates
 from tamis.compiler.planner.lower import Draft
 from tamis.compiler.planner.options import Option
-from tamis.compiler.planner.plan import cheapest_by_name
-from tamis.compiler.planner.select import Selection
+from tamis.compiler.planner.plan import cheapest_first
 from tamis.compiler.tactics.base import Choice
 from tamis.compiler.tuner.cache import TimingCache
 from tamis.engine import Engine
@@ -35,12 +34,12 @@ def test_equal_drafts_run_once_and_names_do_not_hide_one() -> None:
     assert drop_duplicates(proposals) == {"chain": first, "all": second, "more": third}
 
 
-def test_of_one_name_the_cheapest_runs_conversions_included() -> None:
+def test_of_one_name_the_cheapest_comes_first_conversions_included() -> None:
     """Whole regions in bfloat16 whose ports convert came before those that take the float32 of the ports as it is."""
     cost = {"avx2": 9.0, "avx512": 5.0, "portable": 7.0}
     options = [draft(isa).options[0] for isa in cost]
-    found = cheapest_by_name(options, lambda o: Selection((o,), cost[str(o.choice.parameters["isa"])]))
-    assert found == {"tamis.chain float32 dense": Selection((options[1],), 5.0)}
+    found = cheapest_first(options, lambda option: cost[str(option.choice.parameters["isa"])])
+    assert found == [("tamis.chain float32 dense", options[place]) for place in (1, 2, 0)]
 
 
 class Expected:

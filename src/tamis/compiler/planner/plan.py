@@ -20,7 +20,7 @@ from tamis.compiler.planner.overflow import Overflows
 from tamis.compiler.planner.records import layer_records, region_records
 from tamis.compiler.planner.regions import RegionRaces
 from tamis.compiler.planner.search import Filter, Search
-from tamis.compiler.planner.select import Selection, select
+from tamis.compiler.planner.select import select
 from tamis.compiler.tactics import region_tactics_of, tactics_of
 from tamis.compiler.tuner.conditions import conditions_of
 from tamis.compiler.tuner.race import LayerRace, Track
@@ -75,10 +75,8 @@ def plan_engine(
         ("all tactics", guarded(best, _any)),
     ]
     whole = [o for o in region_races.options() if (o.start, o.stop) == (0, len(graph.nodes)) and wishes.permit(o)]
-    simple = [
-        (name, lowering.draft(chosen.options))
-        for name, chosen in cheapest_by_name(whole, lambda o: select(graph, [o], conversions)).items()
-    ]
+    ordered = cheapest_first(whole, lambda option: select(graph, [option], conversions).cost_us)
+    simple = [(name, lowering.draft((option,))) for name, option in ordered]
     proposals = [*simple, *(p for name, draft in elaborate for p in with_viewing(name, draft))]
     objections = []
     for done, (name, draft) in enumerate(proposals):
@@ -107,17 +105,15 @@ def plan_engine(
     )
 
 
-def cheapest_by_name(whole: Iterable[Option], cover: Callable[[Option], Selection]) -> dict[str, Selection]:
-    """Of the options that run the whole graph in one step, the cheapest of each tactic, precision and pattern.
+def cheapest_first(whole: Iterable[Option], cost_us: Callable[[Option], float]) -> list[tuple[str, Option]]:
+    """The options that run the whole graph in one step, with the name of their tactic, precision and pattern.
 
-    They may differ in the formats of the ports, and then in what is to be converted.
+    Names come in the order of the options. Those of one name differ in the formats of the ports, and then in what is to
+    be converted, or in which layers are 2:4: the cheapest comes first, and runs if it is accurate enough.
     """
-    found: dict[str, Selection] = {}
-    for option in whole:
-        name, selection = f"{option.choice.tactic} {option.choice.precision} {option.choice.sparsity}", cover(option)
-        if name not in found or selection.cost_us < found[name].cost_us:
-            found[name] = selection
-    return found
+    named = [(f"{o.choice.tactic} {o.choice.precision} {o.choice.sparsity}", o) for o in whole]
+    places = {name: place for place, name in enumerate(dict.fromkeys(name for name, _ in named))}
+    return sorted(named, key=lambda pair: (places[pair[0]], cost_us(pair[1])))
 
 
 def _any(option: Option) -> bool:
