@@ -57,7 +57,7 @@ struct Kernels {
     int32_t panel_dtype, panel_group, panel_full_blocks;
     int32_t max_group_tiles;  /* most tiles of outputs in a unit */
     int32_t min_group_tiles;  /* fewest that run well */
-    bool (*wide)(int64_t rows); /* whether units of so many rows have more than the fewest tiles */
+    int32_t wide_rows;        /* with more rows than this a unit has the fewest tiles */
     int64_t chunk_bytes;      /* inputs that should stay in the L2 cache while weights stream by */
     int64_t scratch_bytes;    /* for each thread, given to multiply */
     void (*enter)(int64_t rows, void *saved);  /* once for each thread and call, or null; saved: 64 bytes */
@@ -89,9 +89,6 @@ namespace {
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-/* What vectors keep sums of in registers for several tiles of outputs. */
-inline bool few_rows(int64_t rows) { return rows <= 4; }
 
 inline int64_t block_rows(const Panel *panel, int64_t block) {
     int64_t left = panel->rows - block * BLOCK_ROWS;

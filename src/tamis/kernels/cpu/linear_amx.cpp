@@ -34,15 +34,6 @@
 
 namespace {
 
-#ifndef TALL_CHUNK
-#define TALL_CHUNK 8
-#endif
-#ifndef REBUILD_AHEAD
-#define REBUILD_AHEAD 2
-#endif
-#ifndef TALL_PREFETCH
-#define TALL_PREFETCH 1
-#endif
 enum { TILE_BYTES = 1024, ROW_BYTES = 64, DENSE_PANEL = 8, SPARSE_PANEL = 4, PREFETCH_AHEAD = 4096 };
 
 struct alignas(64) TileConfig {
@@ -279,92 +270,34 @@ void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_
     }
 }
 
-/* Goes through the weight tiles of a unit chunk by chunk: `size` steps of k of one tile of outputs, then of the next one. */
-struct Walk {
-    const uint8_t *weight; /* tile of the first 16 outputs at the first k */
-    int64_t to_next, step; /* bytes to the tile of the next 16 outputs, and to the next k */
-    int64_t outputs, all;  /* tiles of the unit */
-    int64_t chunk, size, output, t;
-
-    const uint8_t *tile() const { return weight + output * to_next + (chunk + t) * step; }
-
-    bool done() const { return chunk >= all; }
-
-    void advance() {
-        if (++t < size) return;
-        t = 0;
-        if (++output < outputs) return;
-        output = 0;
-        chunk += size;
-        size = smaller(size, all - chunk);
-    }
-};
-
-/* A step's weight tile gets ready REBUILD_AHEAD steps before its product, for the reason given at `prepare`. */
-struct TallWeights {
-    Walk ahead;
-    int64_t fetch, last_fetch; /* bytes from a tile to the one to fetch meanwhile: of the next chunk, of the next unit */
-    uint8_t *rebuilt;          /* room for a power of two of tiles, at least REBUILD_AHEAD + 1, if they are 2:4, else null */
-    int64_t count;             /* tiles that are ready */
-
-    void prepare() {
-        if (ahead.done()) return;
-        const uint8_t *tile = ahead.tile();
-        const bool last = ahead.chunk + ahead.size >= ahead.all;
-        if (TALL_PREFETCH) prefetch_lines(tile + (last ? last_fetch : fetch), ahead.step, 0, 1);
-        if (rebuilt) {
-            uint8_t *dense = rebuilt + (count & (REBUILD_AHEAD < 2 ? 1 : 3)) * TILE_BYTES;
-            expand_tile(tile, dense);
-            finish_stores(dense);
-        }
-        ahead.advance();
-        count++;
-    }
-};
-
-/* 48 or 64 rows x some tiles of outputs. A chunk's inputs stay in the L1 cache while the unit's tiles of outputs pass, each
- * with its sums in four tiles. */
+/* 48 or 64 rows x 1 tile of outputs over all k: the sums never leave the tiles. Input tiles come from the L2 cache. */
 template <int BLOCKS>
-void multiply_tall(const uint8_t *a, int64_t block_bytes, Walk walk, TallWeights weights, float *sum, int64_t ld) {
+void multiply_tall(const uint8_t *a, int64_t block_bytes, const Weights &w, int64_t tiles, float *sum, int64_t ld) {
     const int64_t stride = ld * 4, block = 16 * ld;
-    for (int i = 0; i < REBUILD_AHEAD; i++) weights.prepare();
-    for (int64_t now = 0; !walk.done();) {
-        float *c = sum + 16 * walk.output;
-        if (walk.chunk) {
-            finish_stores(c);
-            _tile_loadd(0, c, stride);
-            _tile_loadd(1, c + block, stride);
-            _tile_loadd(2, c + 2 * block, stride);
-            if (BLOCKS == 4) _tile_loadd(3, c + 3 * block, stride);
-        } else {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            if (BLOCKS == 4) _tile_zero(3);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    if (BLOCKS == 4) _tile_zero(3);
+    prepare<1>(w, 0, tiles);
+    for (int64_t t = 0; t < tiles; t++, a += TILE_BYTES) {
+        int64_t other;
+        const uint8_t *b = next_weights<1>(w, t, tiles, &other);
+        _tile_loadd(6, b, ROW_BYTES);
+        _tile_loadd(4, a, ROW_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a + block_bytes, ROW_BYTES);
+        _tile_dpbf16ps(1, 5, 6);
+        _tile_loadd(4, a + 2 * block_bytes, ROW_BYTES);
+        _tile_dpbf16ps(2, 4, 6);
+        if (BLOCKS == 4) {
+            _tile_loadd(5, a + 3 * block_bytes, ROW_BYTES);
+            _tile_dpbf16ps(3, 5, 6);
         }
-        const uint8_t *x = a + walk.chunk * TILE_BYTES;
-        const int64_t steps = walk.size;
-        for (int64_t t = 0; t < steps; t++, x += TILE_BYTES, now++) {
-            const uint8_t *b = weights.rebuilt ? weights.rebuilt + (now & (REBUILD_AHEAD < 2 ? 1 : 3)) * TILE_BYTES : walk.tile();
-            weights.prepare();
-            _tile_loadd(6, b, ROW_BYTES);
-            _tile_loadd(4, x, ROW_BYTES);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(5, x + block_bytes, ROW_BYTES);
-            _tile_dpbf16ps(1, 5, 6);
-            _tile_loadd(4, x + 2 * block_bytes, ROW_BYTES);
-            _tile_dpbf16ps(2, 4, 6);
-            if (BLOCKS == 4) {
-                _tile_loadd(5, x + 3 * block_bytes, ROW_BYTES);
-                _tile_dpbf16ps(3, 5, 6);
-            }
-            walk.advance();
-        }
-        _tile_stored(0, c, stride);
-        _tile_stored(1, c + block, stride);
-        _tile_stored(2, c + 2 * block, stride);
-        if (BLOCKS == 4) _tile_stored(3, c + 3 * block, stride);
     }
+    _tile_stored(0, sum, stride);
+    _tile_stored(1, sum + block, stride);
+    _tile_stored(2, sum + 2 * block, stride);
+    if (BLOCKS == 4) _tile_stored(3, sum + 3 * block, stride);
 }
 
 constexpr int smaller_of(int a, int b) { return a < b ? a : b; }
@@ -406,15 +339,14 @@ void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, 
     if (unit->rows <= 64) {
         const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
         const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + unit->k0 * TILE_BYTES;
-        const int64_t chunks = (all + TALL_CHUNK - 1) / TALL_CHUNK, size = (all + chunks - 1) / chunks;
-        const Walk walk = {weight, to_next, step, N, all, 0, size, 0, 0};
-        /* Behind the last chunk comes the next group's first one, or, where k is cut, more of k. */
-        const int64_t fetch = size * step, last = unit->k1 < task->k_blocks ? fetch : N * to_next - (chunks - 1) * fetch;
-        const TallWeights weights = {walk, fetch, last, dense ? nullptr : scratch->rebuilt, 0};
-        if (unit->rows > 48)
-            multiply_tall<4>(a, block_bytes, walk, weights, sum, ld);
-        else
-            multiply_tall<3>(a, block_bytes, walk, weights, sum, ld);
+        for (int n = 0; n < N; n++) {
+            const uint8_t *from = weight + n * to_next;
+            const Weights w = {from, 0, step, dense ? nullptr : scratch->rebuilt, from + PREFETCH_AHEAD, 0, step, 0, 1};
+            if (unit->rows > 48)
+                multiply_tall<4>(a, block_bytes, w, all, sum + 16 * n, ld);
+            else
+                multiply_tall<3>(a, block_bytes, w, all, sum + 16 * n, ld);
+        }
         return;
     }
     const int64_t panel = dense ? DENSE_PANEL : SPARSE_PANEL;
@@ -444,12 +376,10 @@ void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t l
     }
 }
 
-bool wide(int64_t rows) { return rows <= 16 || (rows > 32 && rows <= 64); }
-
 }  // namespace
 
 const Kernels *amx_kernels(int32_t weight_dtype) {
-    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, MAX_GROUP_TILES, 2, wide, 1 << 20, sizeof(Scratch),
+    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, MAX_GROUP_TILES, 2, 16, 1 << 20, sizeof(Scratch),
                                      enter_tiles, leave_tiles, multiply_unit_amx, finish_unit, pack_panel};
     return weight_dtype == TAMIS_BF16 ? &bfloat16 : nullptr;
 }
