@@ -63,19 +63,31 @@ def test_the_fastest_tiles_are_kept(cases: list[dict[str, Any]], kept: int, wors
     assert statistics.mean(losses) <= mean
 
 
-@pytest.mark.parametrize(("at_level", "worst", "mean"), [(3, 1.01, 1.001), (2, 1.5, 1.1)])
+@pytest.mark.parametrize(
+    ("at_level", "worst", "mean"), [(0, 1.24, 1.035), (1, 1.16, 1.02), (2, 1.12, 1.01), (3, 1.01, 1.001)]
+)
 def test_what_races_on_an_h200(at_level: int, worst: float, mean: float) -> None:
-    """By level 3 the fastest tile races everywhere; below, those whose weights stay in registers do not."""
+    """One tile each at level 0, two at level 1: these come first at the others, which matters when time is short."""
     losses = []
     for case in ON_H200:
         options = {"sparse": case["sparse"], "residual": case["residual"]}
-        raced = {
-            (*key(tile), int(tile.stationary)) for tile in HOPPER.tiles(shape_of(case), H200, **options, level=at_level)
-        }
+        tiles = HOPPER.tiles(shape_of(case), H200, **options, level=at_level)
         times = {tuple(row[:-1]): row[-1] for row in case["times"]}
-        losses.append(min(times[tile] for tile in raced if tile in times) / min(times.values()))
+        raced = [times[measured] for tile in tiles if (measured := (*key(tile), int(tile.stationary))) in times]
+        if raced:  # a tile that no later model took was not measured
+            losses.append(min(raced) / min(times.values()))
+    assert len(losses) >= len(ON_H200) - 2
     assert max(losses) <= worst
     assert statistics.mean(losses) <= mean
+
+
+@pytest.mark.parametrize("at_level", [1, 2, 3, 4, 5])
+def test_the_tiles_of_lower_levels_come_first(at_level: int) -> None:
+    for case in ON_H200:
+        options = {"sparse": case["sparse"], "residual": case["residual"]}
+        first = HOPPER.tiles(shape_of(case), H200, **options, level=min(at_level, 3) - 1)
+        tiles = HOPPER.tiles(shape_of(case), H200, **options, level=at_level)
+        assert list(tiles[: len(first)]) == list(first)
 
 
 def split_tile(split: int, groups: int = 1) -> Tile:
@@ -116,4 +128,5 @@ def test_predictions_are_of_the_measured_size() -> None:
         shape, options = shape_of(case), {"sparse": case["sparse"], "residual": case["residual"]}
         tiles = [deepest(*sizes, **options) for sizes in TILES] + line_tiles(shape, **options)
         best = min(predicted_us(shape, tile, MULTIPROCESSORS, **options) for tile in tiles)
-        assert 0.4 < best / case["times"][0][-1] < 1.35, case["case"]
+        loaded = min(row[-1] for row in case["times"] if len(row) == 8 or not row[7])  # not kept in registers
+        assert 0.4 < best / loaded < 1.35, case["case"]

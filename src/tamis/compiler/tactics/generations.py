@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -37,10 +38,11 @@ _WIDEST_TAP, _WIDEST_CORNER, _WIDEST_STRIDE = 255, 127, 8
 _WIDEST_TAP_OF_GROUPS, _WIDEST_CORNER_OF_GROUPS = 31, 15
 # How many tiles race, dense and 2:4 each; above the last level all do.
 _TILES_BY_LEVEL = (1, 2, 3, 4, 8)
-# From this level on tiles whose weights stay in registers race too, so many. They take no other tile's place: the model
-# cannot tell the two kinds apart where memory binds.
-STATIONARY_LEVEL = 3
-_STATIONARY_BY_LEVEL = (0, 0, 0, 2, 4)
+# Tiles whose weights stay in registers take turns with the others, and come first: where both race, these were the
+# faster ones nearly always, which the model cannot tell where memory binds (docs/design/0014). From this level on they
+# take no other tile's place, and so many of them race.
+_STATIONARY_LEVEL = 3
+_STATIONARY_BY_LEVEL = {3: 2, 4: 4}
 _STATIONARY_SLOWEST = 1.5  # times as long as the best of the others, by the model
 # A tile that fills the last turn races where it should take so much of the time that the best of the others does.
 _FILLING = 0.98
@@ -92,8 +94,8 @@ class Generation(Protocol):
         """
         ...
 
-    def left_out(self, shape: Convolution, *, sparse: bool, level: int) -> str | None:
-        """Why a form of the kernel has no tile for a shape, where it would race at this level; None when each has."""
+    def left_out(self, shape: Convolution, *, sparse: bool) -> str | None:
+        """Why a form of the kernel has no tile for a shape; None when each has."""
         ...
 
 
@@ -119,7 +121,7 @@ class Hopper:
     def tiles(
         self, shape: Convolution, device: DeviceInfo, *, sparse: bool, residual: bool = False, level: int = 5
     ) -> Sequence[Tile]:
-        """Below level 5 the few that should be the fastest, in this order (``tamis.kernels.cuda.tile_prior``).
+        """Those that should be the fastest first (``tamis.kernels.cuda.tile_prior``), below level 5 only a few of them.
 
         Steps are divided only where most of the GPU would be idle, and each block gets two of them at least.
         """
@@ -148,14 +150,16 @@ class Hopper:
         fullest = min(filling, key=predicted)
         if predicted(fullest) < _FILLING * min(map(predicted, found)):
             found.append(fullest)
-        if level >= len(_TILES_BY_LEVEL):
-            return found + held
-        best = sorted(found, key=predicted)[: _TILES_BY_LEVEL[level]]
-        longest = _STATIONARY_SLOWEST * predicted(best[0])
-        held = [tile for tile in held if predicted(tile) <= longest]
+        best = sorted(found, key=predicted)
         # Where memory binds the model likes them all; those that read pixels the fewest times were the fastest.
         held = sorted(held, key=lambda tile: (predicted(tile), -tile.filters, -tile.pixels))
-        return best + held[: _STATIONARY_BY_LEVEL[level]]
+        longest = _STATIONARY_SLOWEST * predicted(best[0])
+        worthy = [tile for tile in held if predicted(tile) <= longest]
+        if level < _STATIONARY_LEVEL:
+            return _in_turns(worthy, best)[: _TILES_BY_LEVEL[level]]
+        if level < len(_TILES_BY_LEVEL):
+            return _in_turns(worthy[: _STATIONARY_BY_LEVEL[level]], best[: _TILES_BY_LEVEL[level]])
+        return _in_turns(worthy, best) + held[len(worthy) :]
 
     def tile(self, parameters: Mapping[str, Any]) -> Tile:
         """From the parameters of a choice."""
@@ -174,9 +178,9 @@ class Hopper:
         pack = hopper.pack_stationary if stationary else hopper.pack_hopper
         return pack(weight, filters // hopper.ROWS, sparse=sparse).data
 
-    def left_out(self, shape: Convolution, *, sparse: bool, level: int) -> str | None:
+    def left_out(self, shape: Convolution, *, sparse: bool) -> str | None:
         """That sums are too long for weights to stay in registers."""
-        return no_stationary_tiles(shape, sparse=sparse) if level >= STATIONARY_LEVEL else None
+        return no_stationary_tiles(shape, sparse=sparse)
 
 
 class Ampere:
@@ -225,12 +229,18 @@ class Ampere:
         """See ``formats.ampere``; no weights stay in registers."""
         return ampere.pack_ampere(weight, filters // ampere.ROWS, sparse=sparse).data
 
-    def left_out(self, shape: Convolution, *, sparse: bool, level: int) -> str | None:
+    def left_out(self, shape: Convolution, *, sparse: bool) -> str | None:
         """The kernel has one form."""
         return None
 
 
 HOPPER, AMPERE = Hopper(), Ampere()
+
+
+def _in_turns(first: Sequence[Tile], second: Sequence[Tile]) -> list[Tile]:
+    """One of the first, one of the second, and so on; what is left of the longer ones behind."""
+    turns = itertools.zip_longest(first, second)
+    return [tile for pair in turns for tile in pair if tile is not None]
 
 
 def _fits_copies(shape: Convolution) -> bool:

@@ -79,8 +79,7 @@ class ImplicitGemm:
     def left_out(self, layer: Layer, device: DeviceInfo, config: BuildConfig) -> str | None:
         """How many tiles do not race at this level because others should be faster, and which form has none."""
         missing = missing_tiles(lambda level: self._tiles(layer, device, level), config)
-        level = config.optimization_level
-        without = self.generation.left_out(shape_of(layer), sparse=self.sparse, level=level)
+        without = self.generation.left_out(shape_of(layer), sparse=self.sparse)
         return "; ".join(words for words in (missing, without) if words) or None
 
     def _tiles(self, layer: Layer, device: DeviceInfo, level: int) -> Sequence[Tile | AmpereTile]:
