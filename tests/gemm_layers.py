@@ -13,14 +13,14 @@ from tamis.compiler.ir.evaluate import evaluate
 from tamis.compiler.ir.graph import SparsityNote
 from tamis.compiler.ir.ops import Pointwise
 from tamis.compiler.tactics.base import Layer
-from tamis.formats import TWO_FOUR, magnitude_mask
+from tamis.formats import TWO_FOUR, fits, magnitude_mask
 
 HARDSWISH = Pointwise("hardswish")
 
 
 @dataclass(frozen=True)
 class GemmCase:
-    """A layer with a 2:4 weight, or a dense one where four does not divide the channels, made when it is asked for."""
+    """A layer with a 2:4 weight, or a dense one where groups of four do not fit, made when it is asked for."""
 
     name: str
     make: Callable[[], tuple[Layer, dict[str, np.ndarray]]]
@@ -30,7 +30,7 @@ class GemmCase:
         layer, arrays = self.make()
         name = layer.node.inputs[1]
         weight = arrays[name]
-        if weight.shape[1] % TWO_FOUR.m:
+        if not fits(weight.shape, 1, TWO_FOUR.m):
             return replace(layer, constants={**layer.constants, name: weight}), arrays
         weight = np.where(magnitude_mask(weight, TWO_FOUR, 1), weight, np.float32(0))
         note = SparsityNote("2:4", 1, 0.5, 1.0)
@@ -52,6 +52,7 @@ SMALL = (
     GemmCase("linear", lambda: linear_layer(40, 72, 72, RELU)),
     GemmCase("linear gelu", lambda: linear_layer(70, 64, 64, GELU)),
     GemmCase("rows of 52", lambda: linear_layer(40, 52, 72, RELU)),
+    GemmCase("rows of 69", lambda: linear_layer(40, 69, 72, RELU)),
     GemmCase("rows of 13", lambda: linear_layer(40, 13, 72, RELU)),
     GemmCase("3x3", lambda: conv_layer(conv(RELU), (2, 64, 5, 5), (64, 64, 3, 3))),
     GemmCase("residual", lambda: conv_layer(conv(RESIDUAL, RELU), (1, 64, 5, 5), (40, 64, 3, 3))),

@@ -10,11 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def two_of_four(weight: np.ndarray, axis: int) -> np.ndarray:
-    """The weight with the two smallest of every four along ``axis`` set to zero."""
+    """The weight with the two smallest of every four along ``axis`` set to zero; the last group may be shorter."""
     moved = np.moveaxis(weight, axis, -1)
+    size = moved.shape[-1]
+    moved = np.pad(moved, ((0, 0),) * (moved.ndim - 1) + ((0, -size % 4),))
     groups = moved.reshape(-1, 4).copy()
     np.put_along_axis(groups, np.argsort(np.abs(groups), axis=1)[:, :2], 0.0, axis=1)
-    return np.ascontiguousarray(np.moveaxis(groups.reshape(moved.shape), -1, axis))
+    return np.ascontiguousarray(np.moveaxis(groups.reshape(moved.shape)[..., :size], -1, axis))
 
 
 def save_cnn(path: Path, *, batch: int | str = 2) -> Path:

@@ -9,7 +9,7 @@ is timed is the perceptrons, and the data still flows from the bottom to the top
 the products. The embedding tables (gigabytes of look-ups, no arithmetic) are left out of both, and so is the
 final sigmoid, which would only hide differences of precision.
 
-13 and 479 are not multiples of four, so the first layer of each network cannot be 2:4.
+The first layer of the bottom has too few inputs for 2:4; the last group of the top's 479 has three.
 """
 
 from __future__ import annotations

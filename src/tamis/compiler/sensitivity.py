@@ -29,7 +29,7 @@ from tamis.compiler.what_if import WhatIf, naming_culprits, open_what_if
 from tamis.devices.base import Device
 from tamis.engine.estimate import Estimate
 from tamis.errors import ConfigError, SparsityError
-from tamis.formats import NM, TWO_FOUR, parse_pattern
+from tamis.formats import NM, TWO_FOUR, fits, parse_pattern
 from tamis.runtime.session import open_device
 from tamis.sparsity import (
     LayerTime,
@@ -238,8 +238,10 @@ class ModelSensitivity:
         for node in self._users[constant]:
             if isinstance(node.op, Conv | ConvTranspose) and node.op.groups > 1:
                 return f"grouped convolution ({node.op.groups} groups), for which there is no sparse kernel"
-        size = self._graph.constants[constant].shape[self._graph.sparsity[constant].axis]
-        return f"{size} inputs to reduce over, not a multiple of {pattern.m}" if size % pattern.m else None
+        shape, axis = self._graph.constants[constant].shape, self._graph.sparsity[constant].axis
+        if fits(shape, axis, pattern.m):
+            return None
+        return f"{shape[axis]} inputs to reduce over, not a multiple of {pattern.m}"
 
     def _saved(self, times: Estimate | None) -> dict[str, float] | None:
         """Microseconds that 2:4 saves in each weight's layers."""
@@ -259,14 +261,15 @@ class ModelSensitivity:
         weights = tuple(dict.fromkeys(name for names, _ in found for name in names))
         modules = tuple(dict.fromkeys(name for _, names in found for name in names))
         saved_us = None if saved is None else saved[constant] if pattern.is_part_of(TWO_FOUR) else 0.0
-        size = int(self._graph.constants[constant].size)
+        inputs = self._graph.constants[constant].shape[self._graph.sparsity[constant].axis]
+        lines = int(self._graph.constants[constant].size) // inputs
         return Sensitivity(
             name=self._users[constant][0].name,
             weights=weights or (constant,),
             modules=modules,
             pattern=str(pattern),
             loss=lost,
-            removed=size // pattern.m * (pattern.m - pattern.n),
+            removed=lines * pattern.zeros_in(inputs),
             saved_us=saved_us,
         )
 

@@ -13,7 +13,7 @@ from tamis.formats.nm import (
     magnitude_mask,
     violations,
 )
-from tamis.formats.pattern import DENSE, NM, TWO_FOUR, Dense, Pattern, parse_pattern
+from tamis.formats.pattern import DENSE, NM, TWO_FOUR, Dense, Pattern, divides, fits, parse_pattern
 
 __all__ = [
     "CompressedNM",
@@ -28,6 +28,8 @@ __all__ = [
     "compress",
     "decompress",
     "detect",
+    "divides",
+    "fits",
     "is_nm",
     "magnitude_mask",
     "parse_pattern",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.formats.nm import grouped, nonzeros_per_group
-from tamis.formats.pattern import DENSE, NM, TWO_FOUR, Pattern
+from tamis.formats.pattern import DENSE, NM, TWO_FOUR, Pattern, fits
 
 _GROUPS = (2, 4, 8, 16)
 _MILDEST = 0.75  # 6:8; with milder ones a few stray zeros would count as a pattern
@@ -40,9 +40,9 @@ class SparsityStatistics:
 def detect(weight: NDArray[Any], axis: int = -1) -> Pattern:
     """The pattern that the weight follows along ``axis``: 2:4 (sparser ones such as 1:4 included) or dense.
 
-    A weight whose axis groups of four do not divide is dense, and so is an empty one.
+    A weight whose axis groups of four do not cover is dense, and so is an empty one.
     """
-    if weight.size == 0 or weight.ndim == 0 or weight.shape[axis] % TWO_FOUR.m:
+    if weight.size == 0 or weight.ndim == 0 or not fits(weight.shape, axis, TWO_FOUR.m):
         return DENSE
     # Most weights are dense, which their first rows already show.
     sample = np.moveaxis(weight, axis, -1).reshape(-1, weight.shape[axis])[:16] if weight.ndim > 1 else weight
@@ -55,7 +55,7 @@ def detect(weight: NDArray[Any], axis: int = -1) -> Pattern:
 def tightest(weight: NDArray[Any], axis: int = -1, wanted: NM = TWO_FOUR) -> Pattern:
     """The strictest n:m pattern that the weight follows along ``axis``: the fewest non-zeros, then the smallest groups.
 
-    Groups of 2, 4, 8, 16 and ``wanted.m`` are tried where they divide the axis. A 2:4 weight also follows 4:8, but not
+    Groups of 2, 4, 8, 16 and ``wanted.m`` are tried where they cover the axis. A 2:4 weight also follows 4:8, but not
     the other way round; 1:4 is sparser than both. If the weight follows ``wanted``, so does every weight of the
     pattern that is given. Patterns milder than 6:8 are not told from chance: dense, unless one is ``wanted``. A weight
     of zeros is 1:m for the largest group; an empty one is dense.
@@ -79,20 +79,22 @@ def _implies(one: NM, other: NM) -> bool:
 
 
 def _most_nonzeros(nonzero: NDArray[np.bool_], also: int) -> Iterator[tuple[int, int]]:
-    """Each size of group that divides the last axis, with the largest number of non-zeros in one."""
-    length = nonzero.shape[-1]
-    if also not in _GROUPS and length % also == 0:
+    """Each size of group that covers the last axis, with the largest number of non-zeros in one."""
+    if also not in _GROUPS and fits(nonzero.shape, -1, also):
         yield also, int(nonzeros_per_group(nonzero, also, -1).max())
-    counts: NDArray[Any] = nonzero.view(np.uint8)
+    shape = nonzero.shape
+    if missing := -shape[-1] % _GROUPS[-1]:
+        nonzero = np.pad(nonzero, ((0, 0),) * (nonzero.ndim - 1) + ((0, missing),))
+    counts: NDArray[Any] = np.ascontiguousarray(nonzero).view(np.uint8)
     for m in _GROUPS:
-        if length % m:
+        if not fits(shape, -1, m):
             return
         counts = counts[..., 0::2] + counts[..., 1::2]
         yield m, int(counts.max())
 
 
 def statistics(weight: NDArray[Any], axis: int = -1, pattern: NM = TWO_FOUR) -> SparsityStatistics:
-    """Measure a weight against ``pattern`` along ``axis``; ``FormatError`` if ``m`` does not divide it."""
+    """Measure a weight against ``pattern`` along ``axis``; ``FormatError`` if groups of ``m`` do not cover it."""
     counts = nonzeros_per_group(weight, pattern.m, axis)
     if counts.size == 0:
         return SparsityStatistics(0.0, 1.0, 0, 0.0)

@@ -1,7 +1,8 @@
 """n:m sparsity: check it, make it, and hold it without its zeros.
 
 A group is ``m`` consecutive elements along an axis, aligned to the start of the axis. The weight follows the
-pattern when every group has at most ``n`` non-zeros (fewer is fine).
+pattern when every group has at most ``n`` non-zeros (fewer is fine). The last group of a long axis may be shorter, and
+counts as if zeros followed.
 
 Policy for odd numbers: zero means equal to zero, so -0.0 is a zero. NaN and infinity are non-zero; a mask is
 refused for weights with NaN, because NaN has no magnitude, while infinity is simply the largest.
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.errors import FormatError
-from tamis.formats.pattern import NM
+from tamis.formats.pattern import NM, divides
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Violations:
 class CompressedNM:
     """An n:m weight without its zeros.
 
-    ``values`` [rows, k / m * n] keeps ``n`` elements of each group in their order; ``indices`` (uint8, same
+    ``values`` [rows, groups * n] keeps ``n`` elements of each group in their order; ``indices`` (uint8, same
     shape) says where in its group each one was, increasing inside a group. ``k`` is the row length before.
     """
 
@@ -46,17 +47,22 @@ class CompressedNM:
 
 
 def grouped(weight: NDArray[Any], m: int, axis: int) -> NDArray[Any]:
-    """The weight as ``[..., groups, m]`` with ``axis`` last; ``FormatError`` if ``m`` does not divide it."""
+    """The weight as ``[..., groups, m]`` with ``axis`` last, zeros behind a shorter last group.
+
+    ``FormatError`` if ``m`` neither divides the axis nor has enough whole groups in it.
+    """
     if not -weight.ndim <= axis < weight.ndim:
         raise FormatError(f"axis {axis} is out of range for a tensor of rank {weight.ndim}")
     length = weight.shape[axis]
-    if length % m:
+    if not divides(m, length):
         raise FormatError(
             f"axis {axis} has length {length}, which groups of {m} do not divide",
             remedy="pad the axis, or keep this weight dense",
         )
     moved = np.moveaxis(weight, axis, -1)
-    return moved.reshape(*moved.shape[:-1], length // m, m)
+    if missing := -length % m:
+        moved = np.pad(moved, ((0, 0),) * (weight.ndim - 1) + ((0, missing),))
+    return moved.reshape(*moved.shape[:-1], -(-length // m), m)
 
 
 def nonzeros_per_group(weight: NDArray[Any], m: int, axis: int) -> NDArray[np.unsignedinteger[Any]]:
@@ -105,14 +111,14 @@ def _largest(keys: NDArray[Any], n: int) -> NDArray[np.bool_]:
 def magnitude_mask(weight: NDArray[Any], pattern: NM, axis: int = -1) -> NDArray[np.bool_]:
     """The mask, shaped like the weight, that keeps the ``n`` largest magnitudes of every group.
 
-    Exactly ``n`` of each group are True; equal magnitudes keep the earlier element, so the mask repeats.
-    ``FormatError`` when ``m`` does not divide the axis or the weight holds NaN.
+    Exactly ``n`` of each group are True, all of a last one that has no more; equal magnitudes keep the earlier element,
+    so the mask repeats. ``FormatError`` when groups of ``m`` do not cover the axis or the weight holds NaN.
     """
     groups = np.abs(grouped(weight, pattern.m, axis))
     if np.isnan(groups).any():
         raise FormatError("the weight holds NaN, which has no magnitude", remedy="repair it before pruning")
     mask = _largest(groups, pattern.n)
-    moved = mask.reshape(*mask.shape[:-2], -1)
+    moved = mask.reshape(*mask.shape[:-2], -1)[..., : weight.shape[axis]]
     return np.ascontiguousarray(np.moveaxis(moved, -1, axis))
 
 
@@ -143,7 +149,8 @@ def decompress(compressed: CompressedNM) -> NDArray[Any]:
     """The weight that was compressed, ``[rows, k]``: equal, and bit for bit the same save a dropped -0.0."""
     n, m = compressed.pattern.n, compressed.pattern.m
     rows = compressed.values.shape[0]
-    shape = (rows, compressed.k // m, n)
-    weight = np.zeros((rows, compressed.k // m, m), compressed.values.dtype)
+    groups = -(-compressed.k // m)
+    shape = (rows, groups, n)
+    weight = np.zeros((rows, groups, m), compressed.values.dtype)
     np.put_along_axis(weight, compressed.indices.reshape(shape).astype(np.intp), compressed.values.reshape(shape), -1)
-    return weight.reshape(rows, compressed.k)
+    return weight.reshape(rows, groups * m)[:, : compressed.k]

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from tamis.errors import FormatError
+
+# The last group of an axis may be shorter behind at least so many whole ones: it is then a small part of the axis.
+WHOLE_GROUPS = 16
+
+
+def divides(m: int, size: int) -> bool:
+    """Whether groups of ``m`` cover an axis of ``size`` elements: they divide it, or the last of many is shorter.
+
+    A shorter group counts as if zeros followed, which is how kernels pad it. At least ``WHOLE_GROUPS`` must stand in
+    front: the three channels of an image are no group, the last three of 479 inputs are.
+    """
+    return size % m == 0 or size >= WHOLE_GROUPS * m
+
+
+def fits(shape: Sequence[int], axis: int, m: int) -> bool:
+    """Whether a weight of this shape may follow a pattern of groups of ``m``: as ``divides`` says for matrices.
+
+    The channels of a convolution must be a multiple of ``m``: no kernel for convolutions pads them for each tap.
+    """
+    return divides(m, shape[axis]) if len(shape) == 2 else shape[axis] % m == 0
 
 
 @dataclass(frozen=True)
@@ -20,7 +41,10 @@ class Dense:
 
 @dataclass(frozen=True)
 class NM:
-    """At most ``n`` non-zeros in an aligned group of ``m`` along the reduction axis; 2:4 is ``NM(2, 4)``."""
+    """At most ``n`` non-zeros in an aligned group of ``m`` along the reduction axis; 2:4 is ``NM(2, 4)``.
+
+    The last group of a long axis may be shorter (``divides``).
+    """
 
     n: int
     m: int
@@ -31,6 +55,10 @@ class NM:
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
+
+    def zeros_in(self, size: int) -> int:
+        """How many of ``size`` elements along the axis must be zero, at least as many in each line."""
+        return size // self.m * (self.m - self.n) + max(size % self.m - self.n, 0)
 
     def is_part_of(self, other: NM) -> bool:
         """Whether every weight of this pattern is one of ``other`` too, as those of 1:4 and 1:2 are 2:4."""

@@ -81,7 +81,7 @@ def judge(
     held, first, reason = 0.0, None, misfit
     if not misfit:
         broken = violations(nonzero, pattern, axis, limit=1)
-        held = 1.0 - broken.count * pattern.m / max(nonzero.size, 1)
+        held = 1.0 - broken.count / _groups(nonzero, axis, pattern)
         first = broken.first[0] if broken.first else None
         reason = run_time if first is None else _dense(nonzero, axis, pattern, held, first)
     return LayerCheck(
@@ -157,7 +157,13 @@ def broken_by_little(share: float) -> str | None:
 
 def _fraction(nonzero: NDArray[np.bool_], axis: int, pattern: NM) -> float:
     """The fraction of aligned groups that follow the pattern."""
-    return 1.0 - violations(nonzero, pattern, axis, limit=0).count * pattern.m / max(nonzero.size, 1)
+    return 1.0 - violations(nonzero, pattern, axis, limit=0).count / _groups(nonzero, axis, pattern)
+
+
+def _groups(nonzero: NDArray[np.bool_], axis: int, pattern: NM) -> int:
+    """How many groups there are, at least one."""
+    size = int(nonzero.shape[axis])
+    return max(nonzero.size // max(size, 1) * -(-size // pattern.m), 1)
 
 
 def _dense(nonzero: NDArray[np.bool_], axis: int, pattern: NM, held: float, first: tuple[int, ...]) -> str:

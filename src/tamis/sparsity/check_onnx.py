@@ -96,11 +96,12 @@ def check_layer(layer: OnnxLayer, pattern: NM) -> LayerCheck:
     """Judge the weight of one layer."""
     masked_by = layer.masked_by
     weight = layer.weight
+    misfit = axis_misfit(layer.inputs_per_group, layer.groups, pattern, matrix=weight.ndim == 2)
     check = judge(
         weight,
         layer.axis,
         pattern,
-        misfit=axis_misfit(layer.inputs_per_group, layer.groups, pattern) if weight.size else NO_ELEMENTS,
+        misfit=misfit if weight.size else NO_ELEMENTS,
         run_time=RUN_TIME.format(masked_by, BAKE) if masked_by else None,
         name=layer.name,
         op=layer.node.op_type,

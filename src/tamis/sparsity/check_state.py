@@ -64,7 +64,7 @@ def check_state_dict(
 
 def _check(weight: _Weight, pattern: NM) -> LayerCheck:
     nonzero = nonzeros(weight.tensor)
-    misfit = axis_misfit(nonzero.shape[1], 1, pattern) if nonzero.size else NO_ELEMENTS
+    misfit = axis_misfit(nonzero.shape[1], 1, pattern, matrix=nonzero.ndim == 2) if nonzero.size else NO_ELEMENTS
     misfit = _undecodable(weight.tensor) or misfit
     check = judge(nonzero, 1, pattern, misfit=misfit, run_time=weight.run_time, name=weight.name, op="")
     return replace(check, reason=weight.unknown) if weight.unknown and check.fits else check

@@ -9,7 +9,7 @@ import torch
 
 from tamis.errors import SparsityError
 from tamis.formats import NM
-from tamis.sparsity.masks import nm_mask
+from tamis.sparsity.masks import lengthened, nm_mask
 
 _ATTEMPTS = 8
 _NO_LOSS = 1e-12
@@ -25,7 +25,7 @@ def compensate(
     that was spread so far. Columns that meet nothing but zeros go first and take no part in the spreading.
 
     Args:
-        weight: (groups, rows, columns); columns a multiple of `pattern.m`.
+        weight: (groups, rows, columns); the last group of columns may be shorter.
         hessian: (groups, columns, columns), the products of the inputs, as `activations.hessian` sums them.
         pattern: the N:M pattern along the columns.
         damping: added to the diagonal of `hessian`, as a fraction of its mean.
@@ -88,8 +88,9 @@ def _prune_block(
     pivots = factor.diagonal(dim1=1, dim2=2)
     for column in range(here.shape[-1]):
         if column % pattern.m == 0:
-            group = slice(column, column + pattern.m)
-            kept[..., group] = nm_mask(here[..., group].square() * losses[:, None, group], pattern, -1)
+            group = slice(column, min(column + pattern.m, here.shape[-1]))
+            scores = lengthened(here[..., group].square() * losses[:, None, group], pattern.m, -1, -1.0)
+            kept[..., group] = nm_mask(scores, pattern, -1)[..., : group.stop - column]
         before = here[..., column]
         after = torch.where(kept[..., column], before, 0.0)
         error = (before - after) / pivots[:, column, None]

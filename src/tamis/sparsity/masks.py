@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from tamis.errors import SparsityError
-from tamis.formats import NM, parse_pattern
+from tamis.formats import NM, divides, parse_pattern
 from tamis.sparsity.computed import present_weight
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -101,36 +101,59 @@ def is_depthwise(module: nn.Module) -> bool:
 
 
 def follows(mask: torch.Tensor, pattern: NM, axis: int) -> bool:
-    """Whether no group along the axis, a multiple of `pattern.m`, has more than `pattern.n` members that are true."""
-    members = torch.unflatten(mask, axis, (-1, pattern.m))
+    """Whether no group along the axis has more than `pattern.n` members that are true; the last may be shorter."""
+    members = torch.unflatten(lengthened(mask, pattern.m, axis, False), axis, (-1, pattern.m))
     return not bool((members.sum(axis % mask.ndim + 1) > pattern.n).any())
 
 
 def nm_mask(scores: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
     """Mask that keeps the `pattern.n` highest scores of each aligned group of `pattern.m` along `axis`.
 
-    Equal scores: the lower index wins, so masks are the same on every machine. For groups of four, memory moves
-    13.5 bytes an element and 5.25 times its size: 34.5 bytes in float32, 24 in 16 bits.
+    Equal scores: the lower index wins, so masks are the same on every machine. The last group of a long axis may be
+    shorter (`tamis.formats.divides`). For groups of four, memory moves 13.5 bytes an element and 5.25 times its size:
+    34.5 bytes in float32, 24 in 16 bits.
 
     Raises:
-        SparsityError: the axis is not a multiple of `pattern.m`, or a score is NaN.
+        SparsityError: groups of `pattern.m` do not cover the axis, or a score is NaN.
     """
-    return _mask(scores, pattern, axis, torch.Tensor.copy_)
+    whole = torch.uint8 if scores.dtype == torch.bool else scores.dtype
+    lowest = float("-inf") if whole.is_floating_point else torch.iinfo(whole).min
+    return _mask(scores, pattern, axis, torch.Tensor.copy_, lowest)
 
 
 def magnitude_mask(weight: torch.Tensor, pattern: NM, axis: int) -> torch.Tensor:
     """`nm_mask` by absolute value; equal to `tamis.formats.magnitude_mask` on the same numbers."""
-    return _mask(weight, pattern, axis, lambda members, values: torch.abs(values, out=members))
+    return _mask(weight, pattern, axis, lambda members, values: torch.abs(values, out=members), 0.0)
+
+
+def lengthened(tensor: torch.Tensor, m: int, axis: int, filler: float) -> torch.Tensor:
+    """The tensor with its last group along the axis filled up to `m` members; itself where nothing is missing."""
+    missing = -tensor.shape[axis] % m
+    if not missing:
+        return tensor
+    shape = list(tensor.shape)
+    shape[axis] = missing
+    return torch.cat((tensor, tensor.new_full(shape, filler)), axis)
 
 
 def _mask(
-    scores: torch.Tensor, pattern: NM, axis: int, bring: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    scores: torch.Tensor,
+    pattern: NM,
+    axis: int,
+    bring: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    lowest: float,
 ) -> torch.Tensor:
-    """As `nm_mask`, of what `bring` makes of the scores when it writes them into its first argument."""
+    """As `nm_mask`, of what `bring` makes of the scores when it writes them into its first argument.
+
+    `lowest` is what a shorter last group is filled up with: no more than any score.
+    """
     axis %= scores.ndim
     size = scores.shape[axis]
-    if size % pattern.m:
+    if not divides(pattern.m, size):
         raise SparsityError(f"axis {axis} has {size} elements, not a multiple of {pattern.m}")
+    if size % pattern.m:
+        whole = lengthened(scores.detach(), pattern.m, axis, lowest)
+        return _mask(whole, pattern, axis, bring, lowest).narrow(axis, 0, size).contiguous()
     # One contiguous plane for each member of the groups: comparisons then read memory in order, which sorting
     # 4 million groups of four, or comparing within them, does not.
     grouped = torch.unflatten(scores.detach(), axis, (size // pattern.m, pattern.m)).movedim(axis + 1, 0)
@@ -185,7 +208,7 @@ def shape_misfit(layer: LayerChoice, pattern: NM) -> str | None:
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         groups = module.groups
         size = module.in_channels // groups
-    return axis_misfit(size, groups, pattern)
+    return axis_misfit(size, groups, pattern, matrix=weight.ndim == 2)
 
 
 def require_values(layer: LayerChoice) -> None:
@@ -196,9 +219,12 @@ def require_values(layer: LayerChoice) -> None:
         )
 
 
-def axis_misfit(size: int, groups: int, pattern: NM) -> str | None:
-    """Why a reduction over `size` inputs (for each of `groups` groups) cannot follow the pattern, or None."""
-    if size % pattern.m == 0:
+def axis_misfit(size: int, groups: int, pattern: NM, *, matrix: bool) -> str | None:
+    """Why a reduction over `size` inputs (for each of `groups` groups) cannot follow the pattern, or None.
+
+    `matrix`: the weight is one, whose last group may be shorter; see `tamis.formats.fits`.
+    """
+    if size % pattern.m == 0 or (matrix and divides(pattern.m, size)):
         return None
     if groups > 1 and size == 1:
         return "depthwise: one input channel per group"

@@ -217,6 +217,8 @@ def _kept(work: _Work, layer: LayerChoice) -> float:
 
 def _search(work: _Work, layer: LayerChoice, group: ChannelGroup, escapes: int, seed: int) -> torch.Tensor:
     """The order of the input channels of `layer` that keeps most, in it and in all that read the same channels."""
+    if len(group.classes) % work.pattern.m:
+        raise Refused("the last group of its inputs is shorter")
     if len(torch.unique(group.classes)) == len(group.classes):
         raise Refused("no two of its input channels can trade places")
     rows: list[torch.Tensor] = []

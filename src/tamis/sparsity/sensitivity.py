@@ -257,7 +257,7 @@ def _fits(unit: _Unit, layers: Sequence[LayerChoice]) -> bool:
 
 
 def _row(unit: _Unit, pattern: NM, lost: float) -> Sensitivity:
-    removed = sum(layer.weight.numel() // pattern.m * (pattern.m - pattern.n) for layer in unit.layers)
+    removed = sum(_removed(layer.weight, layer.axis, pattern) for layer in unit.layers)
     saved = unit.saved_us
     if saved is not None and not pattern.is_part_of(TWO_FOUR):
         saved = 0.0  # no kernel makes use of it
@@ -270,6 +270,11 @@ def _row(unit: _Unit, pattern: NM, lost: float) -> Sensitivity:
         removed=removed,
         saved_us=saved,
     )
+
+
+def _removed(weight: torch.Tensor, axis: int, pattern: NM) -> int:
+    """How many elements become zero."""
+    return weight.numel() // weight.shape[axis] * pattern.zeros_in(weight.shape[axis])
 
 
 def _parameter(layer: LayerChoice) -> nn.Parameter:

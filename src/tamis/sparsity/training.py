@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tamis.errors import ConfigError, SparsityError
 from tamis.formats import NM
 from tamis.sparsity.hold import HeldMask, PruneReport, finalize, held_mask, held_names, is_sharded, originals, placed_as
-from tamis.sparsity.masks import LayerChoice, as_pattern, follows, nm_mask, prunable, unlike
+from tamis.sparsity.masks import LayerChoice, as_pattern, follows, lengthened, nm_mask, prunable, unlike
 from tamis.sparsity.pruning import Exclude, prune
 from tamis.sparsity.schedule import Schedule
 
@@ -258,7 +258,8 @@ def grown_mask(
         keep: groups that are masked already stay as they are and count first.
     """
     target = nm_mask(weight.abs(), pattern, axis)
-    groups, held, values = (_grouped(each, axis, pattern.m) for each in (target, mask, weight.float()))
+    filled = ((target, False), (mask, True), (weight.float(), 0.0))
+    groups, held, values = (_grouped(each, axis, pattern.m, filler) for each, filler in filled)
     done = ~held.all(-1) if keep else torch.zeros(groups.shape[:-1], dtype=torch.bool, device=weight.device)
     count = round(share * done.numel())
     lost = torch.where(groups, 0.0, values).square().sum(-1).masked_fill(done, -1.0).flatten()
@@ -266,7 +267,7 @@ def grown_mask(
     chosen[torch.argsort(lost, stable=True)[:count]] = True
     pruned = chosen.view_as(done) | done
     result = torch.where(pruned.unsqueeze(-1), torch.where(done.unsqueeze(-1), held, groups), True)
-    return result.flatten(-2).movedim(-1, axis)
+    return result.flatten(-2)[..., : weight.shape[axis]].movedim(-1, axis)
 
 
 def bake_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -300,8 +301,8 @@ def bake_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return baked
 
 
-def _grouped(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    moved = tensor.movedim(axis, -1)
+def _grouped(tensor: torch.Tensor, axis: int, size: int, filler: float) -> torch.Tensor:
+    moved = lengthened(tensor, size, axis, filler).movedim(axis, -1)
     return moved.reshape(*moved.shape[:-1], -1, size)
 
 

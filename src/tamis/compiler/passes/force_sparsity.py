@@ -17,7 +17,7 @@ import numpy as np
 from tamis.compiler.ir.graph import Graph
 from tamis.compiler.passes.note_sparsity import note_sparsity
 from tamis.errors import ModelError
-from tamis.formats import NM, TWO_FOUR, magnitude_mask
+from tamis.formats import NM, TWO_FOUR, fits, magnitude_mask
 
 
 def force_sparsity(graph: Graph, policy: Literal["off", "auto", "force"]) -> Graph:
@@ -39,7 +39,7 @@ def prunable(graph: Graph) -> frozenset[str]:
         name
         for name, note in graph.sparsity.items()
         if note.pattern != "2:4"
-        and graph.constants[name].shape[note.axis] % 4 == 0
+        and fits(graph.constants[name].shape, note.axis, TWO_FOUR.m)
         and not note.reason.startswith("grouped")
     )
 

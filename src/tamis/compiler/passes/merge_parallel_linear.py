@@ -21,7 +21,7 @@ import numpy as np
 from tamis.compiler.ir.graph import Graph, GraphEditor, Node, TensorType
 from tamis.compiler.ir.ops import Attention, Elementwise, Linear, Program, Reshape, Split, Transpose
 from tamis.compiler.passes.view import View
-from tamis.formats import TWO_FOUR, is_nm
+from tamis.formats import TWO_FOUR, fits, is_nm
 
 READERS = (Attention, Elementwise, Reshape, Transpose)
 
@@ -57,7 +57,7 @@ def _by_pattern(view: View, nodes: list[Node]) -> tuple[list[Node], list[Node]]:
     dense: list[Node] = []
     for node in nodes:
         weight = view.graph.constants[node.inputs[1]]
-        holds = weight.shape[1] % TWO_FOUR.m == 0 and is_nm(weight, TWO_FOUR, 1)
+        holds = fits(weight.shape, 1, TWO_FOUR.m) and is_nm(weight, TWO_FOUR, 1)
         (sparse if holds else dense).append(node)
     return sparse, dense
 

@@ -5,7 +5,8 @@ The groups of four lie along the reduction axis, the one that the layer sums ove
 1. Linear ``[N, K]``: axis 1. Conv ``[K, C, ...]``: axis 1, the groups ``w[k, 4c:4c+4, r, s]``. ConvTranspose
    ``[C, K, ...]``: axis 0.
 2. A grouped convolution sums over the channels of one group, which its weight's axis 1 has: the same rule.
-3. A reduction axis that is not a multiple of four is not eligible.
+3. A reduction axis that is not a multiple of four is not eligible, but for a linear layer of 64 inputs or more: its
+   last group is shorter, and counts as if zeros followed.
 4. A weight is 2:4 when every group has at most two non-zeros; zeros of either sign count.
 
 Metadata that came with the model is never believed.
@@ -20,7 +21,7 @@ import numpy as np
 from tamis.compiler.ir.graph import Graph, Node, SparsityNote
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Linear
 from tamis.formats.nm import nonzeros_per_group
-from tamis.formats.pattern import TWO_FOUR
+from tamis.formats.pattern import TWO_FOUR, fits
 
 
 def note_sparsity(graph: Graph) -> Graph:
@@ -40,7 +41,7 @@ def note_of(node: Node, weight: np.ndarray) -> SparsityNote:
     if isinstance(node.op, ConvTranspose) and node.op.groups > 1:
         return SparsityNote("dense", axis, zeros, 0.0, f"grouped transposed convolution ({node.op.groups} groups)")
     size = weight.shape[axis]
-    if size % 4:
+    if not fits(weight.shape, axis, TWO_FOUR.m):
         return SparsityNote("dense", axis, zeros, 0.0, f"reduction axis of {size} is not a multiple of 4")
     good = good_groups(weight, axis)
     if good < 1.0:

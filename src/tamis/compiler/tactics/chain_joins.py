@@ -76,5 +76,12 @@ def expanded(weight: np.ndarray, join: Join) -> np.ndarray:
 
 
 def keeps_groups(join: Join) -> bool:
-    """Whether every group of four columns of the Concat is a group of four columns of the chain too."""
-    return all(part.source % TWO_FOUR.m == 0 and part.columns % TWO_FOUR.m == 0 for part in join.parts)
+    """Whether every group of four columns of the Concat is a group of four columns of the chain too.
+
+    The part that ends the Concat may end in a shorter group: behind it lie zeros.
+    """
+    end = max(part.source + part.columns for part in join.parts)
+    return all(
+        part.source % TWO_FOUR.m == 0 and (part.columns % TWO_FOUR.m == 0 or part.source + part.columns == end)
+        for part in join.parts
+    )
