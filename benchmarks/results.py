@@ -101,10 +101,12 @@ def conv_name(kernel: int, channels: tuple[int, int], size: int, batch: int, str
 
 
 def machine_name() -> str:
-    """A short name for file names, such as ``epyc`` or ``xeon-amx``."""
+    """A short name for file names, such as ``epyc-26-2`` (family and model) or ``xeon-amx``."""
     text = cpu_model().lower()
     base = next((name for name in ("epyc", "xeon", "ryzen", "core") if name in text), "cpu")
-    return f"{base}-amx" if " amx" in text else base
+    if " amx" in text:
+        return f"{base}-amx"
+    return "-".join((base, *re.findall(r"(?:family|model) (\d+)", text)))
 
 
 def summarise(samples_us: Sequence[float]) -> tuple[float, float, float, int]:

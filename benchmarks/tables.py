@@ -19,6 +19,7 @@ from accuracy_rows import HEADER, LAYER_HEADER, accuracy_lines, failures, layer_
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+IN_README = ("epyc-25-17", "xeon-amx")  # the newest machine without AMX, and the one with it
 PEERS = ("onnxruntime", "openvino", "torch.compile")
 MODEL_HEADER = (
     *("model", "precision", "ONNX Runtime", "OpenVINO", "torch.compile"),
@@ -38,16 +39,26 @@ LIBRARY_HEADER = ("model", "precision", "PyTorch 2:4", "Tamis dense, libraries",
                   "dense / PyTorch 2:4", "dense / 2:4")  # fmt: skip
 COMPILED = {"cold": "compiled", "first": "compiled", "disk": "from disk"}
 DENSE_LIBRARIES = ("cudnn.conv", "cudnn.torch", "cublaslt", "cublas", "cudnn.float16", "cublas.float16", "aten")
-GPU_PEERS = ("torch-eager", "torch-semi-structured", "torch.compile")
+GPU_IN_README = ("epyc-25-17", "xeon-amx")  # the newest machine without AMX, and the one with it
+PEERS = ("torch-eager", "torch-semi-structured", "torch.compile")
 WRONG = 1e29  # results.error_of marks what is not finite, or of the wrong shape, with 1e30
 
 Row = Mapping[str, Any]
 
 
+def readme_table(results: Path) -> str:
+    """Latency of whole models beside their peers, on two machines."""
+    return _model_tables([results / f"cpu-models-{machine}.json" for machine in IN_README])
+
+
 def model_table(results: Path) -> str:
     """Latency of whole models beside their peers, one table for each machine."""
+    return _model_tables(sorted(results.glob("cpu-models-*.json")))
+
+
+def _model_tables(paths: Sequence[Path]) -> str:
     parts = []
-    for path in sorted(results.glob("cpu-models-*.json")):
+    for path in paths:
         content = json.loads(path.read_text())
         rows = [row for row in content["rows"] if row["bench"] == "cpu-models" and usable(row)]
         parts += [caption(content["meta"]), "", markdown(MODEL_HEADER, model_lines(rows)), ""]
@@ -305,7 +316,8 @@ def accuracy_table(results: Path) -> str:
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "accuracy": accuracy_table,
     "compile": compile_table,
-    "cpu": model_table,
+    "cpu": readme_table,
+    "cpus": model_table,
     "gpu": newest_gpu_table,
     "gpus": gpu_table,
     "kernels": kernel_table,
