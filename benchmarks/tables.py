@@ -39,8 +39,7 @@ LIBRARY_HEADER = ("model", "precision", "PyTorch 2:4", "Tamis dense, libraries",
                   "dense / PyTorch 2:4", "dense / 2:4")  # fmt: skip
 COMPILED = {"cold": "compiled", "first": "compiled", "disk": "from disk"}
 DENSE_LIBRARIES = ("cudnn.conv", "cudnn.torch", "cublaslt", "cublas", "cudnn.float16", "cublas.float16", "aten")
-GPU_IN_README = ("epyc-25-17", "xeon-amx")  # the newest machine without AMX, and the one with it
-PEERS = ("torch-eager", "torch-semi-structured", "torch.compile")
+GPU_PEERS = ("torch-eager", "torch-semi-structured", "torch.compile")
 WRONG = 1e29  # results.error_of marks what is not finite, or of the wrong shape, with 1e30
 
 Row = Mapping[str, Any]
