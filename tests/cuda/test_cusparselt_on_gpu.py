@@ -40,6 +40,8 @@ CASES: tuple[tuple[str, Op, tuple[int, ...], tuple[int, ...]], ...] = (
     ("relu, then a residual", linear(RELU, add(3)), (24, 64), (48, 64)),
     ("gelu follows", linear(GELU_TANH), (16, 64), (48, 64)),
     ("long k", linear(), (8, 16384), (16, 16384)),
+    ("rows of 479", linear(RELU), (96, 479), (256, 479)),
+    ("rows of 69, gelu follows", linear(GELU_TANH), (13, 69), (48, 69)),
     ("image", conv(RELU), (2, 64, 28, 28), (256, 64, 1, 1)),
     ("7x7 image, residual relu, padded", conv(add(3), RELU), (1, 512, 7, 7), (128, 512, 1, 1)),
 )  # fmt: skip

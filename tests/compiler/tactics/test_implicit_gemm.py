@@ -112,6 +112,17 @@ def test_weights_that_stay_in_registers_race_first() -> None:
         assert names == {f"tamis_{form}_implicit_gemm", f"tamis_{form}_implicit_gemm_stationary"}
 
 
+@pytest.mark.parametrize("rows", [1, 16, 32])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_few_rows_are_divided_where_much_would_be_idle(rows: int, sparse: bool) -> None:
+    """Tiles are half empty then, but there are no smaller ones."""
+    tiles = HOPPER.tiles(Convolution(1, 1, rows, 2048, 64), H200, sparse=sparse)
+    assert {(tile.filters, tile.pixels) for tile in tiles} == {(64, 64)}
+    assert {tile.split for tile in tiles} == {1, 2, 4, 8}
+    assert HOPPER.tiles(Convolution(1, 1, rows, 2048, 64), H200, sparse=sparse, level=0)[0].split == 8
+    assert {tile.split for tile in HOPPER.tiles(Convolution(1, 1, rows, 2048, 16384), H200, sparse=sparse)} == {1}
+
+
 def test_tiles_for_older_gpus() -> None:
     def told(shape: Convolution) -> list[tuple[int, int]]:
         return [(tile.filters, tile.pixels) for tile in AMPERE.tiles(shape, A100, sparse=True)]

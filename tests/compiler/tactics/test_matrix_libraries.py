@@ -191,6 +191,31 @@ def test_the_sparse_weight_can_be_read_back() -> None:
         np.testing.assert_array_equal(weight.astype(np.float32), expected.astype(np.float32))
 
 
+@pytest.mark.parametrize("epilogue", [(RELU,), (GELU_TANH,)])
+def test_rows_that_are_no_multiple_get_zeros_first(epilogue: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """479 inputs as 480, and 71 as 72, which is none of the library's multiples."""
+    monkeypatch.setattr("tamis.compiler.tactics.cuda_steps.compile_source", lambda *a: b"cubin")
+    monkeypatch.setattr("tamis.compiler.tactics.cusparselt.compiles_for", lambda device: True)
+    layer, arrays = layer_and_arrays(linear(*epilogue), (40, 479), (64, 479), sparse=True)
+    assert CusparseLt().refuses(layer, H200, ALL) is None
+    for choice in CusparseLt().choices(layer, H200, ALL):
+        assert choice.parameters["aligned"] and choice.parameters["architecture"] == H200.architecture
+        lowered = CusparseLt().lower(layer, choice)
+        front, product, *_ = lowered.steps
+        assert (front.kernel, front.sparsity, product.kernel) == ("cuda.space_to_depth", "dense", "cusparselt.matmul")
+        assert front.outputs == product.inputs
+        assert lowered.temporaries[front.outputs[0]][0] == (40, 480)
+        assert (product.attributes["rows"], product.attributes["n"], product.attributes["k"]) == (40, 64, 480)
+        kept, places = (lowered.constants[f"layer.{name}"] for name in ("kept", "places"))
+        weight = decompress(CompressedNM(kept, unpack_places(places), TWO_FOUR, 480)).astype(np.float32)
+        np.testing.assert_array_equal(weight[:, :479], arrays[1].astype(choice.precision.numpy).astype(np.float32))
+        assert not weight[:, 479].any()
+    other, _ = layer_and_arrays(linear(), (40, 71), (64, 71), sparse=True)
+    assert CusparseLt().refuses(other, H200, ALL) == "outputs and inputs must be multiples of 16; the weight is 64 x 72"
+    monkeypatch.setattr("tamis.compiler.tactics.cusparselt.compiles_for", lambda device: False)
+    assert "the weight is 64 x 479" in str(CusparseLt().refuses(layer, H200, ALL))
+
+
 def test_products_of_activations_may_share_an_operand() -> None:
     def attributes(a: tuple[int, ...], b: tuple[int, ...]) -> dict[str, int]:
         layer, _ = layer_and_arrays(MatMul(), a, b)

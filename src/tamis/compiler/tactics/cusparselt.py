@@ -1,7 +1,8 @@
 """cuSPARSELt: 2:4 sparse linear layers and 1x1 convolutions of NHWC images, on sparse tensor cores.
 
 One residual of the output's shape, then ReLU (also with an upper bound), are part of the call; what is left follows
-as a pointwise step. Products with float32 or tf32 values are out: there the pattern would be 1:2.
+as a pointwise step. Rows that are no multiple of 16 bytes get zeros at their ends first. Products with float32 or tf32
+values are out: there the pattern would be 1:2.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, Pointwise
+from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_step, can_align
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cublaslt import split_epilogue
-from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
+from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, rest_parameters, rest_step
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_product, refuses_two_of_four, rows_of
 from tamis.engine.plan import DeviceInfo, Step
@@ -64,7 +66,7 @@ class CusparseLt:
             return "cuSPARSELt is not installed"
         if not set(config.precisions) & set(ALGORITHMS):
             return "2:4 needs 16-bit values; allow float16 or bfloat16"
-        n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
+        n, k = layer.type(1).shape[0], _columns(layer, device)
         if n % MULTIPLE or k % MULTIPLE:
             return f"outputs and inputs must be multiples of {MULTIPLE}; the weight is {n} x {k}"
         return None
@@ -73,6 +75,7 @@ class CusparseLt:
         """Each allowed 16-bit precision with each algorithm, and some with k split where there is little work."""
         channels_last = isinstance(layer.op, Conv)
         rest = rest_parameters(layer, _split(layer)[2], device)
+        aligned = {"aligned": True, "architecture": device.architecture} if _aligns(layer, device) else {}
         for precision in config.precisions:
             if precision not in ALGORITHMS or not runs_in(precision, device):
                 continue
@@ -81,43 +84,67 @@ class CusparseLt:
             known = ALGORITHMS[precision] if device.architecture == "sm_90" else _OTHER_ARCHITECTURES
             plain = [(algorithm, 1, 0) for algorithm in known[: _ALGORITHMS_BY_LEVEL[config.optimization_level]]]
             for algorithm, split, mode in (*plain, *_splits(layer, device, plain)):
-                parameters = {"algorithm": algorithm, "split_k": split, "split_k_mode": mode} | rest
+                parameters = {"algorithm": algorithm, "split_k": split, "split_k_mode": mode} | aligned | rest
                 yield Choice(self.name, precision, inputs, outputs, "2:4", parameters)
 
     def lower(self, layer: Layer, choice: Choice) -> Lowered:
         """One call, and a pointwise step for what it cannot fuse."""
         node = layer.node
         residual, activation, tail = _split(layer)
-        n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
+        n, k = shape = (layer.type(1).shape[0], prod(layer.type(1).shape[1:]))
+        image, front = (node.inputs[0], None)
+        if choice.parameters.get("aligned"):
+            image, front = aligning_step(layer, choice)
+            k = aligned_columns(layer, choice.precision)
         bounded = activation is not None and activation.kind == "clip"
         attributes: dict[str, Any] = {
             "rows": rows_of(layer), "n": n, "k": k, "residual": residual is not None, "relu": activation is not None,
             "upper_bound": float(activation.params[1]) if activation and bounded else None,
             **{name: choice.parameters[name] for name in ("algorithm", "split_k", "split_k_mode")},
         }  # fmt: skip
-        kept, places = _compressed(SameArray(layer.constants[node.inputs[1]]), (n, k), choice.precision)
+        kept, places = _compressed(SameArray(layer.constants[node.inputs[1]]), shape, choice.precision, k)
         constants: dict[str, np.ndarray] = {f"{layer.name}.kept": kept, f"{layer.name}.places": places}
         if layer.op.bias:
             bias = layer.constants[node.inputs[2]].reshape(n)
             constants[f"{layer.name}.bias"] = to_precision(bias, choice.precision)
-        inputs = (node.inputs[0],) + ((node.inputs[residual.operand],) if residual else ())  # type: ignore[index]
+        inputs = (image,) + ((node.inputs[residual.operand],) if residual else ())  # type: ignore[index]
         result = node.output if not tail else f"{node.output}/before_epilogue"
         step = Step(
             layer.name, "cusparselt.matmul", inputs, (result,), tuple(constants), attributes, (layer.name,),
             choice.precision, "2:4", flops_of(layer), moved_bytes_of(layer, choice),
         )  # fmt: skip
-        if not tail:
-            return Lowered((step,), constants)
-        after, more = rest_step(layer, tail, result, choice)
-        shape = layer.types[node.output].shape
-        return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+        lowered = Lowered((step,), constants)
+        if tail:
+            after, more = rest_step(layer, tail, result, choice)
+            place = layer.types[node.output].shape, choice.outputs[0]
+            lowered = Lowered((step, after), constants | more, {result: place})
+        return front.before(lowered) if front else lowered
 
 
 @functools.lru_cache(maxsize=4)
-def _compressed(weight: SameArray, shape: tuple[int, int], precision: DType) -> tuple[np.ndarray, np.ndarray]:
-    """Kept values and their places. A race lowers dozens of choices of one weight, hence the memory."""
-    compressed = compress(to_precision(weight.array.reshape(shape), precision), TWO_FOUR)
+def _compressed(
+    weight: SameArray, shape: tuple[int, int], precision: DType, columns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kept values and their places, with zeros up to so many columns.
+
+    A race lowers dozens of choices of one weight, hence the memory.
+    """
+    compressed = compress(to_precision(aligned_weight(weight.array.reshape(shape), columns), precision), TWO_FOUR)
     return compressed.values, pack_places(compressed.indices)
+
+
+def _aligns(layer: Layer, device: DeviceInfo) -> bool:
+    """Whether a step in front puts zeros behind the rows; both precisions have 16 bits.
+
+    What the library cannot fuse must then be ours, too: both are compiled for the architecture that a choice names.
+    """
+    tail = _split(layer)[2]
+    return compiles_for(device) and can_align(layer, DType.FLOAT16) and (not tail or can_run(layer, tail))
+
+
+def _columns(layer: Layer, device: DeviceInfo) -> int:
+    """Inputs to reduce over, as the library sees them."""
+    return aligned_columns(layer, DType.FLOAT16) if _aligns(layer, device) else prod(layer.type(1).shape[1:])
 
 
 def _split(layer: Layer) -> tuple[Pointwise | None, Pointwise | None, tuple[Pointwise, ...]]:
@@ -132,7 +159,7 @@ def _split(layer: Layer) -> tuple[Pointwise | None, Pointwise | None, tuple[Poin
 
 def _splits(layer: Layer, device: DeviceInfo, plain: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
     """(algorithm, split, mode) of the first algorithms for a layer whose outputs do not fill the device."""
-    n, k = layer.type(1).shape[0], prod(layer.type(1).shape[1:])
+    n, k = layer.type(1).shape[0], _columns(layer, device)
     tiles = -(-n // _TILE) * -(-rows_of(layer) // _TILE)
     if tiles >= device.cores:
         return

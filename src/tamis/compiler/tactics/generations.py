@@ -46,7 +46,7 @@ _STATIONARY_BY_LEVEL = {3: 2, 4: 4}
 _STATIONARY_SLOWEST = 1.5  # times as long as the best of the others, by the model
 # A tile that fills the last turn races where it should take so much of the time that the best of the others does.
 _FILLING = 0.98
-# A tile whose filters or pixels are mostly padding is left out, unless it is the smallest.
+# A tile whose filters or pixels are mostly padding is left out, unless it has as few as the smallest.
 _LEAST_USE = 0.6
 
 
@@ -126,6 +126,7 @@ class Hopper:
         Steps are divided only where most of the GPU would be idle, and each block gets two of them at least.
         """
         found = []
+        smallest = deepest(*TILES[0], sparse=sparse, residual=residual)
         for sizes in TILES:
             tile = deepest(*sizes, sparse=sparse, residual=residual)
             part = shape.part(tile.filters)
@@ -133,14 +134,18 @@ class Hopper:
                 continue
             if shape.groups > 1 and tile.cluster > 1:  # these share the pixels' channels, groups do not
                 continue
-            if sizes == TILES[0] or _is_of_use(part, tile.filters * tile.cluster, tile.pixels):
+            if _is_of_use(part, tile.filters * tile.cluster, tile.pixels, smallest):
                 found.append(tile)
         lines = line_tiles(shape, sparse=sparse, residual=residual)
         found += [tile for tile in lines if _line_use(shape, tile) >= _LEAST_USE]
         held = [
             tile
             for tile in stationary_tiles(shape, sparse=sparse, residual=residual)
-            if (_line_use(shape, tile) >= _LEAST_USE if tile.lines else _is_of_use(shape, tile.filters, tile.pixels))
+            if (
+                _line_use(shape, tile) >= _LEAST_USE
+                if tile.lines
+                else _is_of_use(shape, tile.filters, tile.pixels, smallest)
+            )
         ]
 
         def predicted(tile: Tile) -> float:
@@ -213,7 +218,7 @@ class Ampere:
         limit = shared_bytes_on(generation_of(device))
         tiles = [deepest_ampere(*sizes, sparse=sparse, limit=limit) for sizes in AMPERE_TILES]
         parts = {tile: shape.part(tile.filters) for tile in tiles}
-        return [tile for tile in tiles if tile is tiles[0] or _is_of_use(parts[tile], tile.filters, tile.pixels)]
+        return [tile for tile in tiles if _is_of_use(parts[tile], tile.filters, tile.pixels, tiles[0])]
 
     def tile(self, parameters: Mapping[str, Any]) -> AmpereTile:
         """From the parameters of a choice."""
@@ -255,9 +260,11 @@ def _fits_copies(shape: Convolution) -> bool:
     return within and max(down, across) <= tap and max(shape.strides) <= _WIDEST_STRIDE
 
 
-def _is_of_use(shape: Convolution, filters: int, pixels: int) -> bool:
-    """Whether tiles of this size are not mostly padding."""
-    return min(_use(shape.filters, filters), _use(shape.pixels, pixels)) >= _LEAST_USE
+def _is_of_use(shape: Convolution, filters: int, pixels: int, smallest: Tile | AmpereTile) -> bool:
+    """Whether tiles of this size are not mostly padding, more of it than in the smallest."""
+    return (filters == smallest.filters or _use(shape.filters, filters) >= _LEAST_USE) and (
+        pixels == smallest.pixels or _use(shape.pixels, pixels) >= _LEAST_USE
+    )
 
 
 def _line_use(shape: Convolution, tile: Tile) -> float:

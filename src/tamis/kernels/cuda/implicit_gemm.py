@@ -230,6 +230,7 @@ TILES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (1, 2, 64, 1, 1, 2),
     (1, 1, 64, 1, 2, 1), (1, 1, 64, 1, 4, 1), (1, 1, 64, 1, 8, 1), (1, 2, 64, 1, 2, 1), (1, 2, 64, 1, 4, 1),
     (1, 2, 64, 1, 8, 1), (1, 1, 72, 1, 4, 1), (1, 1, 72, 1, 8, 1),
+    (1, 1, 128, 1, 2, 1), (1, 1, 128, 1, 4, 1), (1, 2, 128, 1, 2, 1),
 )  # fmt: skip
 # Of these one races at most: where it leaves fewer multiprocessors idle in the last turn than those above.
 FILLING_TILES = tuple((2, 2, pixels, 1, 1, 1) for pixels in (144, 160, 176, 184, 200))
