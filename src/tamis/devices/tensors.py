@@ -40,7 +40,7 @@ _CARRIERS: dict[DType, tuple[torch.dtype, np.dtype]] = {
 
 def torch_dtype(dtype: DType) -> torch.dtype:
     """The torch element type that holds ``dtype`` bit for bit."""
-    return _TORCH_TYPES[DType(dtype)]
+    return _TORCH_TYPES[dtype]
 
 
 def dtype_of(tensor: torch.Tensor) -> DType:

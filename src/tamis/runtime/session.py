@@ -76,6 +76,8 @@ class Session:
         self._recorded: Recording | None = None
         self._input_slots = [self._memory.index[name] for name in plan.input_values]
         self._output_slots = [self._memory.index[name] for name in plan.output_values]
+        self._names = {port.name for port in plan.inputs}
+        self._passing = [slot for name, slot in self._memory.index.items() if name not in self._memory.fixed]
         self._lock = threading.Lock()
 
     def run(
@@ -228,9 +230,8 @@ class Session:
 
     def _clear(self) -> None:
         """Let go of the user's tensors and of those that libraries allocated."""
-        for name, slot in self._memory.index.items():
-            if name not in self._memory.fixed:
-                self._slots[slot] = None
+        for slot in self._passing:
+            self._slots[slot] = None
 
     def check(self, inputs: Inputs) -> list[Tensor]:
         """The inputs as contiguous tensors of the device, in the order of the plan. Raises ``InputError``."""
@@ -246,10 +247,10 @@ class Session:
                     remedy=f"give {', '.join(port.name for port in ports)}",
                 )
             inputs = dict(zip((port.name for port in ports), inputs, strict=True))
-        names = [port.name for port in ports]
-        unknown = [name for name in inputs if name not in names]
-        missing = [name for name in names if name not in inputs]
-        if unknown or missing:
+        if inputs.keys() != self._names:
+            names = [port.name for port in ports]
+            unknown = [name for name in inputs if name not in names]
+            missing = [name for name in names if name not in inputs]
             cause = f"there is no input '{unknown[0]}'" if unknown else f"the input '{missing[0]}' is missing"
             raise InputError(f"{cause}, expected {', '.join(names)}", remedy="give exactly these inputs")
         return [to_torch(port, inputs[port.name]) for port in ports]

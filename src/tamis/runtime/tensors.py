@@ -13,6 +13,8 @@ from tamis.devices.tensors import torch_dtype
 from tamis.engine.plan import Port
 from tamis.errors import InputError
 
+_NOT_IN_NUMPY = {ml_dtypes.bfloat16: torch.bfloat16, ml_dtypes.float8_e4m3fn: torch.float8_e4m3fn}
+
 Array: TypeAlias = Any  # numpy.ndarray, torch.Tensor or an object with __dlpack__
 
 
@@ -33,21 +35,25 @@ def to_torch(port: Port, value: Array) -> torch.Tensor:
             f"input '{port.name}' has the shape {_text(tensor.shape)}, expected {_text(port.shape)}",
             remedy="the shapes of an engine are fixed when it is built",
         )
-    return tensor.detach().contiguous()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def numpy_to_torch(array: np.ndarray) -> torch.Tensor:
     """A tensor that shares the memory of an array; it must not be written to when the array must not."""
     if not array.flags.c_contiguous or not array.dtype.isnative:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    plain = {ml_dtypes.bfloat16: torch.bfloat16, ml_dtypes.float8_e4m3fn: torch.float8_e4m3fn}
-    special = plain.get(array.dtype.type)
+    special = _NOT_IN_NUMPY.get(array.dtype.type)
     if special is not None:
         array = array.view(np.uint16 if array.itemsize == 2 else np.uint8)
-    with warnings.catch_warnings():
-        # Read-only arrays are common (mapped files) and engines never write to their inputs.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    if array.flags.writeable:
         tensor = torch.from_numpy(array)
+    else:
+        with warnings.catch_warnings():
+            # Read-only arrays are common (mapped files) and engines never write to their inputs.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            tensor = torch.from_numpy(array)
     return tensor if special is None else tensor.view(special)
 
 

@@ -20,9 +20,9 @@ from tamis.engine.plan import Format
 from tamis.formats.dtype import DType
 
 
-def draft(isa: str) -> Draft:
-    format = Format(DType.FLOAT32)
-    choice = Choice("tamis.chain", DType.FLOAT32, (format,), (format,), parameters={"isa": isa})
+def draft(isa: str, precision: DType = DType.FLOAT32, ports: DType = DType.FLOAT32) -> Draft:
+    format = Format(ports)
+    choice = Choice("tamis.chain", precision, (format,), (format,), parameters={"isa": isa})
     option = Option(0, 2, choice, (("x", format),), (("y", format),), 1.0)
     return Draft((option,), (), (), {}, {}, ("y",), 0, 0, {})
 
@@ -34,8 +34,21 @@ def test_equal_drafts_run_once_and_names_do_not_hide_one() -> None:
     assert drop_duplicates(proposals) == {"chain": first, "all": second, "more": third}
 
 
+def test_ports_in_a_narrow_type_have_a_name_of_their_own() -> None:
+    """Of regions in bfloat16 those that take float32 as it comes lost to those with conversions by the noise of a race."""
+    narrow, wide, other = (
+        draft(isa, DType.BFLOAT16, ports).options[0]
+        for isa, ports in (("avx2", DType.BFLOAT16), ("avx512", DType.FLOAT32), ("portable", DType.BFLOAT16))
+    )
+    found = cheapest_first([narrow, wide, other], lambda option: 1.0 if option is other else 2.0)
+    assert found == [
+        ("tamis.chain bfloat16 dense, bfloat16 outside", other),
+        ("tamis.chain bfloat16 dense, bfloat16 outside", narrow),
+        ("tamis.chain bfloat16 dense", wide),
+    ]
+
+
 def test_of_one_name_the_cheapest_comes_first_conversions_included() -> None:
-    """Whole regions in bfloat16 whose ports convert came before those that take the float32 of the ports as it is."""
     cost = {"avx2": 9.0, "avx512": 5.0, "portable": 7.0}
     options = [draft(isa).options[0] for isa in cost]
     found = cheapest_first(options, lambda option: cost[str(option.choice.parameters["isa"])])

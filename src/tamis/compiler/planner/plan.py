@@ -106,14 +106,23 @@ def plan_engine(
 
 
 def cheapest_first(whole: Iterable[Option], cost_us: Callable[[Option], float]) -> list[tuple[str, Option]]:
-    """The options that run the whole graph in one step, with the name of their tactic, precision and pattern.
+    """The options that run the whole graph in one step, with the name of their tactic, precision, pattern and ports.
 
-    Names come in the order of the options. Those of one name differ in the formats of the ports, and then in what is to
-    be converted, or in which layers are 2:4: the cheapest comes first, and runs if it is accurate enough.
+    Names come in the order of the options. Those of one name differ in which layers are 2:4, or in how tensors lie: the
+    cheapest comes first, and runs if it is accurate enough. Ports in a narrow type, with conversions around them, and ports
+    in the model's own are two names: what conversions cost shows in a run of the whole only.
     """
-    named = [(f"{o.choice.tactic} {o.choice.precision} {o.choice.sparsity}", o) for o in whole]
+    named = [(_name_of(option), option) for option in whole]
     places = {name: place for place, name in enumerate(dict.fromkeys(name for name, _ in named))}
     return sorted(named, key=lambda pair: (places[pair[0]], cost_us(pair[1])))
+
+
+def _name_of(option: Option) -> str:
+    choice = option.choice
+    name = f"{choice.tactic} {choice.precision} {choice.sparsity}"
+    ports = {format.dtype for _, format in (*option.inputs, *option.outputs)}
+    narrow = choice.precision != DType.FLOAT32 and choice.precision in ports
+    return f"{name}, {choice.precision} outside" if narrow else name
 
 
 def _any(option: Option) -> bool:
