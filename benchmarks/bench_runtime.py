@@ -20,6 +20,7 @@ import numpy as np
 from results import Row, command_line, machine_name, merge, summarise
 from tamis.devices.cpu import CpuDevice
 from tamis.engine import Buffer, Engine, Format, Plan, Port, Step, read, save
+from tamis.engine.plan import PLAN_VERSION
 from tamis.formats import DType
 from tamis.runtime import Session
 
@@ -38,7 +39,7 @@ class IdleDevice(CpuDevice):
 def engine_of(steps: int, tensors: dict[str, np.ndarray]) -> Engine:
     port = Port("x", (1, 16), DType.FLOAT32)
     plan = Plan(
-        name="idle", version=1, tamis="", device=CpuDevice().info(), threads=1, inputs=(port,),
+        name="idle", version=PLAN_VERSION, tamis="", device=CpuDevice().info(), threads=1, inputs=(port,),
         outputs=(replace(port, name="y"),), input_values=("x",), output_values=("y",),
         buffers=(
             Buffer("x", (1, 16), Format(), "input", 0, steps, 64),

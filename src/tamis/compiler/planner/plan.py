@@ -108,9 +108,9 @@ def plan_engine(
 def cheapest_first(whole: Iterable[Option], cost_us: Callable[[Option], float]) -> list[tuple[str, Option]]:
     """The options that run the whole graph in one step, with the name of their tactic, precision, pattern and ports.
 
-    Names come in the order of the options. Those of one name differ in which layers are 2:4, or in how tensors lie: the
-    cheapest comes first, and runs if it is accurate enough. Ports in a narrow type, with conversions around them, and ports
-    in the model's own are two names: what conversions cost shows in a run of the whole only.
+    Names come in the order of the options. Those of one name differ in which layers are 2:4, or in how tensors lie:
+    the cheapest comes first, and runs if it is accurate enough. Ports in a narrow type, with conversions around them,
+    and ports in the model's own are two names: what conversions cost shows in a run of the whole only.
     """
     named = [(_name_of(option), option) for option in whole]
     places = {name: place for place, name in enumerate(dict.fromkeys(name for name, _ in named))}
