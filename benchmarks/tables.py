@@ -47,7 +47,8 @@ Row = Mapping[str, Any]
 
 def readme_table(results: Path) -> str:
     """Latency of whole models beside their peers, on two machines."""
-    return _model_tables([results / f"cpu-models-{machine}.json" for machine in IN_README])
+    wanted = (results / f"cpu-models-{machine}.json" for machine in IN_README)
+    return _model_tables([path for path in wanted if path.is_file()])
 
 
 def model_table(results: Path) -> str:

@@ -99,10 +99,14 @@ def test_tables_are_made_from_results(tmp_path: Path) -> None:
     ]
     meta = {"machine": {"cpu": "a cpu", "cores": 2}, "versions": {"torch": "2"}, "date": "2000-01-01"}
     (tmp_path / "cpu-models-x.json").write_text(json.dumps({"meta": meta, "rows": rows}))
-    text = tables.rendered("a\n<!-- table:cpu -->\nold\n<!-- /table:cpu -->\nb\n", tmp_path)
+    text = tables.rendered("a\n<!-- table:cpus -->\nold\n<!-- /table:cpus -->\nb\n", tmp_path)
     assert "| net-b1 | float32 | 2.5 ms | 3 ms |  | 1.25 ms | 2:4 | 2.00 |" in text
     assert "old" not in text and text.startswith("a\n") and text.endswith("b\n")
     assert tables.rendered(text, tmp_path) == text
+    in_readme = "<!-- table:cpu -->\n<!-- /table:cpu -->\n"
+    assert "No results yet" in tables.rendered(in_readme, tmp_path), "of other machines alone"
+    (tmp_path / "cpu-models-x.json").rename(tmp_path / f"cpu-models-{tables.IN_README[0]}.json")
+    assert "| net-b1 | float32" in tables.rendered(in_readme, tmp_path)
 
 
 def test_the_readme_is_short() -> None:
