@@ -57,7 +57,7 @@ class NM:
         return f"{self.n}:{self.m}"
 
     def zeros_in(self, size: int) -> int:
-        """How many of ``size`` elements along the axis must be zero, at least as many in each line."""
+        """How many of the ``size`` elements of a line along the axis are zero, at least."""
         return size // self.m * (self.m - self.n) + max(size % self.m - self.n, 0)
 
     def is_part_of(self, other: NM) -> bool:
