@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -105,7 +106,8 @@ def _remedy(path: str | os.PathLike[str], error: OSError) -> str:
         return "create the folder first"
     if isinstance(error, PermissionError):
         return "choose a folder that you may write to"
-    return "free some space or choose another output path"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free some space or choose another output path" if full else "choose another output path"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import tamis
+from tamis.compiler.sensitivity import measure_sensitivity
 from tamis.formats import NM, TWO_FOUR, is_nm
 from tamis.formats import magnitude_mask as reference_mask
 from tamis.sparsity import (
@@ -26,6 +27,7 @@ from tamis.sparsity import (
     permute_channels,
     prunable,
     prune,
+    sensitivity,
 )
 from tamis.sparsity.compensation import compensate, refit
 from tamis.sparsity.masks import follows
@@ -65,7 +67,7 @@ def test_which_layers() -> None:
     model = nn.ModuleList([nn.Linear(479, 8), nn.Linear(63, 8), nn.Conv2d(66, 8, 3), nn.Conv2d(66, 8, 1)])
     reasons = {layer.full_name: layer.reason for layer in prunable(model)}
     assert reasons["0.weight"] is None
-    assert reasons["1.weight"] == "63 inputs to reduce over, not a multiple of 4"
+    assert reasons["1.weight"] == "63 inputs to reduce over, not a multiple of 4, nor 64 or more"
     assert reasons["2.weight"] == reasons["3.weight"] == "66 inputs to reduce over, not a multiple of 4"
 
 
@@ -141,3 +143,18 @@ def test_the_order_of_such_inputs_stays() -> None:
     reasons = {layer.name: layer.reason for layer in report.layers}
     assert reasons["4.weight"] == "the last group of its inputs is shorter"
     assert reasons["2.weight"] is None
+
+
+def test_sensitivity_tells_which_patterns_a_layer_cannot_follow(tmp_path: Path) -> None:
+    """69 inputs are 17 groups of four and 8 of eight; the zeros of a row are counted, the shorter group's too."""
+    model, x = network(), random_values(5, 479)
+    report = sensitivity(model, [x], patterns=("2:4", "4:8"))
+    torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, external_data=False)
+    measured, _ = measure_sensitivity(tmp_path / "model.onnx", tamis.BuildConfig(), ("2:4", "4:8"), times=None)
+    for found in (report, measured):
+        removed = {(row.weights[0].split(".")[0], row.pattern): row.removed for row in found.rows}
+        assert (removed["0", "2:4"], removed["0", "4:8"]) == (64 * 239, 64 * (59 * 4 + 3))
+        assert removed["4", "2:4"] == 10 * 34
+        assert ("4", "4:8") not in removed
+        reasons = [entry.reason for entry in found.skipped if entry.name.endswith(" at 4:8")]
+        assert reasons == ["69 inputs to reduce over, not a multiple of 8, nor 128 or more"]

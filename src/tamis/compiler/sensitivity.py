@@ -29,7 +29,7 @@ from tamis.compiler.what_if import WhatIf, naming_culprits, open_what_if
 from tamis.devices.base import Device
 from tamis.engine.estimate import Estimate
 from tamis.errors import ConfigError, SparsityError
-from tamis.formats import NM, TWO_FOUR, fits, parse_pattern
+from tamis.formats import NM, TWO_FOUR, parse_pattern
 from tamis.runtime.session import open_device
 from tamis.sparsity import (
     LayerTime,
@@ -41,6 +41,7 @@ from tamis.sparsity import (
     plan_for_time,
     plan_within,
 )
+from tamis.sparsity.masks import axis_misfit
 
 
 def measured_times(estimate: Estimate) -> MeasuredTimes:
@@ -196,9 +197,10 @@ class ModelSensitivity:
         )
         done_with = {constant for constant, _ in self._work}
         skipped = tuple(
-            Skipped(nodes[0].name, self._misfit(constant, self._patterns[0]) or "")
+            Skipped(f"{nodes[0].name} at {pattern}" if constant in done_with else nodes[0].name, reason)
             for constant, nodes in self._users.items()
-            if constant not in done_with
+            for pattern in (self._patterns if constant in done_with else self._patterns[:1])
+            if (reason := self._misfit(constant, pattern)) is not None
         )
         count = len(self._batches)
         kind = "given" if self._config.samples else "random"
@@ -239,9 +241,7 @@ class ModelSensitivity:
             if isinstance(node.op, Conv | ConvTranspose) and node.op.groups > 1:
                 return f"grouped convolution ({node.op.groups} groups), for which there is no sparse kernel"
         shape, axis = self._graph.constants[constant].shape, self._graph.sparsity[constant].axis
-        if fits(shape, axis, pattern.m):
-            return None
-        return f"{shape[axis]} inputs to reduce over, not a multiple of {pattern.m}"
+        return axis_misfit(shape[axis], 1, pattern, matrix=len(shape) == 2)
 
     def _saved(self, times: Estimate | None) -> dict[str, float] | None:
         """Microseconds that 2:4 saves in each weight's layers."""

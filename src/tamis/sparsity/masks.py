@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from tamis.errors import SparsityError
 from tamis.formats import NM, divides, parse_pattern
+from tamis.formats.pattern import WHOLE_GROUPS
 from tamis.sparsity.computed import present_weight
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -229,7 +230,8 @@ def axis_misfit(size: int, groups: int, pattern: NM, *, matrix: bool) -> str | N
     if groups > 1 and size == 1:
         return "depthwise: one input channel per group"
     where = f"in each of {groups} groups" if groups > 1 else "to reduce over"
-    return f"{size} inputs {where}, not a multiple of {pattern.m}"
+    many = f", nor {WHOLE_GROUPS * pattern.m} or more" if matrix else ""
+    return f"{size} inputs {where}, not a multiple of {pattern.m}{many}"
 
 
 def _conflict(layer: LayerChoice, sharing: list[str], axes: dict[str, int]) -> str | None:

@@ -199,7 +199,7 @@ def chosen_layers(model: nn.Module, pattern: NM, exclude: Exclude) -> list[Layer
     if all(layer.reason for layer in layers):
         raise SparsityError(
             f"{pattern} fits none of the {len(layers)} weights; '{layers[0].full_name}': {layers[0].reason}",
-            remedy="use a pattern whose groups divide the input channels, such as 1:2",
+            remedy="use a pattern whose groups divide the inputs of a layer",
         )
     if not callable(exclude):
         exclude = tuple(exclude)

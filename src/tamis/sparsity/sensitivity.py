@@ -111,6 +111,11 @@ def sensitivity(
         layer.full_name: layer.reason or "what it is compiled into cannot follow the pattern"
         for layer in by_pattern[wanted[0]]
         if layer.identity not in done_with
+    } | {
+        f"{layer.full_name} at {pattern}": layer.reason
+        for pattern in wanted
+        for layer in by_pattern[pattern]
+        if layer.reason and layer.identity in done_with
     }
     return SensitivityReport(
         proxy=probe.proxy,

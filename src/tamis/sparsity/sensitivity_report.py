@@ -95,7 +95,7 @@ class SensitivityReport:
         dense: the loss or the metric of the dense model; None for ``sqnr``.
         data: in words, what the model was run on.
         rows: each layer with each pattern that fits it, in the order of the model.
-        skipped: layers that no pattern fits.
+        skipped: layers that no pattern fits, and "layer at pattern" where only some do.
         whole_us: the time of the dense model in microseconds; None if nobody measured.
         device: where that was; empty if nobody measured.
     """

@@ -21,7 +21,7 @@ import numpy as np
 from tamis.compiler.ir.graph import Graph, Node, SparsityNote
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Linear
 from tamis.formats.nm import nonzeros_per_group
-from tamis.formats.pattern import TWO_FOUR, fits
+from tamis.formats.pattern import TWO_FOUR, WHOLE_GROUPS, fits
 
 
 def note_sparsity(graph: Graph) -> Graph:
@@ -42,7 +42,8 @@ def note_of(node: Node, weight: np.ndarray) -> SparsityNote:
         return SparsityNote("dense", axis, zeros, 0.0, f"grouped transposed convolution ({node.op.groups} groups)")
     size = weight.shape[axis]
     if not fits(weight.shape, axis, TWO_FOUR.m):
-        return SparsityNote("dense", axis, zeros, 0.0, f"reduction axis of {size} is not a multiple of 4")
+        many = f", nor {WHOLE_GROUPS * TWO_FOUR.m} or more" if weight.ndim == 2 else ""
+        return SparsityNote("dense", axis, zeros, 0.0, f"reduction axis of {size} is not a multiple of 4{many}")
     good = good_groups(weight, axis)
     if good < 1.0:
         reason = f"{100 * (1 - good):.1f}% of the groups of four have more than two non-zeros"
