@@ -264,6 +264,14 @@ def test_limits_that_make_no_sense(capsys: pytest.CaptureFixture[str], folder: P
     fails(capsys, 2, "compare", folder / "cnn.onnx", folder / "cnn.tamis", *options)
 
 
+def test_outputs_that_are_no_numbers(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.full((2, 4, 8, 8), np.nan, np.float32))
+    given = ("--input", f"image={tmp_path / 'x.npy'}")
+    assert "by ONNX Runtime the output 'scores' holds NaN, which equals nothing" in fails(
+        capsys, 5, "compare", folder / "cnn.onnx", folder / "cnn.tamis", *given
+    )
+
+
 def test_a_full_disk(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,8 @@ def compare_with_onnxruntime(
     """Deviations of all outputs and, with ``layers``, of the inner values that both have, in order.
 
     Inputs that are not given are random. Raises ``MissingLibrary`` without ONNX Runtime, ``ModelError``
-    when it cannot run the model, and ``InputError`` when model and engine do not have the same inputs.
+    when it cannot run the model, and ``InputError`` when model and engine do not have the same inputs, or ONNX
+    Runtime's outputs hold NaN.
     """
     session = Session(engine, threads=threads)
     inputs = random_inputs(engine.plan.inputs, seed, given)
@@ -58,6 +59,11 @@ def compare_with_onnxruntime(
     buffers = {buffer.name: buffer.shape for buffer in engine.plan.buffers}
     inner = [name for name in _inner_values(model) if name in buffers and name not in outputs] if layers else []
     expected = _reference(model, inputs, outputs, inner, session.threads)
+    if no_numbers := [name for name in outputs if np.isnan(expected[name].astype(np.float64)).any()]:
+        raise InputError(
+            f"by ONNX Runtime the output '{no_numbers[0]}' holds NaN, which equals nothing",
+            remedy="give inputs for which the model computes numbers",
+        )
     results = session.run(inputs)
 
     def judged(name: str, result: np.ndarray) -> Deviation:
