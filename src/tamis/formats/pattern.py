@@ -23,12 +23,20 @@ def divides(m: int, size: int) -> bool:
     return size % m == 0 or size >= WHOLE_GROUPS * m
 
 
-def fits(shape: Sequence[int], axis: int, m: int) -> bool:
-    """Whether a weight of this shape may follow a pattern of groups of ``m``: as ``divides`` says for matrices.
+def misfit(size: int, m: int, *, matrix: bool) -> str | None:
+    """What an axis of ``size`` elements is not, so that groups of ``m`` do not fit a weight; None where they do.
 
-    The channels of a convolution must be a multiple of ``m``: no kernel for convolutions pads them for each tap.
+    For a ``matrix`` they do where ``divides`` says so. The channels of a convolution must be a multiple of ``m``: no
+    kernel for convolutions pads them for each tap.
     """
-    return divides(m, shape[axis]) if len(shape) == 2 else shape[axis] % m == 0
+    if divides(m, size) if matrix else size % m == 0:
+        return None
+    return f"not a multiple of {m}" + (f", nor {WHOLE_GROUPS * m} or more" if matrix else "")
+
+
+def fits(shape: Sequence[int], axis: int, m: int) -> bool:
+    """Whether a weight of this shape may follow a pattern of groups of ``m`` along an axis; see ``misfit``."""
+    return misfit(shape[axis], m, matrix=len(shape) == 2) is None
 
 
 @dataclass(frozen=True)

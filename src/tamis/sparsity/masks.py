@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from tamis.errors import SparsityError
 from tamis.formats import NM, divides, parse_pattern
-from tamis.formats.pattern import WHOLE_GROUPS
+from tamis.formats.pattern import misfit
 from tamis.sparsity.computed import present_weight
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -223,15 +223,15 @@ def require_values(layer: LayerChoice) -> None:
 def axis_misfit(size: int, groups: int, pattern: NM, *, matrix: bool) -> str | None:
     """Why a reduction over `size` inputs (for each of `groups` groups) cannot follow the pattern, or None.
 
-    `matrix`: the weight is one, whose last group may be shorter; see `tamis.formats.fits`.
+    `matrix`: the weight is one, whose last group may be shorter.
     """
-    if size % pattern.m == 0 or (matrix and divides(pattern.m, size)):
+    reason = misfit(size, pattern.m, matrix=matrix)
+    if reason is None:
         return None
     if groups > 1 and size == 1:
         return "depthwise: one input channel per group"
     where = f"in each of {groups} groups" if groups > 1 else "to reduce over"
-    many = f", nor {WHOLE_GROUPS * pattern.m} or more" if matrix else ""
-    return f"{size} inputs {where}, not a multiple of {pattern.m}{many}"
+    return f"{size} inputs {where}, {reason}"
 
 
 def _conflict(layer: LayerChoice, sharing: list[str], axes: dict[str, int]) -> str | None:

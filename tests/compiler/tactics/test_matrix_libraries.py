@@ -195,7 +195,7 @@ def test_the_sparse_weight_can_be_read_back() -> None:
 def test_rows_that_are_no_multiple_get_zeros_first(epilogue: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """479 inputs as 480, and 71 as 72, which is none of the library's multiples."""
     monkeypatch.setattr("tamis.compiler.tactics.cuda_steps.compile_source", lambda *a: b"cubin")
-    monkeypatch.setattr("tamis.compiler.tactics.cusparselt.compiles_for", lambda device: True)
+    monkeypatch.setattr("tamis.compiler.tactics.aligned_rows.compiles_for", lambda device: True)
     layer, arrays = layer_and_arrays(linear(*epilogue), (40, 479), (64, 479), sparse=True)
     assert CusparseLt().refuses(layer, H200, ALL) is None
     for choice in CusparseLt().choices(layer, H200, ALL):
@@ -212,7 +212,7 @@ def test_rows_that_are_no_multiple_get_zeros_first(epilogue: tuple, monkeypatch:
         assert not weight[:, 479].any()
     other, _ = layer_and_arrays(linear(), (40, 71), (64, 71), sparse=True)
     assert CusparseLt().refuses(other, H200, ALL) == "outputs and inputs must be multiples of 16; the weight is 64 x 72"
-    monkeypatch.setattr("tamis.compiler.tactics.cusparselt.compiles_for", lambda device: False)
+    monkeypatch.setattr("tamis.compiler.tactics.aligned_rows.compiles_for", lambda device: False)
     assert "the weight is 64 x 479" in str(CusparseLt().refuses(layer, H200, ALL))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from tamis.compiler.ir.graph import Graph, Node, SparsityNote
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Linear
 from tamis.formats.nm import nonzeros_per_group
-from tamis.formats.pattern import TWO_FOUR, WHOLE_GROUPS, fits
+from tamis.formats.pattern import TWO_FOUR, misfit
 
 
 def note_sparsity(graph: Graph) -> Graph:
@@ -41,9 +41,8 @@ def note_of(node: Node, weight: np.ndarray) -> SparsityNote:
     if isinstance(node.op, ConvTranspose) and node.op.groups > 1:
         return SparsityNote("dense", axis, zeros, 0.0, f"grouped transposed convolution ({node.op.groups} groups)")
     size = weight.shape[axis]
-    if not fits(weight.shape, axis, TWO_FOUR.m):
-        many = f", nor {WHOLE_GROUPS * TWO_FOUR.m} or more" if weight.ndim == 2 else ""
-        return SparsityNote("dense", axis, zeros, 0.0, f"reduction axis of {size} is not a multiple of 4{many}")
+    if reason := misfit(size, TWO_FOUR.m, matrix=weight.ndim == 2):
+        return SparsityNote("dense", axis, zeros, 0.0, f"reduction axis of {size} is {reason}")
     good = good_groups(weight, axis)
     if good < 1.0:
         reason = f"{100 * (1 - good):.1f}% of the groups of four have more than two non-zeros"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
-from tamis.compiler.ir.ops import Linear
+from tamis.compiler.ir.ops import Linear, Program
 from tamis.compiler.tactics.base import Choice, Layer, Lowered
-from tamis.compiler.tactics.cuda_steps import kernel_step
-from tamis.engine.plan import Format
+from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step
+from tamis.engine.plan import DeviceInfo, Format
 from tamis.formats.dtype import DType
 from tamis.kernels.cuda.movement import pad_channels
 from tamis.kernels.cuda.specification import MOST_ELEMENTS, VECTOR_BYTES, ceil_divide
@@ -32,6 +33,15 @@ def can_align(layer: Layer, storage: DType) -> bool:
         return False
     columns, shape = aligned_columns(layer, storage), layer.type(0).shape
     return columns != shape[-1] and prod(shape[:-1]) * columns <= MOST_ELEMENTS
+
+
+def aligning_parameters(layer: Layer, tail: Program, storage: DType, device: DeviceInfo) -> dict[str, Any]:
+    """Parameters of a library's choice that has its rows aligned in front; none where that is not possible.
+
+    ``tail``, which the library leaves, must then be a kernel of ours: both are compiled for the architecture named.
+    """
+    possible = compiles_for(device) and can_align(layer, storage) and (not tail or can_run(layer, tail))
+    return {"aligned": True, "architecture": device.architecture} if possible else {}
 
 
 def aligning_step(layer: Layer, choice: Choice) -> tuple[str, Lowered]:

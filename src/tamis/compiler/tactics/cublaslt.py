@@ -19,9 +19,9 @@ import numpy as np
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, MatMul, Pointwise, epilogue_of
-from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_step, can_align
+from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_parameters, aligning_step
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import compiles_for, rest_parameters, rest_step
+from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
 from tamis.compiler.tactics.precision import runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_product, rows_of
 from tamis.engine.plan import DeviceInfo, Format, Step
@@ -67,9 +67,8 @@ class CublasLt:
             storage = precision.storage
             inputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.values)
             outputs = tuple(uniform_format(layer.types[v], storage, channels_last) for v in layer.node.outputs)
-            aligned = {"aligned": True, "architecture": device.architecture}
-            aligns = compiles_for(device) and can_align(layer, storage) and (bool(rest) or not tail)
-            ways = (aligned, {}) if aligns else ({},)
+            aligned = aligning_parameters(layer, tail, storage, device)
+            ways = (aligned, {}) if aligned else ({},)
             for way, rank in product(ways, range(min(config.algorithms, RANKS))):
                 yield Choice(self.name, precision, inputs, outputs, parameters={"rank": rank} | rest | way)
             if storage is not DType.FLOAT32 and activation is not None and activation.kind == "gelu":

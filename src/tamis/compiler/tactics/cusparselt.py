@@ -16,10 +16,10 @@ import numpy as np
 
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, Pointwise
-from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_step, can_align
+from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_parameters, aligning_step
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cublaslt import split_epilogue
-from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, rest_parameters, rest_step
+from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_product, refuses_two_of_four, rows_of
 from tamis.engine.plan import DeviceInfo, Step
@@ -75,7 +75,7 @@ class CusparseLt:
         """Each allowed 16-bit precision with each algorithm, and some with k split where there is little work."""
         channels_last = isinstance(layer.op, Conv)
         rest = rest_parameters(layer, _split(layer)[2], device)
-        aligned = {"aligned": True, "architecture": device.architecture} if _aligns(layer, device) else {}
+        aligned = _aligned(layer, device)
         for precision in config.precisions:
             if precision not in ALGORITHMS or not runs_in(precision, device):
                 continue
@@ -133,18 +133,14 @@ def _compressed(
     return compressed.values, pack_places(compressed.indices)
 
 
-def _aligns(layer: Layer, device: DeviceInfo) -> bool:
-    """Whether a step in front puts zeros behind the rows; both precisions have 16 bits.
-
-    What the library cannot fuse must then be ours, too: both are compiled for the architecture that a choice names.
-    """
-    tail = _split(layer)[2]
-    return compiles_for(device) and can_align(layer, DType.FLOAT16) and (not tail or can_run(layer, tail))
+def _aligned(layer: Layer, device: DeviceInfo) -> dict[str, Any]:
+    """As ``aligning_parameters``; both precisions have 16 bits."""
+    return aligning_parameters(layer, _split(layer)[2], DType.FLOAT16, device)
 
 
 def _columns(layer: Layer, device: DeviceInfo) -> int:
     """Inputs to reduce over, as the library sees them."""
-    return aligned_columns(layer, DType.FLOAT16) if _aligns(layer, device) else prod(layer.type(1).shape[1:])
+    return aligned_columns(layer, DType.FLOAT16) if _aligned(layer, device) else prod(layer.type(1).shape[1:])
 
 
 def _split(layer: Layer) -> tuple[Pointwise | None, Pointwise | None, tuple[Pointwise, ...]]:
