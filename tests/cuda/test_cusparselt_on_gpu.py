@@ -41,7 +41,7 @@ CASES: tuple[tuple[str, Op, tuple[int, ...], tuple[int, ...]], ...] = (
     ("gelu follows", linear(GELU_TANH), (16, 64), (48, 64)),
     ("long k", linear(), (8, 16384), (16, 16384)),
     ("rows of 479", linear(RELU), (96, 479), (256, 479)),
-    ("rows of 69, gelu follows", linear(GELU_TANH), (13, 69), (48, 69)),
+    ("rows of 77, gelu follows", linear(GELU_TANH), (13, 77), (48, 77)),
     ("image", conv(RELU), (2, 64, 28, 28), (256, 64, 1, 1)),
     ("7x7 image, residual relu, padded", conv(add(3), RELU), (1, 512, 7, 7), (128, 512, 1, 1)),
 )  # fmt: skip

@@ -204,7 +204,7 @@ def test_random_shapes_with_weights_in_registers(seed: int) -> None:
 
 @GENERATIONS
 def test_the_profiler_sees_a_sparse_kernel(generation: Generation) -> None:
-    layer, arrays = LARGE[1].layer()
+    layer, arrays = LARGE[-1].layer()
     tactic = ImplicitGemm(generation, sparse=True)
     reason = tactic.refuses(layer, cuda_info(), CONFIG)
     if reason is not None:

@@ -98,6 +98,9 @@ def test_first_layers_on_tensor_cores(driver, case: StemCase):
     layer, arrays = case.make()
     tactic, exact = HopperStem(), expected(layer, arrays)
     assert tactic.refuses(layer, H200, CONFIG) is None
+    for level in range(6):
+        at_level = list(tactic.choices(layer, H200, replace(CONFIG, optimization_level=level)))
+        assert at_level and all(tactic.units(layer, choice) for choice in at_level), level
     found = {(c.precision, c.inputs[0], c.parameters["lines"] > 0): c for c in tactic.choices(layer, H200, CONFIG)}
     chosen = list(found.values())
     for choice in chosen[:: max(len(chosen) // 3, 1)]:

@@ -102,9 +102,11 @@ class HopperStem:
 
 
 def _tiles(layer: Layer, device: DeviceInfo, level: int) -> Sequence[Tile]:
-    # First layers may have 32 filters. No tile has less than 64, so that those that miss speak against none.
+    # First layers may have 32 filters. No tile has less than 64, so that those that miss speak against none. But it
+    # has to be seen where they are no multiple of eight: results then take registers that weights cannot have.
     shape = windows_of(layer)[1]
-    whole = replace(shape, filters=ceil_divide(shape.filters, ROWS) * ROWS)
+    even = shape.filters % _MULTIPLE == 0
+    whole = replace(shape, filters=ceil_divide(shape.filters, ROWS) * ROWS) if even else shape
     return HOPPER.tiles(whole, device, sparse=False, residual=adds_residual(layer), level=level)
 
 
