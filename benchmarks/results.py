@@ -101,12 +101,10 @@ def conv_name(kernel: int, channels: tuple[int, int], size: int, batch: int, str
 
 
 def machine_name() -> str:
-    """A short name for file names, such as ``epyc-26-2`` (family and model) or ``xeon-amx``."""
+    """A short name for file names: ``epyc-26-2`` (family and model), or ``xeon-6-207-amx``."""
     text = cpu_model().lower()
     base = next((name for name in ("epyc", "xeon", "ryzen", "core") if name in text), "cpu")
-    if " amx" in text:
-        return f"{base}-amx"
-    return "-".join((base, *re.findall(r"(?:family|model) (\d+)", text)))
+    return "-".join((base, *re.findall(r"(?<=family )\d+|(?<=model )\d+|amx(?=\))", text)))
 
 
 def summarise(samples_us: Sequence[float]) -> tuple[float, float, float, int]:

@@ -19,7 +19,7 @@ from accuracy_rows import HEADER, LAYER_HEADER, accuracy_lines, failures, layer_
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-IN_README = ("epyc-25-17", "xeon-amx")  # the newest machine without AMX, and the one with it
+IN_README = ("epyc-25-17", "xeon-6-167-amx")  # a machine without AMX, and one with it
 PEERS = ("onnxruntime", "openvino", "torch.compile")
 MODEL_HEADER = (
     *("model", "precision", "ONNX Runtime", "OpenVINO", "torch.compile"),

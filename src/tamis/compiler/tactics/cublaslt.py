@@ -21,7 +21,7 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, MatMul, Pointwise, epilogue_of
 from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_parameters, aligning_step
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
+from tamis.compiler.tactics.cuda_steps import rest_parameters, result_of, with_rest
 from tamis.compiler.tactics.precision import runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_product, rows_of
 from tamis.engine.plan import DeviceInfo, Format, Step
@@ -107,16 +107,11 @@ class CublasLt:
                 constants[f"{layer.name}.bias"] = to_precision(bias, choice.outputs[0].dtype)
         if residual is not None:
             inputs = (*inputs, node.inputs[residual.operand])  # type: ignore[index]
-        result = node.output if not tail else f"{node.output}/before_epilogue"
         step = Step(
-            layer.name, kernel, inputs, (result,), tuple(constants), attributes, (layer.name,), choice.precision,
-            flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
+            layer.name, kernel, inputs, (result_of(layer, tail),), tuple(constants), attributes, (layer.name,),
+            choice.precision, flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
         )  # fmt: skip
-        lowered = Lowered((step,), constants)
-        if tail:
-            after, more = rest_step(layer, tail, result, choice)
-            shape = layer.types[node.output].shape
-            lowered = Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+        lowered = with_rest(Lowered((step,), constants), layer, tail, choice)
         return front.before(lowered) if front else lowered
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tamis.compiler.ir.ops import BOOLEAN_KINDS, Pointwise, Program
-from tamis.compiler.tactics.base import Choice, Layer
+from tamis.compiler.tactics.base import Choice, Layer, Lowered
 from tamis.compiler.tactics.onednn import pointwise_step
 from tamis.compiler.tactics.precision import to_precision
 from tamis.engine.plan import DeviceInfo, Format, Step
@@ -127,11 +127,25 @@ def rest_parameters(layer: Layer, program: Program, device: DeviceInfo) -> dict[
     return {"architecture": device.architecture} if ours else {}
 
 
-def rest_step(layer: Layer, program: Program, source: str, choice: Choice) -> tuple[Step, dict[str, np.ndarray]]:
-    """The step that runs what is left of an epilogue on ``source``: our kernel where it can, else PyTorch's."""
+def result_of(layer: Layer, rest: Program) -> str:
+    """The name of what a layer's last step makes when it leaves ``rest`` of the epilogue."""
+    return f"{layer.node.output}/before_epilogue" if rest else layer.node.output
+
+
+def with_rest(lowered: Lowered, layer: Layer, rest: Program, choice: Choice) -> Lowered:
+    """The steps of a layer, and one that runs on the last one's result what they leave of the epilogue.
+
+    That one is a kernel of ours where it can be, else PyTorch's.
+    """
+    if not rest:
+        return lowered
+    source = result_of(layer, rest)
     if "architecture" in choice.parameters:
-        return program_step(layer, program, source, choice, f"{layer.name}/epilogue")
-    return pointwise_step(layer, program, source, choice)
+        step, constants = program_step(layer, rest, source, choice, f"{layer.name}/epilogue")
+    else:
+        step, constants = pointwise_step(layer, rest, source, choice)
+    place = layer.types[layer.node.output].shape, choice.outputs[0]
+    return lowered.before(Lowered((step,), constants, {source: place}))
 
 
 def _operand(shape: tuple[int, ...], format: Format, source: Argument) -> Operand:

@@ -26,7 +26,7 @@ from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilogue_of
 from tamis.compiler.tactics.ahead import PlanUnit
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import compiles_for, rest_parameters, rest_step
+from tamis.compiler.tactics.cuda_steps import compiles_for, rest_parameters, result_of, with_rest
 from tamis.compiler.tactics.precision import runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_weights
 from tamis.compiler.tactics.space_to_depth import (
@@ -294,18 +294,12 @@ def _finished(
     temporaries: dict[str, tuple[tuple[int, ...], Format]] | None = None,
 ) -> Lowered:
     """The step of a call between the steps before it and the rest of the epilogue."""
-    output = layer.node.output
     source, program = _tail(layer, split)
-    result = f"{output}/before_epilogue" if program else output
     step = Step(
-        layer.name, call[0], inputs, (result,), tuple(constants), call[1], (layer.name,), choice.precision,
-        flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
+        layer.name, call[0], inputs, (result_of(layer, program),), tuple(constants), call[1], (layer.name,),
+        choice.precision, flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
     )  # fmt: skip
-    if not program:
-        return Lowered((*before, step), constants, temporaries or {})
-    after, more = rest_step(source, program, result, choice)
-    between = {result: (layer.types[output].shape, choice.outputs[0])}
-    return Lowered((*before, step, after), constants | more, (temporaries or {}) | between)
+    return with_rest(Lowered((*before, step), constants, temporaries or {}), source, program, choice)
 
 
 def _tail(layer: Layer, split: Split) -> tuple[Layer, Program]:

@@ -19,7 +19,7 @@ from tamis.compiler.ir.ops import Conv, Pointwise
 from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_parameters, aligning_step
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cublaslt import split_epilogue
-from tamis.compiler.tactics.cuda_steps import rest_parameters, rest_step
+from tamis.compiler.tactics.cuda_steps import rest_parameters, result_of, with_rest
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_product, refuses_two_of_four, rows_of
 from tamis.engine.plan import DeviceInfo, Step
@@ -108,16 +108,11 @@ class CusparseLt:
             bias = layer.constants[node.inputs[2]].reshape(n)
             constants[f"{layer.name}.bias"] = to_precision(bias, choice.precision)
         inputs = (image,) + ((node.inputs[residual.operand],) if residual else ())  # type: ignore[index]
-        result = node.output if not tail else f"{node.output}/before_epilogue"
         step = Step(
-            layer.name, "cusparselt.matmul", inputs, (result,), tuple(constants), attributes, (layer.name,),
-            choice.precision, "2:4", flops_of(layer), moved_bytes_of(layer, choice),
+            layer.name, "cusparselt.matmul", inputs, (result_of(layer, tail),), tuple(constants), attributes,
+            (layer.name,), choice.precision, "2:4", flops_of(layer), moved_bytes_of(layer, choice),
         )  # fmt: skip
-        lowered = Lowered((step,), constants)
-        if tail:
-            after, more = rest_step(layer, tail, result, choice)
-            place = layer.types[node.output].shape, choice.outputs[0]
-            lowered = Lowered((step, after), constants | more, {result: place})
+        lowered = with_rest(Lowered((step,), constants), layer, tail, choice)
         return front.before(lowered) if front else lowered
 
 

@@ -20,7 +20,7 @@ from tamis.compiler.ir.ops import BOOLEAN_KINDS, Conv, Linear, Pointwise, Progra
 from tamis.compiler.tactics.ahead import Unit, unit_of
 from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_step, can_align
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step, rest_step
+from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step, result_of, with_rest
 from tamis.compiler.tactics.generations import HOPPER, Generation
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_two_of_four, refuses_weights, rows_of
@@ -139,18 +139,15 @@ def kernel_of(generation: Generation, layer: Layer, choice: Choice, shape: Convo
 
 def lower_kernel(layer: Layer, choice: Choice, kernel: Kernel, image: str, weight: np.ndarray) -> Lowered:
     """The launch over the value ``image`` with a packed weight, and a step for what is not fused."""
-    node, split = layer.node, _split(layer)
+    split = _split(layer)
     constants = {f"{layer.name}.weight": weight, **bias_constant(layer)}
-    result = node.output if not split.tail else f"{node.output}/before_epilogue"
     step, packed = kernel_step(
         kernel, choice, name=layer.name, layers=(layer.name,),
-        inputs=(image, *((split.residual,) if split.residual else ())), outputs=(result,),
-        constants=constants, moved_bytes=moved_bytes_of(layer, choice), flops=flops_of(layer),
+        inputs=(image, *((split.residual,) if split.residual else ())),
+        outputs=(result_of(layer, split.tail),), constants=constants, moved_bytes=moved_bytes_of(layer, choice),
+        flops=flops_of(layer),
     )  # fmt: skip
-    if not split.tail:
-        return Lowered((step,), packed)
-    after, more = rest_step(layer, split.tail, result, choice)
-    return Lowered((step, after), packed | more, {result: (layer.types[node.output].shape, choice.outputs[0])})
+    return with_rest(Lowered((step,), packed), layer, split.tail, choice)
 
 
 def bias_constant(layer: Layer) -> dict[str, np.ndarray]:
