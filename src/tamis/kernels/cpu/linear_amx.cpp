@@ -13,15 +13,16 @@
  *
  * BLOCKING. Up to 16 rows: 1 x 4 tiles of C, so that a tile of inputs is read once for 64 outputs (a layer's last one
  * or two tiles: 1 x 2 for even and 1 x 2 for odd k, since TDPBF16PS takes 52 cycles and starts every 16). Up to 32
- * rows: 2 x 2. Up to 64: 4 x 1 over all k, so that C never leaves the tiles. More: 32 outputs x 256 inputs of dense
- * weights (128 of 2:4 ones, rebuilt once) stay in the L1 cache while all rows pass in pairs of tiles; C waits in the sums
- * in between. The rows share the fetching of the next weights, so that requests to memory are spread over the work.
+ * rows: 2 x 2. Up to 64: 4 x 1; dense over all k, so that C never leaves the tiles; 2:4 with 128 inputs at a time, which
+ * stay in the L1 cache while four tiles of outputs pass. More: 32 outputs x 256 inputs of dense weights (128 of 2:4 ones,
+ * rebuilt once) stay in the L1 cache while all rows pass in pairs of tiles; C waits in the sums in between. The rows share
+ * the fetching of the next weights, so that requests to memory are spread over the work.
  *
  * LIMITS. 1024 multiply-adds a cycle and core need 2 KiB of tiles in 16 cycles, more than the L2 cache gives (48 bytes a
- * cycle): 2 x 2 blocks load 4 KiB for 4 products; 4 x 1 blocks 4 KiB of inputs from L2 and 1 KiB of weights from L1,
- * which allows three quarters of the peak. Streaming weights from memory binds up to about 32 rows; there 2:4 can win
- * 1.78 times. With one or a few rows vectors (linear_avx512_bf16.cpp) can be faster: tiles always compute 16 rows and 2:4
- * weights must be rebuilt; the race decides. Measured figures: docs/design/0005.
+ * cycle): 2 x 2 blocks load 4 KiB for 4 products; 4 x 1 blocks of dense weights 4 KiB of inputs from L2 and 1 KiB of
+ * weights from L1, which allows three quarters of the peak. Streaming weights from memory binds up to about 32 rows; there
+ * 2:4 can win 1.78 times. With one or a few rows vectors (linear_avx512_bf16.cpp) can be faster: tiles always compute 16
+ * rows and 2:4 weights must be rebuilt; the race decides. Measured figures: docs/design/0005.
  *
  * The tile configuration belongs to the thread and oneDNN uses tiles too: it is saved and restored around a call.
  */
@@ -34,7 +35,8 @@
 
 namespace {
 
-enum { TILE_BYTES = 1024, ROW_BYTES = 64, DENSE_PANEL = 8, SPARSE_PANEL = 4, PREFETCH_AHEAD = 4096 };
+enum { TILE_BYTES = 1024, SPARSE_BYTES = 576, ROW_BYTES = 64, PREFETCH_AHEAD = 4096 };
+enum { DENSE_PANEL = 8, SPARSE_PANEL = 4, TALL_STEPS = 4 }; /* steps of k at a time */
 
 struct alignas(64) TileConfig {
     uint8_t palette, start_row, reserved[14];
@@ -270,34 +272,108 @@ void multiply_two(const uint8_t *a0, const uint8_t *a1, const Weights &w, int64_
     }
 }
 
-/* 48 or 64 rows x 1 tile of outputs over all k: the sums never leave the tiles. Input tiles come from the L2 cache. */
+/* One step of k for 48 or 64 rows and the weight tile b; x is the first block of rows. Weights that come later are fetched
+ * between the products: what comes from memory shares the line buffers of a core with the inputs from the L2 cache. */
 template <int BLOCKS>
-void multiply_tall(const uint8_t *a, int64_t block_bytes, const Weights &w, int64_t tiles, float *sum, int64_t ld) {
-    const int64_t stride = ld * 4, block = 16 * ld;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    if (BLOCKS == 4) _tile_zero(3);
-    prepare<1>(w, 0, tiles);
-    for (int64_t t = 0; t < tiles; t++, a += TILE_BYTES) {
-        int64_t other;
-        const uint8_t *b = next_weights<1>(w, t, tiles, &other);
-        _tile_loadd(6, b, ROW_BYTES);
-        _tile_loadd(4, a, ROW_BYTES);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, a + block_bytes, ROW_BYTES);
-        _tile_dpbf16ps(1, 5, 6);
-        _tile_loadd(4, a + 2 * block_bytes, ROW_BYTES);
-        _tile_dpbf16ps(2, 4, 6);
-        if (BLOCKS == 4) {
-            _tile_loadd(5, a + 3 * block_bytes, ROW_BYTES);
-            _tile_dpbf16ps(3, 5, 6);
-        }
+inline void multiply_tall_step(const uint8_t *x, int64_t block_bytes, const uint8_t *b, const uint8_t *later, int64_t bytes) {
+    _tile_loadd(6, b, ROW_BYTES);
+    _tile_loadd(4, x, ROW_BYTES);
+    _tile_dpbf16ps(0, 4, 6);
+    prefetch_lines(later, bytes, 0, 4);
+    _tile_loadd(5, x + block_bytes, ROW_BYTES);
+    _tile_dpbf16ps(1, 5, 6);
+    prefetch_lines(later, bytes, 1, 4);
+    _tile_loadd(4, x + 2 * block_bytes, ROW_BYTES);
+    _tile_dpbf16ps(2, 4, 6);
+    prefetch_lines(later, bytes, 2, 4);
+    if (BLOCKS == 4) {
+        _tile_loadd(5, x + 3 * block_bytes, ROW_BYTES);
+        _tile_dpbf16ps(3, 5, 6);
     }
+    prefetch_lines(later, bytes, 3, 4);
+}
+
+template <int BLOCKS>
+inline void begin_tall(const float *sum, int64_t ld, bool add) {
+    if (!add) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        if (BLOCKS == 4) _tile_zero(3);
+        return;
+    }
+    const int64_t stride = ld * 4, block = 16 * ld;
+    _tile_loadd(0, sum, stride);
+    _tile_loadd(1, sum + block, stride);
+    _tile_loadd(2, sum + 2 * block, stride);
+    if (BLOCKS == 4) _tile_loadd(3, sum + 3 * block, stride);
+}
+
+template <int BLOCKS>
+inline void end_tall(float *sum, int64_t ld) {
+    const int64_t stride = ld * 4, block = 16 * ld;
     _tile_stored(0, sum, stride);
     _tile_stored(1, sum + block, stride);
     _tile_stored(2, sum + 2 * block, stride);
     if (BLOCKS == 4) _tile_stored(3, sum + 3 * block, stride);
+}
+
+/* 48 or 64 rows x n_tiles of dense weights, each tile of outputs over all k: sums never leave the tiles. */
+template <int BLOCKS>
+void multiply_tall(const uint8_t *a, int64_t block_bytes, const uint8_t *weight, int64_t to_next, int64_t n_tiles,
+                   int64_t tiles, float *sum, int64_t ld) {
+    for (int64_t n = 0; n < n_tiles; n++, weight += to_next, sum += TILE_N) {
+        begin_tall<BLOCKS>(sum, ld, false);
+        for (int64_t t = 0; t < tiles; t++) {
+            const uint8_t *b = weight + t * TILE_BYTES;
+            multiply_tall_step<BLOCKS>(a + t * TILE_BYTES, block_bytes, b, b + PREFETCH_AHEAD, TILE_BYTES);
+        }
+        end_tall<BLOCKS>(sum, ld);
+    }
+}
+
+/* 48 or 64 rows x n_tiles of 2:4 weights, TALL_STEPS of k at a time for all of them: the inputs of so many steps stay in the
+ * L1 cache while they pass, beside the sums of 4 tiles. One tile is rebuilt ahead, in the order in which they come. */
+template <int BLOCKS>
+void multiply_tall_sparse(const uint8_t *a, int64_t block_bytes, const uint8_t *weight, int64_t to_next, int64_t n_tiles,
+                          int64_t tiles, float *sum, int64_t ld, uint8_t *rebuilt) {
+    uint8_t *now = rebuilt, *next = rebuilt + TILE_BYTES;
+    expand_tile(weight, now);
+    for (int64_t k = 0; k < tiles; k += TALL_STEPS) {
+        const int64_t end = smaller(k + TALL_STEPS, tiles);
+        for (int64_t n = 0; n < n_tiles; n++) {
+            const bool last = n + 1 == n_tiles;
+            const uint8_t *of_n = weight + n * to_next;
+            const uint8_t *behind = last ? weight + end * SPARSE_BYTES : of_n + to_next + k * SPARSE_BYTES;
+            begin_tall<BLOCKS>(sum + n * TILE_N, ld, k > 0);
+            for (int64_t t = k; t < end; t++) {
+                const uint8_t *later = of_n + (t + TALL_STEPS) * SPARSE_BYTES;
+                if (t + 1 < end)
+                    expand_tile(of_n + (t + 1) * SPARSE_BYTES, next);
+                else if (!last || end < tiles)
+                    expand_tile(behind, next);
+                finish_stores(rebuilt);
+                multiply_tall_step<BLOCKS>(a + t * TILE_BYTES, block_bytes, now, later, SPARSE_BYTES);
+                uint8_t *used = now;
+                now = next;
+                next = used;
+            }
+            end_tall<BLOCKS>(sum + n * TILE_N, ld);
+        }
+    }
+}
+
+/* 33 to 64 rows, a multiple of 16 of them computed. */
+template <int BLOCKS>
+void multiply_rows(const Task *task, const Unit *unit, float *sum, int64_t ld, uint8_t *rebuilt) {
+    const int64_t step = task->tile_bytes, to_next = task->k_blocks * step, tiles = unit->k1 - unit->k0;
+    const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
+    const uint8_t *weight = task->weight + (unit->tile * task->k_blocks + unit->k0) * step;
+    const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + unit->k0 * TILE_BYTES;
+    if (task->pattern == TAMIS_DENSE)
+        multiply_tall<BLOCKS>(a, block_bytes, weight, to_next, unit->tiles, tiles, sum, ld);
+    else
+        multiply_tall_sparse<BLOCKS>(a, block_bytes, weight, to_next, unit->tiles, tiles, sum, ld, rebuilt);
 }
 
 constexpr int smaller_of(int a, int b) { return a < b ? a : b; }
@@ -336,19 +412,6 @@ void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, 
         multiply_steps<N>(task, unit, w, unit->k0, all, sum, ld, false, scratch);
         return;
     }
-    if (unit->rows <= 64) {
-        const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
-        const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + unit->k0 * TILE_BYTES;
-        for (int n = 0; n < N; n++) {
-            const uint8_t *from = weight + n * to_next;
-            const Weights w = {from, 0, step, dense ? nullptr : scratch->rebuilt, from + PREFETCH_AHEAD, 0, step, 0, 1};
-            if (unit->rows > 48)
-                multiply_tall<4>(a, block_bytes, w, all, sum + 16 * n, ld);
-            else
-                multiply_tall<3>(a, block_bytes, w, all, sum + 16 * n, ld);
-        }
-        return;
-    }
     const int64_t panel = dense ? DENSE_PANEL : SPARSE_PANEL;
     for (int64_t t = 0; t < all; t += panel) {
         const int64_t tiles = smaller(panel, all - t);
@@ -368,6 +431,9 @@ void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, 
 }
 
 void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t ld, void *scratch) {
+    uint8_t *rebuilt = ((Scratch *)scratch)->rebuilt;
+    if (unit->rows > 48 && unit->rows <= 64) return multiply_rows<4>(task, unit, sum, ld, rebuilt);
+    if (unit->rows > 32 && unit->rows <= 48) return multiply_rows<3>(task, unit, sum, ld, rebuilt);
     switch (unit->tiles) {
         case 4: return multiply_tiles<4>(task, unit, sum, ld, (Scratch *)scratch);
         case 3: return multiply_tiles<3>(task, unit, sum, ld, (Scratch *)scratch);
@@ -379,7 +445,7 @@ void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t l
 }  // namespace
 
 const Kernels *amx_kernels(int32_t weight_dtype) {
-    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, MAX_GROUP_TILES, 2, 16, 1 << 20, sizeof(Scratch),
+    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, 2, 16, {33, 64}, 1 << 20, sizeof(Scratch),
                                      enter_tiles, leave_tiles, multiply_unit_amx, finish_unit, pack_panel};
     return weight_dtype == TAMIS_BF16 ? &bfloat16 : nullptr;
 }
