@@ -365,7 +365,7 @@ void multiply_tall_sparse(const uint8_t *a, int64_t block_bytes, const uint8_t *
 
 /* 33 to 64 rows, a multiple of 16 of them computed. */
 template <int BLOCKS>
-void multiply_rows(const Task *task, const Unit *unit, float *sum, int64_t ld, uint8_t *rebuilt) {
+void multiply_tall_unit(const Task *task, const Unit *unit, float *sum, int64_t ld, uint8_t *rebuilt) {
     const int64_t step = task->tile_bytes, to_next = task->k_blocks * step, tiles = unit->k1 - unit->k0;
     const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
     const uint8_t *weight = task->weight + (unit->tile * task->k_blocks + unit->k0) * step;
@@ -432,8 +432,8 @@ void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, 
 
 void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t ld, void *scratch) {
     uint8_t *rebuilt = ((Scratch *)scratch)->rebuilt;
-    if (unit->rows > 48 && unit->rows <= 64) return multiply_rows<4>(task, unit, sum, ld, rebuilt);
-    if (unit->rows > 32 && unit->rows <= 48) return multiply_rows<3>(task, unit, sum, ld, rebuilt);
+    if (unit->rows > 48 && unit->rows <= 64) return multiply_tall_unit<4>(task, unit, sum, ld, rebuilt);
+    if (unit->rows > 32 && unit->rows <= 48) return multiply_tall_unit<3>(task, unit, sum, ld, rebuilt);
     switch (unit->tiles) {
         case 4: return multiply_tiles<4>(task, unit, sum, ld, (Scratch *)scratch);
         case 3: return multiply_tiles<3>(task, unit, sum, ld, (Scratch *)scratch);
