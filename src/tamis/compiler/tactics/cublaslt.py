@@ -21,9 +21,9 @@ from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, MatMul, Pointwise, epilogue_of
 from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_parameters, aligning_step
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import rest_parameters, result_of, with_rest
 from tamis.compiler.tactics.precision import runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_product, rows_of
+from tamis.compiler.tactics.rest import rest_parameters, result_of, with_rest
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
 

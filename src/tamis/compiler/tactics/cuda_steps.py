@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from tamis.compiler.ir.ops import BOOLEAN_KINDS, Pointwise, Program
-from tamis.compiler.tactics.base import Choice, Layer, Lowered
-from tamis.compiler.tactics.onednn import pointwise_step
+from tamis.compiler.tactics.base import Choice, Layer
 from tamis.compiler.tactics.precision import to_precision
 from tamis.engine.plan import DeviceInfo, Format, Step
 from tamis.formats.dtype import DType
@@ -119,33 +117,6 @@ def can_run(layer: Layer, program: Program) -> bool:
     small = layer.types[layer.node.output].elements <= MOST_ELEMENTS
     plain = not any(step.kind in BOOLEAN_KINDS for step in program)
     return floats and small and plain and len(operands) < MOST_OPERANDS
-
-
-def rest_parameters(layer: Layer, program: Program, device: DeviceInfo) -> dict[str, Any]:
-    """Parameters of a choice that leaves ``program`` to a step behind it: what that step needs to be compiled."""
-    ours = bool(program) and can_run(layer, program) and compiles_for(device)
-    return {"architecture": device.architecture} if ours else {}
-
-
-def result_of(layer: Layer, rest: Program) -> str:
-    """The name of what a layer's last step makes when it leaves ``rest`` of the epilogue."""
-    return f"{layer.node.output}/before_epilogue" if rest else layer.node.output
-
-
-def with_rest(lowered: Lowered, layer: Layer, rest: Program, choice: Choice) -> Lowered:
-    """The steps of a layer, and one that runs on the last one's result what they leave of the epilogue.
-
-    That one is a kernel of ours where it can be, else PyTorch's.
-    """
-    if not rest:
-        return lowered
-    source = result_of(layer, rest)
-    if "architecture" in choice.parameters:
-        step, constants = program_step(layer, rest, source, choice, f"{layer.name}/epilogue")
-    else:
-        step, constants = pointwise_step(layer, rest, source, choice)
-    place = layer.types[layer.node.output].shape, choice.outputs[0]
-    return lowered.before(Lowered((step,), constants, {source: place}))
 
 
 def _operand(shape: tuple[int, ...], format: Format, source: Argument) -> Operand:

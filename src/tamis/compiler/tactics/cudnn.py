@@ -26,9 +26,10 @@ from tamis.compiler.ir.graph import TensorType
 from tamis.compiler.ir.ops import Conv, ConvTranspose, Pointwise, Program, epilogue_of
 from tamis.compiler.tactics.ahead import PlanUnit
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import compiles_for, rest_parameters, result_of, with_rest
+from tamis.compiler.tactics.cuda_steps import compiles_for
 from tamis.compiler.tactics.precision import runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_weights
+from tamis.compiler.tactics.rest import rest_parameters, result_of, with_rest
 from tamis.compiler.tactics.space_to_depth import (
     Rearranged,
     rearranged,

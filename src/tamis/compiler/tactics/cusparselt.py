@@ -19,9 +19,9 @@ from tamis.compiler.ir.ops import Conv, Pointwise
 from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_parameters, aligning_step
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.cublaslt import split_epilogue
-from tamis.compiler.tactics.cuda_steps import rest_parameters, result_of, with_rest
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_product, refuses_two_of_four, rows_of
+from tamis.compiler.tactics.rest import rest_parameters, result_of, with_rest
 from tamis.engine.plan import DeviceInfo, Step
 from tamis.formats import TWO_FOUR, compress
 from tamis.formats.dtype import DType

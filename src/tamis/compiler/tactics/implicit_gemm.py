@@ -20,10 +20,11 @@ from tamis.compiler.ir.ops import BOOLEAN_KINDS, Conv, Linear, Pointwise, Progra
 from tamis.compiler.tactics.ahead import Unit, unit_of
 from tamis.compiler.tactics.aligned_rows import aligned_columns, aligned_weight, aligning_step, can_align
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step, result_of, with_rest
+from tamis.compiler.tactics.cuda_steps import can_run, compiles_for, kernel_step
 from tamis.compiler.tactics.generations import HOPPER, Generation
 from tamis.compiler.tactics.precision import SameArray, runs_in, to_precision
 from tamis.compiler.tactics.product import refuses_two_of_four, refuses_weights, rows_of
+from tamis.compiler.tactics.rest import result_of, with_rest
 from tamis.engine.plan import DeviceInfo
 from tamis.formats.bundles import Bundles, bundle_weight
 from tamis.formats.dtype import DType

@@ -16,8 +16,8 @@ import numpy as np
 from tamis.compiler.config import BuildConfig
 from tamis.compiler.ir.ops import Conv, Pointwise, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
-from tamis.compiler.tactics.onednn import pointwise_step
 from tamis.compiler.tactics.product import refuses_product, rows_of
+from tamis.compiler.tactics.rest import result_of, with_rest
 from tamis.engine.plan import DeviceInfo, Sparsity, Step
 from tamis.errors import MissingLibrary
 from tamis.formats import DENSE, TWO_FOUR
@@ -62,12 +62,11 @@ class TamisLinear:
         fused, tail = split_program(layer)
         entry, constants = packed_layer(layer, choice.precision, choice.sparsity, fused)
         residuals = tuple(node.inputs[s.operand] for s in fused if s.operand is not None)
-        result = node.output if not tail else f"{node.output}/before_epilogue"
         step = Step(
             layer.name,
             "tamis.chain",
             (node.inputs[0], *residuals),
-            (result,),
+            (result_of(layer, tail),),
             tuple(constants),
             chain_attributes([entry], choice, entry["k"]),
             (layer.name,),
@@ -76,11 +75,7 @@ class TamisLinear:
             flops_of(layer),
             moved_bytes_of(layer, choice),
         )
-        if not tail:
-            return Lowered((step,), constants)
-        after, more = pointwise_step(layer, tail, result, choice)
-        shape = layer.types[node.output].shape
-        return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+        return with_rest(Lowered((step,), constants), layer, tail, choice)
 
 
 def refuses_linear(layer: Layer, device: DeviceInfo) -> str | None:

@@ -7,15 +7,15 @@ and for a linear layer none); what is left follows as a pointwise step of its ow
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tamis.compiler.config import BuildConfig
-from tamis.compiler.ir.ops import Conv, ConvTranspose, Linear, Pointwise, epilogue_of, operand_start
+from tamis.compiler.ir.ops import Conv, ConvTranspose, Linear, Pointwise, epilogue_of
 from tamis.compiler.tactics.base import Choice, Layer, Lowered, flops_of, moved_bytes_of, uniform_format
 from tamis.compiler.tactics.precision import to_precision
+from tamis.compiler.tactics.rest import result_of, with_rest
 from tamis.engine.plan import DeviceInfo, Step
 from tamis.formats.dtype import DType
 
@@ -87,16 +87,11 @@ class OneDnn:
             if isinstance(op, ConvTranspose):
                 attributes["output_pads"] = list(op.output_pads)
         inputs = (node.inputs[0],) + ((node.inputs[binary.operand],) if binary else ())  # type: ignore[index]
-        result = node.output if not tail else f"{node.output}/before_epilogue"
         step = Step(
-            layer.name, kernel, inputs, (result,), tuple(constants), attributes, (layer.name,), choice.precision,
-            flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
+            layer.name, kernel, inputs, (result_of(layer, tail),), tuple(constants), attributes, (layer.name,),
+            choice.precision, flops=flops_of(layer), moved_bytes=moved_bytes_of(layer, choice),
         )  # fmt: skip
-        if not tail:
-            return Lowered((step,), constants)
-        after, more = pointwise_step(layer, tail, result, choice)
-        shape = layer.types[node.output].shape
-        return Lowered((step, after), constants | more, {result: (shape, choice.outputs[0])})
+        return with_rest(Lowered((step,), constants), layer, tail, choice)
 
 
 def split_epilogue(layer: Layer) -> tuple[Pointwise | None, Pointwise | None, tuple[Pointwise, ...]]:
@@ -120,39 +115,3 @@ def split_epilogue(layer: Layer) -> tuple[Pointwise | None, Pointwise | None, tu
         return None, None, program
     relu = isinstance(layer.op, Conv) and program[1:2] == (Pointwise("relu"),)
     return (first, program[1], program[2:]) if relu else (first, None, program[1:])
-
-
-def pointwise_step(
-    layer: Layer, program: tuple[Pointwise, ...], source: str, choice: Choice
-) -> tuple[Step, dict[str, np.ndarray]]:
-    """A step that applies the rest of an epilogue to ``source`` and writes the layer's output."""
-    node, start = layer.node, operand_start(layer.op)
-    values, constants = [source], []
-    arguments = ["in0"]
-    moved = []
-    for step in program:
-        if step.operand is None:
-            moved.append(step)
-            continue
-        name = node.inputs[step.operand]
-        assert step.operand >= start
-        if name in layer.constants:
-            if name not in constants:
-                constants.append(name)
-            arguments.append(f"const{constants.index(name)}")
-        else:
-            if name not in values:
-                values.append(name)
-            arguments.append(f"in{values.index(name)}")
-        moved.append(replace(step, operand=len(arguments) - 1))
-    attributes = {
-        "program": [{"kind": s.kind, "params": list(s.params), "operand": s.operand, "swap": s.swap} for s in moved],
-        "arguments": arguments,
-    }
-    packed = {name: to_precision(layer.constants[name], choice.precision) for name in constants}
-    bytes_moved = layer.types[node.output].elements * choice.outputs[0].dtype.size_bytes * (1 + len(values))
-    step_ = Step(
-        f"{layer.name}/epilogue", "aten.elementwise", tuple(values), (node.output,), tuple(constants), attributes,
-        (layer.name,), choice.precision, moved_bytes=bytes_moved,
-    )  # fmt: skip
-    return step_, packed

@@ -56,8 +56,8 @@ struct Unit {
 struct Kernels {
     int32_t panel_dtype, panel_group, panel_full_blocks;
     int32_t min_group_tiles;  /* fewest tiles of outputs in a unit that run well */
-    int32_t wide_rows;        /* up to so many rows a unit has up to MAX_GROUP_TILES, with more the fewest */
-    int32_t tall_rows[2];     /* but from tall_rows[0] to tall_rows[1] it has as many, too */
+    /* Whether the units of a layer with so many rows have up to MAX_GROUP_TILES tiles, else the fewest. */
+    bool (*many_tiles)(int64_t rows);
     int64_t chunk_bytes;      /* inputs that should stay in the L2 cache while weights stream by */
     int64_t scratch_bytes;    /* for each thread, given to multiply */
     void (*enter)(int64_t rows, void *saved);  /* once for each thread and call, or null; saved: 64 bytes */

@@ -71,6 +71,18 @@ inline void prefetch_lines(const uint8_t *from, int64_t bytes, int64_t first, in
     for (int64_t i = first * 64; i < bytes; i += every * 64) __builtin_prefetch(from + i, 0, 2);
 }
 
+/* Of 16 rows of inputs. */
+inline int64_t bytes_of_block(const Task *task) { return BLOCK_ROWS * task->in.k * 2; }
+
+/* Where the inputs of the unit's first rows begin, from tile k0 of k on. */
+inline const uint8_t *first_inputs(const Task *task, const Unit *unit, int64_t k0) {
+    return (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * bytes_of_block(task) + k0 * TILE_BYTES;
+}
+
+inline const uint8_t *first_weights(const Task *task, const Unit *unit) {
+    return task->weight + (unit->tile * task->k_blocks + unit->k0) * task->tile_bytes;
+}
+
 /* A 2:4 tile to its dense form. Values keep the parity of their place, save one value of {0,2} and of {1,3}: where a
  * lane holds such a pair (its low word at an odd place or its high word at an even one), the value of the second
  * half is in the wrong word and rotates by 16 bits. */
@@ -363,13 +375,14 @@ void multiply_tall_sparse(const uint8_t *a, int64_t block_bytes, const uint8_t *
     }
 }
 
-/* 33 to 64 rows, a multiple of 16 of them computed. */
+inline bool is_tall(int64_t rows) { return rows > 32 && rows <= 64; }
+
+/* A tall unit: BLOCKS times 16 rows. */
 template <int BLOCKS>
 void multiply_tall_unit(const Task *task, const Unit *unit, float *sum, int64_t ld, uint8_t *rebuilt) {
     const int64_t step = task->tile_bytes, to_next = task->k_blocks * step, tiles = unit->k1 - unit->k0;
-    const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
-    const uint8_t *weight = task->weight + (unit->tile * task->k_blocks + unit->k0) * step;
-    const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + unit->k0 * TILE_BYTES;
+    const int64_t block_bytes = bytes_of_block(task);
+    const uint8_t *weight = first_weights(task, unit), *a = first_inputs(task, unit, unit->k0);
     if (task->pattern == TAMIS_DENSE)
         multiply_tall<BLOCKS>(a, block_bytes, weight, to_next, unit->tiles, tiles, sum, ld);
     else
@@ -387,8 +400,8 @@ struct Scratch {
 template <int N>
 void multiply_steps(const Task *task, const Unit *unit, Weights w, int64_t k0, int64_t tiles, float *sum, int64_t ld,
                     bool add, Scratch *scratch) {
-    const int64_t block_bytes = BLOCK_ROWS * task->in.k * 2;
-    const uint8_t *a = (const uint8_t *)task->in.data + unit->row / BLOCK_ROWS * block_bytes + k0 * TILE_BYTES;
+    const int64_t block_bytes = bytes_of_block(task);
+    const uint8_t *a = first_inputs(task, unit, k0);
     w.fetch_every = (unit->rows + 31) / 32;
     for (int64_t row = 0; row < unit->rows; row += 32, a += 2 * block_bytes) {
         const int64_t rows = unit->rows - row;
@@ -403,7 +416,7 @@ void multiply_steps(const Task *task, const Unit *unit, Weights w, int64_t k0, i
 template <int N>
 void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, Scratch *scratch) {
     const int64_t step = task->tile_bytes, to_next = task->k_blocks * step;
-    const uint8_t *weight = task->weight + (unit->tile * task->k_blocks + unit->k0) * step;
+    const uint8_t *weight = first_weights(task, unit);
     const bool dense = task->pattern == TAMIS_DENSE;
     const int64_t all = unit->k1 - unit->k0;
     if (unit->rows <= 32) {
@@ -431,9 +444,11 @@ void multiply_tiles(const Task *task, const Unit *unit, float *sum, int64_t ld, 
 }
 
 void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t ld, void *scratch) {
-    uint8_t *rebuilt = ((Scratch *)scratch)->rebuilt;
-    if (unit->rows > 48 && unit->rows <= 64) return multiply_tall_unit<4>(task, unit, sum, ld, rebuilt);
-    if (unit->rows > 32 && unit->rows <= 48) return multiply_tall_unit<3>(task, unit, sum, ld, rebuilt);
+    if (is_tall(unit->rows)) {
+        uint8_t *rebuilt = ((Scratch *)scratch)->rebuilt;
+        if (unit->rows > 48) return multiply_tall_unit<4>(task, unit, sum, ld, rebuilt);
+        return multiply_tall_unit<3>(task, unit, sum, ld, rebuilt);
+    }
     switch (unit->tiles) {
         case 4: return multiply_tiles<4>(task, unit, sum, ld, (Scratch *)scratch);
         case 3: return multiply_tiles<3>(task, unit, sum, ld, (Scratch *)scratch);
@@ -442,10 +457,12 @@ void multiply_unit_amx(const Task *task, const Unit *unit, float *sum, int64_t l
     }
 }
 
+bool many_tiles(int64_t rows) { return rows <= 16 || is_tall(rows); }
+
 }  // namespace
 
 const Kernels *amx_kernels(int32_t weight_dtype) {
-    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, 2, 16, {33, 64}, 1 << 20, sizeof(Scratch),
+    static const Kernels bfloat16 = {TAMIS_BF16, 32, 1, 2, many_tiles, 1 << 20, sizeof(Scratch),
                                      enter_tiles, leave_tiles, multiply_unit_amx, finish_unit, pack_panel};
     return weight_dtype == TAMIS_BF16 ? &bfloat16 : nullptr;
 }

@@ -178,7 +178,7 @@ void multiply_unit_bf16(const Task *task, const Unit *unit, float *sum, int64_t 
 }  // namespace
 
 const Kernels *avx512_bf16_kernels(int32_t weight_dtype) {
-    static const Kernels bfloat16 = {TAMIS_BF16, 4, 0, 2, 4, {}, 512 << 10, 0, nullptr, nullptr,
+    static const Kernels bfloat16 = {TAMIS_BF16, 4, 0, 2, few_rows, 512 << 10, 0, nullptr, nullptr,
                                      multiply_unit_bf16, finish_unit, pack_panel};
     return weight_dtype == TAMIS_BF16 ? &bfloat16 : nullptr;
 }

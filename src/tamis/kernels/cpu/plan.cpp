@@ -57,7 +57,7 @@ void plan_layer(Layer *layer, const tamis_linear *l, int64_t rows, int threads) 
     }
     layer->chunks = (rows + layer->chunk_rows - 1) / layer->chunk_rows;
     /* Several tiles at a time finish faster together, as long as every thread gets several groups. */
-    const bool many = rows <= kernels->wide_rows || (rows >= kernels->tall_rows[0] && rows <= kernels->tall_rows[1]);
+    const bool many = kernels->many_tiles(rows);
     layer->group_tiles = many ? smaller(MAX_GROUP_TILES, tiles / (4 * threads)) : 1;
     layer->group_tiles = smaller(tiles, larger(layer->group_tiles, kernels->min_group_tiles));
     layer->groups = (tiles + layer->group_tiles - 1) / layer->group_tiles;

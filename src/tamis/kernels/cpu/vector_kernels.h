@@ -189,11 +189,13 @@ void multiply_unit(const Task *task, const Unit *unit, float *sum, int64_t ld, v
     }
 }
 
+inline bool few_rows(int64_t rows) { return rows <= 4; }
+
 template <class Lanes>
 const Kernels *vector_kernels(int32_t weight_dtype) {
-    static const Kernels float32 = {TAMIS_F32, 4, 0, 1, 4, {}, 512 << 10, 0, nullptr, nullptr,
+    static const Kernels float32 = {TAMIS_F32, 4, 0, 1, few_rows, 512 << 10, 0, nullptr, nullptr,
                                     multiply_unit<Lanes, DenseF32, SparseF32>, finish_unit, pack_panel};
-    static const Kernels bfloat16 = {TAMIS_F32, 4, 0, 1, 4, {}, 512 << 10, 0, nullptr, nullptr,
+    static const Kernels bfloat16 = {TAMIS_F32, 4, 0, 1, few_rows, 512 << 10, 0, nullptr, nullptr,
                                      multiply_unit<Lanes, DenseBf16, SparseBf16>, finish_unit, pack_panel};
     return weight_dtype == TAMIS_F32 ? &float32 : &bfloat16;
 }
